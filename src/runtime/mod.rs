@@ -1,0 +1,15 @@
+//! What every controller needs: clients with deadlines, stores of projected objects, keyed work
+//! queues, events, the leader lease, the health server, metrics and an orderly end.
+//!
+//! Nothing here knows about modules, nodes or clusters.
+
+pub mod client;
+pub mod events;
+pub mod lease;
+pub mod metrics;
+pub mod queue;
+pub mod readiness;
+pub mod serve;
+pub mod store;
+pub mod tasks;
+pub mod telemetry;
