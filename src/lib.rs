@@ -1,1 +1,3 @@
+//! Kernel modules for fleets of Kubernetes clusters.
+
 pub mod runtime;

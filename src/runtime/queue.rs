@@ -80,7 +80,7 @@ impl<K> Clone for Queue<K> {
 }
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(300);
+const LAST_RETRY: Duration = Duration::from_mins(5);
 
 /// Delay before retry number `failures` (from 1): doubling, capped, with up to a quarter of jitter
 /// taken from `seed`, so that a fleet of failures does not come back at one moment.
