@@ -1,1 +1,7 @@
-fn main() {}
+//! The `kmm` executable.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kmm::cli::main()
+}
