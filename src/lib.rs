@@ -1,1 +1,3 @@
+pub mod core;
+pub mod oci;
 pub mod runtime;
