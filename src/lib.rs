@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Kernel modules for fleets of Kubernetes clusters.
 //!
 //! One executable runs as Hub manager, Spoke manager, single-cluster manager or node worker.
@@ -18,7 +17,7 @@
 //! The rooms of the house, each importing only what stands before it:
 //!
 //! - [`api`]: wire types of every kind and every shared name; imports nothing of ours.
-//! - [`core`]: decisions and knowledge without client, clock, files or environment.
+//! - [`core`](crate::core): decisions and knowledge without client, clock, files or environment.
 //! - [`oci`]: registries and image layers.
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 
