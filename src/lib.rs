@@ -1,3 +1,4 @@
 //! Kernel modules for fleets of Kubernetes clusters.
 
+pub mod core;
 pub mod runtime;
