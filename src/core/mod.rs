@@ -5,6 +5,7 @@ pub mod conditions;
 pub mod hash;
 pub mod image;
 pub mod kernel;
+pub mod kmod;
 pub mod selector;
 pub mod taints;
 pub mod template;
