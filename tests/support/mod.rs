@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`control_plane::ControlPlane`] | `ControlPlane::start(ControlPlaneOptions::default())`, or `ControlPlane::shared()` and a `namespace()` of one's own | 5 s, 0.3–0.5 GB |
 //! | [`manager::Manager`] | `manager::install(&cluster, Edition::Hub)`, then `Manager::start(&cluster, Edition::Hub)` | 3 s |
-| [`registry::Registry`] | `Registry::start(RegistryOptions::default())`, `Registry::shared()` | 0.1 s |
+//! | [`registry::Registry`] | `Registry::start(RegistryOptions::default())`, `Registry::shared()` | 0.1 s |
 //! | [`faulty::FaultyRegistry`] | `FaultyRegistry::start(&registry)`, then `set(Fault::…)` at any time | nothing |
 //! | [`kmods`] | `kmods::for_kernel(release)`: real `.ko` files, compiled once per kernel | 10 s once |
 //! | [`images`] | `Image::new().layer(…)`, `push(&registry, repo, tag)`; `images::kmod_image(…)` | milliseconds |
