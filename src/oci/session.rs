@@ -312,14 +312,12 @@ fn transport(image: &ImageRef, after: Duration, error: &reqwest::Error) -> Error
     }
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return Error::TlsError { image, registry, why: tls.to_string() };
         }
-        if let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return Error::TlsError { image, registry, why: tls.to_string() };
-        }
-        match cause.source() {
+        // An I/O error hides what it wraps: its own source is that of the wrapped error.
+        let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or(cause.source()) {
             Some(source) => cause = source,
             None => break,
         }
