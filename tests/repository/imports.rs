@@ -1,0 +1,116 @@
+//! Which room of `src` may use which (docs/architecture.md).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOMS: [(&str, &[&str]); 10] = [
+    ("api", &[]),
+    ("core", &["api"]),
+    ("oci", &["core"]),
+    ("images", &["api", "core", "oci", "runtime"]),
+    ("hub", &["api", "core", "oci", "images", "runtime"]),
+    ("spoke", &["api", "core", "oci", "images", "runtime"]),
+    ("worker", &["api", "core", "oci", "runtime"]),
+    ("webhook", &["api", "core"]),
+    ("runtime", &["api"]),
+    ("cli", &["api", "core", "oci", "images", "hub", "spoke", "worker", "webhook", "runtime"]),
+];
+
+/// Paths that a room's code may not name, with the reason.
+const FORBIDDEN: [(&str, &str, &str); 8] = [
+    ("core", "kube::Client", "core has no client"),
+    ("core", "tokio::", "core does not wait"),
+    ("core", "std::fs", "core reads no files"),
+    ("core", "std::env", "core reads no environment"),
+    ("core", "Timestamp::now", "core has no clock"),
+    ("core", "SystemTime", "core has no clock"),
+    ("api", "kube::Client", "api holds types only"),
+    ("api", "tokio::", "api holds types only"),
+];
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Code of a file without comments and without its tests, which may use more.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+/// First path segments after `crate::`, also inside `use crate::{a, b::c}`.
+fn used_rooms(code: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut rooms = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        if let Some(group) = rest.strip_prefix('{') {
+            let (mut depth, mut start) = (0, true);
+            for (at, c) in group.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => start = true,
+                    c if depth == 0 && start && !c.is_whitespace() => {
+                        rooms.insert(name(&group[at..]));
+                        start = false;
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            rooms.insert(name(rest));
+        }
+    }
+    rooms
+}
+
+#[test]
+fn rooms_import_only_what_the_architecture_allows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for entry in fs::read_dir(&src).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
+        let room = entry.file_name().into_string().unwrap();
+        let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
+            wrong.push(format!("src/{room} is no room of the architecture"));
+            continue;
+        };
+        for file in rust_files(&entry.path()) {
+            let code = code(&file);
+            let shown = file.strip_prefix(&src).unwrap().display().to_string();
+            for used in used_rooms(&code) {
+                if used != room && !allowed.contains(&used.as_str()) {
+                    wrong.push(format!("{shown} uses crate::{used}; {room} may use {allowed:?}"));
+                }
+            }
+            for (_, path, why) in FORBIDDEN.iter().filter(|(name, ..)| *name == room) {
+                if code.contains(path) {
+                    wrong.push(format!("{shown} names {path}: {why}"));
+                }
+            }
+            if room != "cli" && code.contains("env::var") {
+                wrong.push(format!("{shown} reads the environment: only cli may"));
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn imports_are_found_in_single_and_grouped_paths() {
+    let code =
+        "use crate::api::names;\nuse crate::{core::kernel, oci::{self, pull}, runtime};\nlet x = crate::hub::y();";
+    let rooms: Vec<_> = used_rooms(code).into_iter().collect();
+    assert_eq!(rooms, ["api", "core", "hub", "oci", "runtime"]);
+}
