@@ -5,4 +5,5 @@ mod support;
 
 mod control_plane;
 mod machine;
+mod node;
 mod registry;

@@ -31,6 +31,7 @@ pub mod images;
 pub mod kernel_vm;
 pub mod kmods;
 pub mod machine;
+pub mod node;
 pub mod pki;
 pub mod process;
 pub mod registry;
