@@ -33,6 +33,7 @@ pub mod kernel_vm;
 pub mod kmods;
 pub mod machine;
 pub mod manager;
+pub mod node;
 pub mod pki;
 pub mod process;
 pub mod registry;
