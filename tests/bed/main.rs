@@ -1,0 +1,6 @@
+//! Tests of the test bed itself: what the other tests lean on does hold.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod control_plane;
