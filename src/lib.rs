@@ -20,4 +20,6 @@
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 
 pub mod api;
+pub mod core;
+pub mod oci;
 pub mod runtime;
