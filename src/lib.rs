@@ -17,6 +17,8 @@
 //! The rooms of the house, each importing only what stands before it:
 //!
 //! - [`api`]: wire types of every kind and every shared name; imports nothing of ours.
+//! - [`core`](crate::core): decisions and knowledge without client, clock, files or environment.
+//! - [`oci`]: registries and image layers.
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 
 pub mod api;
