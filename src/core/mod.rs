@@ -1,3 +1,10 @@
 //! Pure decisions and knowledge: no client, no clock, no files, no environment.
 
+pub mod claims;
+pub mod conditions;
+pub mod hash;
 pub mod image;
+pub mod kernel;
+pub mod selector;
+pub mod taints;
+pub mod template;
