@@ -131,7 +131,8 @@ fn controller(owners: Option<&[OwnerReference]>) -> Option<&OwnerReference> {
 }
 
 impl Owner {
-    fn of(owners: Option<&[OwnerReference]>) -> Self {
+    /// The controller among the owner references.
+    pub fn of(owners: Option<&[OwnerReference]>) -> Self {
         match controller(owners) {
             None => Self::Nobody,
             Some(owner)
