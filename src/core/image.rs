@@ -107,8 +107,12 @@ pub struct Digest {
 impl Digest {
     /// The digest with these raw bytes of a SHA-256.
     pub fn from_sha256(bytes: [u8; 32]) -> Self {
-        let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { algorithm: Algorithm::Sha256, hex }
+        Self { algorithm: Algorithm::Sha256, hex: hex(&bytes) }
+    }
+
+    /// The digest with these raw bytes of a SHA-512.
+    pub fn from_sha512(bytes: [u8; 64]) -> Self {
+        Self { algorithm: Algorithm::Sha512, hex: hex(&bytes) }
     }
 
     /// The hash function.
@@ -120,6 +124,15 @@ impl Digest {
     pub fn hex(&self) -> &str {
         &self.hex
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        for digit in [byte >> 4, byte & 15] {
+            hex.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
+        }
+        hex
+    })
 }
 
 impl FromStr for Digest {

@@ -5,3 +5,9 @@
 //! two calls, and credentials appear in no error and no log line.
 
 pub mod credentials;
+mod hash;
+pub mod registry;
+mod session;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! A module's file: what must be known of it before the kernel gets it, and what proves afterwards that it runs.
+
+use std::fmt::Write as _;
+
+use object::Endianness;
+use object::elf::{self, FileHeader32, FileHeader64, NT_GNU_BUILD_ID};
+use object::read::elf::{ElfFile, FileHeader, SectionHeader};
+use object::{FileKind, Object, ObjectSection, ObjectSymbol};
+use serde::{Deserialize, Serialize};
+
+use super::modinfo::{self, Modinfo};
+
+/// Why a file is no module for this machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read as ELF.
+    #[error("not an ELF file: {0}")]
+    NotElf(String),
+    /// It is a program or a library.
+    #[error("not a relocatable ELF file, so no kernel module")]
+    NotRelocatable,
+    /// Its architecture is another.
+    #[error("built for {found}, this machine is {wanted}")]
+    WrongMachine {
+        /// What the file says.
+        found: String,
+        /// What the machine is.
+        wanted: String,
+    },
+    /// It has no `.modinfo` section.
+    #[error("no section `.modinfo`, so no kernel module")]
+    NoModinfo,
+}
+
+/// By what the module that a kernel runs is told from another of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// GNU build id, lower-case hexadecimal.
+    #[serde(default, rename = "buildID", skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
+    /// srcversion; kernels built without it have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub srcversion: Option<String>,
+}
+
+/// What a comparison of two identities came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sameness {
+    /// The same file.
+    Same,
+    /// Another file.
+    Different,
+    /// Nothing to compare by.
+    Unknown,
+}
+
+impl Identity {
+    /// Compares by build id if both have one, else by srcversion.
+    pub fn compare(&self, other: &Self) -> Sameness {
+        let verdict = |same| if same { Sameness::Same } else { Sameness::Different };
+        match (&self.build_id, &other.build_id, &self.srcversion, &other.srcversion) {
+            (Some(a), Some(b), _, _) => verdict(a.eq_ignore_ascii_case(b)),
+            (_, _, Some(a), Some(b)) => verdict(a == b),
+            _ => Sameness::Unknown,
+        }
+    }
+
+    /// For messages: which build this is.
+    pub fn describe(&self) -> String {
+        match (&self.build_id, &self.srcversion) {
+            (Some(id), _) => format!("build id {id}"),
+            (None, Some(version)) => format!("srcversion {version}"),
+            (None, None) => "without build id and srcversion".to_owned(),
+        }
+    }
+}
+
+/// What is read from a module's file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleFile {
+    /// What the module says about itself.
+    pub info: Modinfo,
+    /// What to find again in the kernel.
+    pub identity: Identity,
+    /// It carries the versions of the symbols that it uses.
+    pub has_symbol_versions: bool,
+    /// Symbols that others must provide.
+    pub undefined: Vec<String>,
+    /// Symbols that it provides to other modules.
+    pub exported: Vec<String>,
+}
+
+/// Reads an uncompressed module; `machine` is the architecture by Rust's name for it, for instance `x86_64`.
+pub fn read(data: &[u8], machine: &str) -> Result<ModuleFile, Error> {
+    match FileKind::parse(data).map_err(|error| Error::NotElf(error.to_string()))? {
+        FileKind::Elf64 => read_class::<FileHeader64<Endianness>>(data, machine),
+        FileKind::Elf32 => read_class::<FileHeader32<Endianness>>(data, machine),
+        other => Err(Error::NotElf(format!("{other:?}"))),
+    }
+}
+
+fn read_class<H: FileHeader<Endian = Endianness>>(data: &[u8], machine: &str) -> Result<ModuleFile, Error> {
+    let not_elf = |error: object::Error| Error::NotElf(error.to_string());
+    let file = ElfFile::<H>::parse(data).map_err(not_elf)?;
+    let endian = file.endian();
+    if file.elf_header().e_type(endian) != elf::ET_REL {
+        return Err(Error::NotRelocatable);
+    }
+    check_machine(file.elf_header().e_machine(endian), file.is_64(), machine)?;
+    let modinfo = file.section_by_name(".modinfo").ok_or(Error::NoModinfo)?;
+    let info = modinfo::parse(modinfo.data().map_err(not_elf)?);
+    let identity = Identity { build_id: build_id(&file), srcversion: info.srcversion.clone() };
+    let has_symbol_versions = ["__versions", "__version_ext_crcs"].iter().any(|name| file.section_by_name(name).is_some());
+    let mut undefined = Vec::new();
+    let mut exported = Vec::new();
+    for symbol in file.symbols() {
+        let Ok(name) = symbol.name() else { continue };
+        if let Some(name) = name.strip_prefix("__ksymtab_") {
+            exported.push(name.to_owned());
+        } else if symbol.is_undefined() && !name.is_empty() {
+            undefined.push(name.to_owned());
+        }
+    }
+    Ok(ModuleFile { info, identity, has_symbol_versions, undefined, exported })
+}
+
+fn build_id<H: FileHeader<Endian = Endianness>>(file: &ElfFile<'_, H>) -> Option<String> {
+    for section in file.sections() {
+        let Ok(Some(mut notes)) = section.elf_section_header().notes(file.endian(), file.data()) else { continue };
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == elf::ELF_NOTE_GNU && note.n_type(file.endian()) == NT_GNU_BUILD_ID {
+                return Some(hex(note.desc()));
+            }
+        }
+    }
+    None
+}
+
+fn check_machine(found: u16, is_64: bool, machine: &str) -> Result<(), Error> {
+    const KNOWN: [(u16, &str); 9] = [
+        (elf::EM_X86_64, "x86_64"),
+        (elf::EM_386, "x86"),
+        (elf::EM_AARCH64, "aarch64"),
+        (elf::EM_ARM, "arm"),
+        (elf::EM_PPC64, "powerpc64"),
+        (elf::EM_S390, "s390x"),
+        (elf::EM_RISCV, "riscv64"),
+        (elf::EM_LOONGARCH, "loongarch64"),
+        (elf::EM_MIPS, "mips64"),
+    ];
+    let name = KNOWN.iter().find(|(number, _)| *number == found).map(|(_, name)| *name);
+    // An architecture that is not in the list is left to the kernel.
+    let known = KNOWN.iter().any(|(_, name)| *name == machine);
+    let class_fits = !known || is_64 || !machine.contains("64") && machine != "s390x";
+    if !known || (name == Some(machine) && class_fits) {
+        return Ok(());
+    }
+    let bits = if is_64 { 64 } else { 32 };
+    let found = name.map_or_else(|| format!("ELF machine {found}, {bits} bit"), |name| format!("{name}, {bits} bit"));
+    Err(Error::WrongMachine { found, wanted: machine.to_owned() })
+}
+
+/// Build id in the notes of a running module, as `/sys/module/<m>/notes/*` shows them: headers in the machine's byte order.
+pub fn build_id_of_notes(mut notes: &[u8]) -> Option<String> {
+    let word = |bytes: &[u8], at: usize| -> Option<usize> {
+        let four: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_ne_bytes(four)).ok()
+    };
+    while notes.len() >= 12 {
+        let (name_len, desc_len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
+        let desc_at = 12usize.checked_add(name_len.checked_next_multiple_of(4)?)?;
+        let desc = notes.get(desc_at..desc_at.checked_add(desc_len)?)?;
+        if notes.get(12..12 + name_len) == Some(b"GNU\0".as_slice()) && kind == 3 {
+            return Some(hex(desc));
+        }
+        notes = notes.get(desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?..)?;
+    }
+    None
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A minimal module file, assembled by hand so that unit tests need no compiler.
+
+    /// An x86-64 relocatable ELF with the given sections (name, type, content).
+    pub(crate) fn elf(sections: &[(&str, u32, &[u8])]) -> Vec<u8> {
+        let mut names = vec![0u8];
+        let mut body = Vec::new();
+        let mut headers = vec![[0u8; 64]];
+        let mut push = |name: &str, kind: u32, content: &[u8], names: &mut Vec<u8>| {
+            let mut header = [0u8; 64];
+            header[0..4].copy_from_slice(&u32::try_from(names.len()).unwrap().to_le_bytes());
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+            header[4..8].copy_from_slice(&kind.to_le_bytes());
+            header[24..32].copy_from_slice(&(64 + body.len() as u64).to_le_bytes());
+            header[32..40].copy_from_slice(&(content.len() as u64).to_le_bytes());
+            header[48..56].copy_from_slice(&4u64.to_le_bytes());
+            body.extend_from_slice(content);
+            while body.len() % 8 != 0 {
+                body.push(0);
+            }
+            headers.push(header);
+        };
+        for (name, kind, content) in sections {
+            push(name, *kind, content, &mut names);
+        }
+        let table = {
+            let mut all = names.clone();
+            all.extend_from_slice(b".shstrtab\0");
+            all
+        };
+        push(".shstrtab", 3, &table, &mut names);
+        let mut file = Vec::new();
+        file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        file.extend_from_slice(&1u16.to_le_bytes());
+        file.extend_from_slice(&62u16.to_le_bytes());
+        file.extend_from_slice(&1u32.to_le_bytes());
+        file.extend_from_slice(&[0; 16]);
+        file.extend_from_slice(&(64 + body.len() as u64).to_le_bytes());
+        file.extend_from_slice(&[0; 4]);
+        for half in [64u16, 0, 0, 64, u16::try_from(headers.len()).unwrap(), u16::try_from(headers.len() - 1).unwrap()] {
+            file.extend_from_slice(&half.to_le_bytes());
+        }
+        assert_eq!(file.len(), 64);
+        file[40..48].copy_from_slice(&(64 + body.len() as u64).to_le_bytes());
+        file.extend_from_slice(&body);
+        for header in headers {
+            file.extend_from_slice(&header);
+        }
+        file
+    }
+
+    /// A note `GNU`, type build id.
+    pub(crate) fn note(id: &[u8]) -> Vec<u8> {
+        let mut note = Vec::new();
+        for word in [4u32, u32::try_from(id.len()).unwrap(), 3] {
+            note.extend_from_slice(&word.to_le_bytes());
+        }
+        note.extend_from_slice(b"GNU\0");
+        note.extend_from_slice(id);
+        note
+    }
+
+    /// A module with this modinfo and build id.
+    pub(crate) fn module(modinfo: &str, id: &[u8]) -> Vec<u8> {
+        elf(&[(".modinfo", 1, modinfo.as_bytes()), (".note.gnu.build-id", 7, &note(id))])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{elf, module, note};
+    use super::*;
+
+    #[test]
+    fn a_module_tells_identity_and_modinfo() {
+        let file = read(&module("name=kmm_a\0srcversion=S1\0depends=b\0", &[0xab, 1, 2, 0xff]), "x86_64").unwrap();
+        assert_eq!(file.identity, Identity { build_id: Some("ab0102ff".into()), srcversion: Some("S1".into()) });
+        assert_eq!(file.info.name.as_deref(), Some("kmm_a"));
+        assert_eq!(file.info.depends, ["b"]);
+        assert!(!file.has_symbol_versions);
+        let versioned = elf(&[(".modinfo", 1, b"name=a\0"), ("__versions", 1, &[0; 64])]);
+        assert!(read(&versioned, "x86_64").unwrap().has_symbol_versions);
+    }
+
+    #[test]
+    fn what_is_no_module_for_this_machine_is_refused_in_words() {
+        let mut program = module("name=a\0", &[1]);
+        program[16] = 2;
+        for (data, machine, expected) in [
+            (b"".to_vec(), "x86_64", "not an ELF file: Could not read file magic"),
+            (b"#!/bin/sh\nexit 0 and more".to_vec(), "x86_64", "not an ELF file: Unknown file magic"),
+            (program, "x86_64", "not a relocatable ELF file, so no kernel module"),
+            (elf(&[]), "x86_64", "no section `.modinfo`, so no kernel module"),
+            (module("name=a\0", &[1]), "aarch64", "built for x86_64, 64 bit, this machine is aarch64"),
+        ] {
+            assert_eq!(read(&data, machine).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_bent_anywhere_never_panics() {
+        let whole = module("name=kmm_a\0depends=b,c\0", &[1, 2, 3, 4]);
+        for length in 0..whole.len() {
+            let _ = read(&whole[..length], "x86_64");
+        }
+        for at in 0..whole.len() {
+            let mut bent = whole.clone();
+            bent[at] ^= 0xff;
+            let _ = read(&bent, "x86_64");
+        }
+    }
+
+    #[test]
+    fn notes_of_a_running_module_give_its_build_id() {
+        let mut other = Vec::new();
+        for word in [4u32, 2, 1] {
+            other.extend_from_slice(&word.to_ne_bytes());
+        }
+        other.extend_from_slice(b"Xen\0\x01\x02\0\0");
+        let mut both = other.clone();
+        both.extend_from_slice(&note(&[0xde, 0xad]));
+        assert_eq!(build_id_of_notes(&both), Some("dead".into()));
+        assert_eq!(build_id_of_notes(&other), None);
+        for length in 0..both.len() {
+            let _ = build_id_of_notes(&both[..length]);
+        }
+        assert_eq!(build_id_of_notes(&[0xff; 40]), None);
+    }
+
+    #[test]
+    fn identities_are_compared_by_build_id_then_by_srcversion() {
+        let id = |build: Option<&str>, src: Option<&str>| Identity {
+            build_id: build.map(ToOwned::to_owned),
+            srcversion: src.map(ToOwned::to_owned),
+        };
+        for (a, b, expected) in [
+            (id(Some("ab"), Some("1")), id(Some("AB"), Some("2")), Sameness::Same),
+            (id(Some("ab"), Some("1")), id(Some("cd"), Some("1")), Sameness::Different),
+            (id(None, Some("1")), id(Some("cd"), Some("1")), Sameness::Same),
+            (id(None, Some("1")), id(None, Some("2")), Sameness::Different),
+            (id(Some("ab"), None), id(None, Some("2")), Sameness::Unknown),
+            (id(None, None), id(None, None), Sameness::Unknown),
+        ] {
+            assert_eq!(a.compare(&b), expected, "{a:?} {b:?}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Knowledge about kernel modules and their files: names, ELF contents, dependencies, what a kernel accepts.
+//!
+//! Everything here reads bytes or text that somebody else fetched. Bad input is an error value or is skipped,
+//! never a panic.
+
+pub mod elf;
+pub mod modinfo;
+pub mod modules_dep;
+pub mod names;
+pub mod order;
+pub mod params;
+pub mod proc_modules;
+pub mod vermagic;
+
+pub use elf::{Identity, ModuleFile, Sameness};
+pub use names::kernel_name;

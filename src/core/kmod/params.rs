@@ -1,0 +1,189 @@
+//! Module parameters: how they are handed to the kernel, and whether the kernel holds what was asked for.
+
+/// A parameter that the kernel's grammar cannot carry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The value needs quotes and holds one.
+    #[error("parameter `{0}` holds both white space and a double quote, which the kernel cannot take; use one or the other")]
+    Quotes(String),
+    /// A zero byte or an empty name.
+    #[error("parameter `{0}` has no name or holds a zero byte; write `name=value`")]
+    Malformed(String),
+}
+
+/// All parameters as one string for `finit_module`, as modprobe makes it from its arguments.
+///
+/// A value with white space is put into double quotes. Source: `next_arg` in `lib/cmdline.c` of Linux, which
+/// knows quotes but no escapes.
+pub fn encode(parameters: &[String]) -> Result<String, Error> {
+    let mut parts = Vec::with_capacity(parameters.len());
+    for parameter in parameters {
+        let trimmed = parameter.trim();
+        if trimmed.is_empty() {
+            continue;
+        }
+        let (name, value) = trimmed.split_once('=').map_or((trimmed, None), |(name, value)| (name, Some(value)));
+        if name.is_empty() || parameter.contains('\0') {
+            return Err(Error::Malformed(parameter.clone()));
+        }
+        match value {
+            // One element may hold several parameters, as it may on modprobe's command line.
+            _ if is_quoted(trimmed) || !trimmed.contains(char::is_whitespace) => parts.push(trimmed.to_owned()),
+            Some(value) if value.contains('"') => return Err(Error::Quotes(parameter.clone())),
+            Some(value) if !name.contains(char::is_whitespace) => parts.push(format!("{name}=\"{value}\"")),
+            _ => parts.push(trimmed.to_owned()),
+        }
+    }
+    Ok(parts.join(" "))
+}
+
+/// Whether all white space of the text stands inside closed double quotes.
+fn is_quoted(text: &str) -> bool {
+    let mut quoted = false;
+    for character in text.chars() {
+        if character == '"' {
+            quoted = !quoted;
+        } else if character.is_whitespace() && !quoted {
+            return false;
+        }
+    }
+    !quoted && text.contains('"')
+}
+
+/// Names and values of an encoded string; a parameter without `=` has no value. Of a name given twice the last counts.
+pub fn decode(encoded: &str) -> Vec<(String, Option<String>)> {
+    let mut parts: Vec<(String, Option<String>)> = Vec::new();
+    let mut quoted = false;
+    let words = encoded.split(|character: char| {
+        if character == '"' {
+            quoted = !quoted;
+        }
+        character.is_whitespace() && !quoted
+    });
+    for word in words.filter(|word| !word.is_empty()) {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value.trim_matches('"').to_owned())),
+            None => (word.trim_matches('"'), None),
+        };
+        let name = super::kernel_name(name);
+        parts.retain(|(known, _)| *known != name);
+        parts.push((name, value));
+    }
+    parts
+}
+
+/// Whether `/sys/module/<m>/parameters/<p>` shows the value that was asked for.
+///
+/// The kernel prints numbers in decimal and booleans as `Y` and `N` however they were written, so values are
+/// compared by meaning; arrays element by element.
+pub fn shows(asked: Option<&str>, shown: &str) -> bool {
+    let shown = shown.trim_end_matches('\n');
+    let Some(asked) = asked else { return truth(shown) == Some(true) };
+    asked == shown
+        || same(asked, shown)
+        || (asked.contains(',')
+            && asked.split(',').count() == shown.split(',').count()
+            && asked.split(',').zip(shown.split(',')).all(|(asked, shown)| same(asked, shown)))
+}
+
+fn same(asked: &str, shown: &str) -> bool {
+    let (asked, shown) = (asked.trim(), shown.trim());
+    asked == shown
+        || matches!((number(asked), number(shown)), (Some(a), Some(b)) if a == b)
+        // Only a shown Y or N is a boolean; a shown `1` may be a number.
+        || (matches!(shown, "Y" | "N") && truth(asked) == truth(shown))
+}
+
+/// Source: `kstrtobool` in `lib/kstrtox.c` of Linux: the first character counts, of `o…` the second.
+fn truth(text: &str) -> Option<bool> {
+    let mut letters = text.chars().map(|letter| letter.to_ascii_lowercase());
+    match (letters.next()?, letters.next()) {
+        ('y' | 't' | '1', _) | ('o', Some('n')) => Some(true),
+        ('n' | 'f' | '0', _) | ('o', Some('f')) => Some(false),
+        _ => None,
+    }
+}
+
+/// Source: `_parse_integer_fixup_radix` in `lib/kstrtox.c` of Linux.
+fn number(text: &str) -> Option<i128> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let value = if let Some(hex) = lower.strip_prefix("0x") {
+        i128::from_str_radix(hex, 16)
+    } else if lower.len() > 1 && lower.starts_with('0') {
+        i128::from_str_radix(&lower[1..], 8)
+    } else {
+        lower.parse()
+    }
+    .ok()?;
+    Some(if negative { -value } else { value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(values: &[&str]) -> Vec<String> {
+        values.iter().map(|value| (*value).to_owned()).collect()
+    }
+
+    #[test]
+    fn parameters_become_one_string_of_the_kernels_grammar() {
+        let table: [(&[&str], Result<&str, Error>); 10] = [
+            (&[], Ok("")),
+            (&["a=1", "b"], Ok("a=1 b")),
+            (&["name=two words"], Ok("name=\"two words\"")),
+            (&["name=\"two words\""], Ok("name=\"two words\"")),
+            (&["\"name=two words\""], Ok("\"name=two words\"")),
+            (&["  a=1  ", "", " "], Ok("a=1")),
+            (&["n=\"x"], Ok("n=\"x")),
+            (&["n=a \"b"], Err(Error::Quotes("n=a \"b".into()))),
+            (&["=5"], Err(Error::Malformed("=5".into()))),
+            (&["a=\0"], Err(Error::Malformed("a=\0".into()))),
+        ];
+        for (parameters, expected) in table {
+            assert_eq!(encode(&strings(parameters)), expected.map(ToOwned::to_owned), "{parameters:?}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_string_is_taken_apart_again() {
+        assert_eq!(
+            decode("a-b=1 c name=\"two words\" a_b=2"),
+            vec![
+                ("c".into(), None),
+                ("name".into(), Some("two words".into())),
+                ("a_b".into(), Some("2".into())),
+            ]
+        );
+    }
+
+    #[test]
+    fn values_are_compared_by_meaning() {
+        for (asked, shown, expected) in [
+            (Some("5"), "5\n", true),
+            (Some("0x10"), "16\n", true),
+            (Some("010"), "8", true),
+            (Some("-3"), "-3", true),
+            (Some("on"), "Y", true),
+            (Some("1"), "Y", true),
+            (Some("0"), "N", true),
+            (Some("off"), "N", true),
+            (None, "Y", true),
+            (None, "N", false),
+            (Some("1,0x2,3"), "1,2,3\n", true),
+            (Some("1,2"), "1,2,0", false),
+            (Some("text"), "text\n", true),
+            (Some("text"), "other", false),
+            (Some("5"), "6", false),
+            (Some("maybe"), "Y", false),
+            (Some(""), "(null)", false),
+            (Some("99999999999999999999999999999999999999999999"), "1", false),
+        ] {
+            assert_eq!(shows(asked, shown), expected, "{asked:?} {shown:?}");
+        }
+    }
+}
