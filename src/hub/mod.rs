@@ -49,11 +49,16 @@ pub struct HubSettings {
 }
 
 /// The Hub's controllers: watches run on every replica, the rest only on the one that leads.
-#[derive(Debug)]
 pub struct Hub {
     client: kube::Client,
     events: Events,
     fleet: Arc<Fleet>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("fleet", &self.fleet).finish_non_exhaustive()
+    }
 }
 
 impl Hub {

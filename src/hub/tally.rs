@@ -139,6 +139,9 @@ impl Tally {
     /// status.
     pub fn put(&self, module: &Arc<str>, cluster: &Arc<str>, standing: Option<Standing>) -> bool {
         let mut all = self.lock();
+        if standing.is_none() && !all.contains_key(module) {
+            return false;
+        }
         let counts = all.entry(Arc::clone(module)).or_default();
         let last_unseen = counts.unseen.remove(cluster) && counts.unseen.is_empty();
         if counts.clusters.get(cluster) == standing.as_ref() {

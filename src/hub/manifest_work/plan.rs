@@ -175,7 +175,8 @@ fn lines(
     images: Option<&Images>,
     work: Option<&Work>,
 ) -> (Vec<Line>, Gaps, bool) {
-    let images = images.filter(|images| images.is_owned_by(&module.uid));
+    let taken = images.filter(|images| !images.is_owned_by(&module.uid)).map(taken);
+    let images = images.filter(|_| taken.is_none());
     let mut kernels: Vec<Arc<str>> = cluster.kernels.known().to_vec();
     if matches!(cluster.kernels, Kernels::Incomplete { .. }) {
         // What the cluster cannot tell now it told before: nothing is taken away.
@@ -197,12 +198,17 @@ fn lines(
                         registry_tls: resolved.registry_tls,
                         in_tree_modules_to_remove: resolved.in_tree_modules_to_remove,
                     }),
-                    Err(why) => gaps.held_back.push((kernel, why)),
+                    Err(why) => gaps.held_back.push((kernel, taken.clone().unwrap_or(why))),
                 }
             }
         }
     }
     (lines, gaps, wants_images)
+}
+
+fn taken(images: &Images) -> String {
+    let (kind, name) = images.owner.as_ref().map_or(("somebody", "else"), |(kind, name, _)| (kind, name));
+    format!("the ModuleImagesConfig of this name belongs to {kind} {name}")
 }
 
 /// What the mappings give for a kernel of a cluster, or why nothing.
