@@ -22,6 +22,9 @@ pub const WORKER_NODE_LABEL: &str = "kmm.node.kubernetes.io/worker";
 
 /// Annotation on a Module sent by a Hub, value the hash of what was sent. Ours.
 pub const RENDERED_HASH_ANNOTATION: &str = "kmm.node.kubernetes.io/rendered-hash";
+/// Annotation on a ManifestWork, value a JSON map from kernel to the id of the image that its digest was found for,
+/// so that a digest once sent can be kept. Ours.
+pub const SENT_IMAGES_ANNOTATION: &str = "kmm.node.kubernetes.io/sent-images";
 /// Annotation by which a person says that a node will not come back, so that no deletion waits for it. Ours.
 pub const RELEASE_NODE_ANNOTATION: &str = "kmm.node.kubernetes.io/release";
 
