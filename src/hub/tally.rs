@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::api::names::ClusterReason;
 use crate::hub::standing::{Nodes, Phase, Standing};
 
-/// The counts of all ManagedClusterModules; an event about one cluster costs the same in any fleet.
+/// The counts of all `ManagedClusterModules`; an event about one cluster costs the same in any fleet.
 #[derive(Debug, Default)]
 pub struct Tally(Mutex<HashMap<Arc<str>, Counts>>);
 
@@ -251,7 +251,8 @@ mod tests {
         let totals = tally.totals("m").unwrap();
         let first: Vec<&str> = totals.first.iter().map(|(cluster, _)| &**cluster).collect();
         assert_eq!(first, ["c01", "c02", "c04", "c05", "c07", "c08", "c10", "c11", "c13", "c14"]);
-        let reasons: Vec<_> = totals.reasons.iter().map(|(reason, (count, first, _))| (*reason, *count, &**first)).collect();
+        let reasons: Vec<_> =
+            totals.reasons.iter().map(|(reason, (count, first, _))| (*reason, *count, &**first)).collect();
         assert_eq!(reasons, [(ClusterReason::NoClaims, 5, "c02"), (ClusterReason::NotApplied, 5, "c01")]);
     }
 }
