@@ -80,7 +80,8 @@ pub(crate) fn images(facts: &[(&str, &str, Result<&str, &str>)]) -> Images {
             Err(reason) => json!({"kernelVersion": kernel, "image": image, "status": "Unknown", "reason": reason}),
         })
         .collect();
-    let asked: Vec<Value> = facts.iter().map(|(kernel, image, _)| json!({"kernelVersion": kernel, "image": image})).collect();
+    let asked: Vec<Value> =
+        facts.iter().map(|(kernel, image, _)| json!({"kernelVersion": kernel, "image": image})).collect();
     Images::project(
         serde_json::from_value(json!({
             "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "ModuleImagesConfig",

@@ -8,6 +8,8 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod render;
+#[cfg(test)]
+mod world_tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -121,7 +121,9 @@ fn the_work_holds_a_namespace_and_a_trimmed_module_with_one_literal_mapping_per_
         },
     });
     assert_eq!(rendered, expected);
-    assert!(plan.standing.is_some_and(|standing| standing.reason == ClusterReason::WaitingForApply && !standing.applied));
+    assert!(
+        plan.standing.is_some_and(|standing| standing.reason == ClusterReason::WaitingForApply && !standing.applied)
+    );
 }
 
 #[test]
@@ -132,7 +134,8 @@ fn a_work_that_the_server_stored_is_not_written_again_whatever_the_server_adds()
         config.as_object_mut().unwrap().remove("feedbackScrapeType");
     }
     for server in [stored(applied(&first)), older_server] {
-        let again = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server)))).unwrap();
+        let again =
+            plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server)))).unwrap();
         assert_eq!(again.action, Action::Nothing);
     }
 }
@@ -150,7 +153,8 @@ fn what_somebody_changed_in_a_work_is_put_back() {
     for change in changes {
         let mut server = stored(applied(&first));
         change(&mut server);
-        let plan = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server)))).unwrap();
+        let plan =
+            plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server)))).unwrap();
         assert_eq!(applied(&plan), applied(&first));
         assert!(matches!(&plan.action, Action::Apply { uid: Some(uid), .. } if &**uid == "uid-of-work"));
     }
@@ -158,10 +162,12 @@ fn what_somebody_changed_in_a_work_is_put_back() {
 
 #[test]
 fn a_kernel_without_image_holds_back_only_itself_and_is_named() {
-    let known = || images(&[
-        ("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a'))),
-        ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("NotFound")),
-    ]);
+    let known = || {
+        images(&[
+            ("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a'))),
+            ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("NotFound")),
+        ])
+    };
     let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known()), None)).unwrap();
     assert_eq!(sent(&first), [pair("6.1.0-a", 'a')]);
     let message = "no image yet for kernel 6.1.0-b (registry.test/gpu:6.1.0-b: NotFound)".to_owned();
@@ -169,31 +175,42 @@ fn a_kernel_without_image_holds_back_only_itself_and_is_named() {
     assert!(!first.wants_images);
     let server = stored(applied(&first));
     let hash = hash_in(&server);
-    let server = reported(server, &[("renderedHash", hash), ("ready.status", json!("True")), ("moduleLoader.availableNumber", json!(2))]);
-    let again = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known()), Some(work(server)))).unwrap();
+    let server = reported(
+        server,
+        &[("renderedHash", hash), ("ready.status", json!("True")), ("moduleLoader.availableNumber", json!(2))],
+    );
+    let again =
+        plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known()), Some(work(server)))).unwrap();
     assert_eq!(again.action, Action::Nothing);
     let after = again.standing.unwrap();
-    assert_eq!((after.phase, after.reason, after.applied, after.nodes.available), (Phase::Waiting, ClusterReason::ImagesNotReady, true, 2));
+    assert_eq!(
+        (after.phase, after.reason, after.applied, after.nodes.available),
+        (Phase::Waiting, ClusterReason::ImagesNotReady, true, 2)
+    );
 }
 
 #[test]
 fn a_digest_once_sent_stays_while_the_image_is_the_same_and_goes_with_another() {
     let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(two_images()), None)).unwrap();
     let server = || Some(work(stored(applied(&first))));
-    let forgotten = || Some(images(&[
-        ("6.1.0-a", "registry.test/gpu:6.1.0-a", Err("NotFound")),
-        ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("Timeout")),
-    ]));
+    let forgotten = || {
+        Some(images(&[
+            ("6.1.0-a", "registry.test/gpu:6.1.0-a", Err("NotFound")),
+            ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("Timeout")),
+        ]))
+    };
     for known in [forgotten(), None] {
         let plan = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), known, server())).unwrap();
         assert_eq!(plan.action, Action::Nothing);
     }
     let mut parameters = spec();
     parameters["moduleSpec"]["moduleLoader"]["container"]["modprobe"]["parameters"] = json!(["debug=1"]);
-    let changed = plan(&observed(module(&parameters), cluster(&["6.1.0-a", "6.1.0-b"]), forgotten(), server())).unwrap();
+    let changed =
+        plan(&observed(module(&parameters), cluster(&["6.1.0-a", "6.1.0-b"]), forgotten(), server())).unwrap();
     assert_eq!(sent(&changed), [pair("6.1.0-a", 'a'), pair("6.1.0-b", 'b')]);
     let mut version = spec();
-    version["moduleSpec"]["moduleLoader"]["container"]["containerImage"] = json!("registry.test/gpu:v2-${KERNEL_FULL_VERSION}");
+    version["moduleSpec"]["moduleLoader"]["container"]["containerImage"] =
+        json!("registry.test/gpu:v2-${KERNEL_FULL_VERSION}");
     let known = images(&[("6.1.0-a", "registry.test/gpu:v2-6.1.0-a", Ok(&digest('c')))]);
     let upgraded = plan(&observed(module(&version), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known), server())).unwrap();
     assert_eq!(sent(&upgraded), [pair("6.1.0-a", 'c')]);
@@ -211,7 +228,8 @@ fn a_work_with_tags_of_the_older_edition_loses_no_kernel_while_digests_are_looke
         {"literal": "6.1.0-b", "containerImage": "registry.test/gpu:6.1.0-b"},
     ]);
     let known = images(&[("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a')))]);
-    let plan = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known), Some(work(old)))).unwrap();
+    let plan =
+        plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known), Some(work(old)))).unwrap();
     assert_eq!(sent(&plan), [pair("6.1.0-a", 'a'), ("6.1.0-b".to_owned(), "registry.test/gpu:6.1.0-b".to_owned())]);
 }
 
@@ -235,7 +253,12 @@ fn what_is_not_known_takes_nothing_away() {
     };
     let table = [
         ("no claims", module(&spec()), cluster(&[]), ClusterReason::NoClaims),
-        ("invalid claim", module(&spec()), cluster_of(&labels, &claim("kernel-versions.kmm.node.kubernetes.io", "6.1 .0")), ClusterReason::ClaimsInvalid),
+        (
+            "invalid claim",
+            module(&spec()),
+            cluster_of(&labels, &claim("kernel-versions.kmm.node.kubernetes.io", "6.1 .0")),
+            ClusterReason::ClaimsInvalid,
+        ),
         ("unmapped kernels", module(&spec()), cluster(&["x86"]), ClusterReason::WaitingForApply),
         ("a mapping that is no expression", module(&broken), full(), ClusterReason::InvalidSpec),
         ("no moduleSpec", module(&nothing), full(), ClusterReason::InvalidSpec),
@@ -271,14 +294,19 @@ fn an_incomplete_list_of_kernels_adds_and_never_removes() {
     let facts: Vec<(&str, &str, Result<&str, &str>)> =
         facts.iter().map(|(kernel, image, digest)| (&**kernel, &**image, Ok(&**digest))).collect();
     let labels = json!({"gpu": "yes"});
-    let whole = plan(&observed(module(&spec()), cluster_of(&labels, &value(None)), Some(images(&facts)), None)).unwrap();
+    let whole =
+        plan(&observed(module(&spec()), cluster_of(&labels, &value(None)), Some(images(&facts)), None)).unwrap();
     assert_eq!(sent(&whole).len(), 60);
     for missing in 0..claims.len() {
         let server = Some(work(stored(applied(&whole))));
         let part = cluster_of(&labels, &value(Some(missing)));
         let again = plan(&observed(module(&spec()), part, Some(images(&facts)), server)).unwrap();
         assert_eq!(again.action, Action::Nothing, "without claim {missing}");
-        assert!([ClusterReason::ClaimsInvalid, ClusterReason::NoClaims].contains(&standing(&again).1), "{:?}", standing(&again));
+        assert!(
+            [ClusterReason::ClaimsInvalid, ClusterReason::NoClaims].contains(&standing(&again).1),
+            "{:?}",
+            standing(&again)
+        );
     }
 }
 
@@ -300,9 +328,27 @@ fn only_a_work_of_ours_is_touched() {
     let table = [
         ("ours", json!([owner("ManagedClusterModule", MODULE, UID)]), true, true, None),
         ("left behind", json!([]), true, false, None),
-        ("of an earlier one", json!([owner("ManagedClusterModule", MODULE, "old")]), false, false, Some(ClusterReason::Deleting)),
-        ("of another one", json!([owner("ManagedClusterModule", "other", "x")]), false, false, Some(ClusterReason::OwnedByOther)),
-        ("of a replica set", json!([owner("ManifestWorkReplicaSet", "gpu", "x")]), false, false, Some(ClusterReason::OwnedByOther)),
+        (
+            "of an earlier one",
+            json!([owner("ManagedClusterModule", MODULE, "old")]),
+            false,
+            false,
+            Some(ClusterReason::Deleting),
+        ),
+        (
+            "of another one",
+            json!([owner("ManagedClusterModule", "other", "x")]),
+            false,
+            false,
+            Some(ClusterReason::OwnedByOther),
+        ),
+        (
+            "of a replica set",
+            json!([owner("ManifestWorkReplicaSet", "gpu", "x")]),
+            false,
+            false,
+            Some(ClusterReason::OwnedByOther),
+        ),
     ];
     for (case, owners, written, deleted, reason) in table {
         let plan = selected(with_owner(owners.clone()));
@@ -334,9 +380,11 @@ fn a_cluster_that_is_gone_or_not_selected_loses_its_work_once() {
     }
     let mut deleting = stored(applied(&first));
     deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    let seen = Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(work(deleting.clone()))) };
+    let seen =
+        Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(work(deleting.clone()))) };
     assert_eq!(plan(&seen).unwrap().action, Action::Nothing);
-    let back = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(deleting)))).unwrap();
+    let back =
+        plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(deleting)))).unwrap();
     assert_eq!((back.action.clone(), standing(&back).1), (Action::Nothing, ClusterReason::Deleting));
 }
 
@@ -362,27 +410,82 @@ fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
     let hash = hash_in(&server);
     let report = |hash: Value, status: &str, reason: &str| {
         let counters = [("moduleLoader.desiredNumber", json!(2)), ("moduleLoader.availableNumber", json!(1))];
-        let ready = [("renderedHash", hash), ("ready.status", json!(status)), ("ready.reason", json!(reason)), ("ready.message", json!("n1"))];
+        let ready = [
+            ("renderedHash", hash),
+            ("ready.status", json!(status)),
+            ("ready.reason", json!(reason)),
+            ("ready.message", json!("n1")),
+        ];
         reported(server.clone(), &counters.into_iter().chain(ready).collect::<Vec<_>>())
     };
     let mut older = report(hash.clone(), "True", "AllNodesReady");
     older["status"]["conditions"][0]["observedGeneration"] = json!(2);
     let mut failed = report(hash.clone(), "True", "AllNodesReady");
     failed["status"]["conditions"] = json!([condition("Applied", "False", "1 of 2 failed")]);
-    failed["status"]["resourceStatus"]["manifests"][0]["conditions"] = json!([condition("Applied", "False", "forbidden")]);
+    failed["status"]["resourceStatus"]["manifests"][0]["conditions"] =
+        json!([condition("Applied", "False", "forbidden")]);
     let table = [
         (report(hash.clone(), "True", "AllNodesReady"), Phase::Ready, ClusterReason::Ready, "", true, 2),
         (report(hash.clone(), "False", "NoMatchingNodes"), Phase::Ready, ClusterReason::NoMatchingNodes, "", true, 2),
-        (report(hash.clone(), "False", "NodesNotReady"), Phase::Waiting, ClusterReason::NodesNotReady, "NodesNotReady: n1", true, 2),
-        (report(hash.clone(), "False", "NodesFailing"), Phase::Degraded, ClusterReason::NodesNotReady, "NodesFailing: n1", true, 2),
-        (report(hash.clone(), "False", "NodesSilent"), Phase::Unknown, ClusterReason::NodesNotReady, "NodesSilent: n1", true, 2),
+        (
+            report(hash.clone(), "False", "NodesNotReady"),
+            Phase::Waiting,
+            ClusterReason::NodesNotReady,
+            "NodesNotReady: n1",
+            true,
+            2,
+        ),
+        (
+            report(hash.clone(), "False", "NodesFailing"),
+            Phase::Degraded,
+            ClusterReason::NodesNotReady,
+            "NodesFailing: n1",
+            true,
+            2,
+        ),
+        (
+            report(hash.clone(), "False", "NodesSilent"),
+            Phase::Unknown,
+            ClusterReason::NodesNotReady,
+            "NodesSilent: n1",
+            true,
+            2,
+        ),
         (report(hash.clone(), "Unknown", ""), Phase::Unknown, ClusterReason::NodesNotReady, "n1", true, 2),
-        (report(json!("other"), "True", "AllNodesReady"), Phase::Unknown, ClusterReason::StaleStatus, "the cluster reports on an older version", true, 0),
-        (report(json!(""), "True", "AllNodesReady"), Phase::Unknown, ClusterReason::WaitingForStatus, "the cluster has not reported yet", true, 0),
-        (reported(server.clone(), &[]), Phase::Unknown, ClusterReason::WaitingForStatus, "the cluster has not reported yet", true, 0),
+        (
+            report(json!("other"), "True", "AllNodesReady"),
+            Phase::Unknown,
+            ClusterReason::StaleStatus,
+            "the cluster reports on an older version",
+            true,
+            0,
+        ),
+        (
+            report(json!(""), "True", "AllNodesReady"),
+            Phase::Unknown,
+            ClusterReason::WaitingForStatus,
+            "the cluster has not reported yet",
+            true,
+            0,
+        ),
+        (
+            reported(server.clone(), &[]),
+            Phase::Unknown,
+            ClusterReason::WaitingForStatus,
+            "the cluster has not reported yet",
+            true,
+            0,
+        ),
         (older, Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet", false, 0),
         (failed, Phase::Degraded, ClusterReason::NotApplied, "forbidden", false, 0),
-        (server.clone(), Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet", false, 0),
+        (
+            server.clone(),
+            Phase::Waiting,
+            ClusterReason::WaitingForApply,
+            "the cluster has not applied it yet",
+            false,
+            0,
+        ),
     ];
     for (server, phase, reason, message, applied, desired) in table {
         let seen = observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server.clone())));
@@ -394,7 +497,11 @@ fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
         let mut silent = cluster(&["6.1.0-a"]);
         silent.silent = true;
         let seen = observed(module(&spec()), silent, Some(two_images()), Some(work(server)));
-        assert_eq!(super::plan::plan(&seen).unwrap().standing.unwrap().phase, Phase::Unknown, "silence is not {reason}");
+        assert_eq!(
+            super::plan::plan(&seen).unwrap().standing.unwrap().phase,
+            Phase::Unknown,
+            "silence is not {reason}"
+        );
     }
 }
 
