@@ -17,7 +17,7 @@ fn labels_annotations_finalizers_and_object_names_are_those_that_clusters_hold()
         (names::MODULE_FINALIZER, "kmm.node.kubernetes.io/module-finalizer"),
         (names::OLD_WORKER_POD_FINALIZER, "kmm.node.kubernetes.io/nodemodulesconfig-reconciler"),
         (names::KERNEL_CLAIM, "kernel-versions.kmm.node.kubernetes.io"),
-        (names::KERNEL_CLAIM_PREFIX, "kernel-versions"),
+        (names::KERNEL_CLAIM_PREFIX, "kernel-versions."),
         (names::KERNEL_CLAIM_SUFFIX, ".kmm.node.kubernetes.io"),
         (names::LEASE, "kmm.sigs.x-k8s.io"),
         (names::HUB_LEASE, "kmm-hub.sigs.x-k8s.io"),
