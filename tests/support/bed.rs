@@ -118,7 +118,7 @@ fn variable(name: &str) -> Option<PathBuf> {
 
 fn load() -> Result<Bed> {
     let dir = variable("KMM_BED").context(
-        "the test bed needs namespaces of its own: run the tests as root through cargo, whose runner is hack/testbed/run",
+        "the test bed needs namespaces of its own: run the tests as root with cargo inside the repository, so that its runner hack/testbed/run is used",
     )?;
     let cache = variable("KMM_BED_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|d| d.join("kmm-testbed")))
