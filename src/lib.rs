@@ -23,5 +23,6 @@
 
 pub mod api;
 pub mod core;
+pub mod hub;
 pub mod oci;
 pub mod runtime;

@@ -4,9 +4,9 @@
 //! first by name.
 //! The rules here:
 //!
-//! - The first claim, [`FIRST`], is KMM's own: kernels, one on each line, nothing else. A Hub of another edition reads it.
+//! - The first claim, [`KERNEL_CLAIM`], is KMM's own: kernels, one on each line, nothing else. A Hub of another edition reads it.
 //! - What does not fit goes into parts `kernel-versions.part-002…`. They sort right after the first, so a cut takes
-//!   the last parts first, and all names end with [`SUFFIX`], so one reserved suffix lifts the limit of 20.
+//!   the last parts first, and all names end with [`KERNEL_CLAIM_SUFFIX`], so one reserved suffix lifts the limit of 20.
 //! - Each part begins with a line that gives its number, the number of parts, the number of kernels in all, and a hash
 //!   of the whole list. White space in that line keeps it from being taken for a kernel.
 //! - A first claim that is only the beginning is in falling order; a whole list is in rising order. So the Hub knows
@@ -16,14 +16,12 @@
 //! Claims cannot be written in one transaction. Written in the order of [`encode`], a reader sees the old list, an
 //! incomplete one, or the new list, and never takes a mixture for a whole list: the hash tells.
 
+use crate::api::names::{KERNEL_CLAIM, KERNEL_CLAIM_SUFFIX};
+
 use super::hash;
 use super::kernel::{self, KernelVersion};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Name of the first claim (upstream's name).
-pub const FIRST: &str = "kernel-versions.kmm.node.kubernetes.io";
-/// The end of every name, for the registration agent's list of reserved suffixes.
-pub const SUFFIX: &str = ".kmm.node.kubernetes.io";
 /// The longest value in characters, and in bytes as we write it (the ClusterClaim CRD).
 pub const MAX_VALUE: usize = 1024;
 /// The most parts that [`encode`] makes, enough for some thirty thousand kernels.
@@ -86,7 +84,7 @@ impl KernelReport {
 ///
 /// The Spoke deletes such a claim when the current list does not need it.
 pub fn is_kernel_claim(name: &str) -> bool {
-    name == FIRST || part_number(name).is_some()
+    name == KERNEL_CLAIM || part_number(name).is_some()
 }
 
 /// The claims for these kernels, in the order in which they must be written: parts, then the first claim.
@@ -123,7 +121,7 @@ pub fn encode(kernels: &BTreeSet<KernelVersion>) -> Result<Vec<Claim>, TooMany> 
     };
     for (number, chunk) in (2..).zip(chunks) {
         claims.push(Claim {
-            name: format!("{PART_PREFIX}{number:03}{SUFFIX}"),
+            name: format!("{PART_PREFIX}{number:03}{KERNEL_CLAIM_SUFFIX}"),
             value: format!("{}\n{}", header(number, count, kernels.len(), &hash), chunk.join("\n")),
         });
     }
@@ -133,7 +131,7 @@ pub fn encode(kernels: &BTreeSet<KernelVersion>) -> Result<Vec<Claim>, TooMany> 
         let falling: Vec<&str> = first.iter().rev().copied().collect();
         falling.join("\n")
     };
-    claims.push(Claim { name: FIRST.to_owned(), value });
+    claims.push(Claim { name: KERNEL_CLAIM.to_owned(), value });
     Ok(claims)
 }
 
@@ -145,7 +143,7 @@ pub fn decode<'a>(claims: impl IntoIterator<Item = (&'a str, &'a str)>) -> Kerne
     let mut first: Option<First> = None;
     let mut parts: Vec<Part> = Vec::new();
     for (name, value) in claims {
-        let read = if name == FIRST {
+        let read = if name == KERNEL_CLAIM {
             read_first(value).map(|read| first = Some(read))
         } else if let Some(number) = part_number(name) {
             read_part(number, value).map(|part| parts.push(part))
@@ -257,7 +255,7 @@ fn read_header(line: &str) -> Option<(usize, ListId)> {
 }
 
 fn part_number(name: &str) -> Option<usize> {
-    let digits = name.strip_prefix(PART_PREFIX)?.strip_suffix(SUFFIX)?;
+    let digits = name.strip_prefix(PART_PREFIX)?.strip_suffix(KERNEL_CLAIM_SUFFIX)?;
     let number = digits.parse().ok()?;
     (digits.len() == 3 && (2..=MAX_PARTS).contains(&number)).then_some(number)
 }
@@ -359,10 +357,10 @@ mod tests {
             let count = 1 + cases.next(if round % 20 == 0 { 900 } else { 90 });
             let kernels = cases.kernels(count);
             let mut claims = encode(&kernels).unwrap();
-            assert_eq!(claims.last().unwrap().name, FIRST);
+            assert_eq!(claims.last().unwrap().name, KERNEL_CLAIM);
             for claim in &claims {
                 assert!((1..=MAX_VALUE).contains(&claim.value.len()), "{claim:?}");
-                assert!(claim.name.ends_with(SUFFIX) && is_kernel_claim(&claim.name));
+                assert!(claim.name.ends_with(KERNEL_CLAIM_SUFFIX) && is_kernel_claim(&claim.name));
             }
             assert_eq!(claims, encode(&kernels).unwrap());
             cases.shuffle(&mut claims);
@@ -400,7 +398,7 @@ mod tests {
         let mut names: Vec<&str> = claims.iter().map(|c| c.name.as_str()).collect();
         names.sort_unstable();
         assert!(names.len() > 12);
-        assert_eq!(names[0], FIRST);
+        assert_eq!(names[0], KERNEL_CLAIM);
         let numbers: Vec<usize> = names[1..].iter().map(|n| part_number(n).unwrap()).collect();
         assert_eq!(numbers, (2..=names.len()).collect::<Vec<_>>());
     }
@@ -457,13 +455,13 @@ mod tests {
             ("6.1.0\n6.1.0+", complete(&["6.1.0", "6.1.0+"])),
         ];
         for (value, expected) in table {
-            assert_eq!(decode([("id.k8s.io", "x y"), (FIRST, value)]), expected, "{value:?}");
+            assert_eq!(decode([("id.k8s.io", "x y"), (KERNEL_CLAIM, value)]), expected, "{value:?}");
         }
         // Full to the last line in rising order, as other writers leave it: nothing says that more follows.
         let full: Vec<String> = (100..150).map(|n| format!("5.14.0-{n}.el9.x86_64")).collect();
         let full = &full[..46].join("\n");
         assert!(full.len() > 950 && full.len() <= MAX_VALUE);
-        assert!(matches!(decode([(FIRST, full.as_str())]), KernelReport::Complete(_)));
+        assert!(matches!(decode([(KERNEL_CLAIM, full.as_str())]), KernelReport::Complete(_)));
     }
 
     #[test]
@@ -471,11 +469,11 @@ mod tests {
         let part = "kernel-versions.part-002.kmm.node.kubernetes.io";
         let table = [
             (
-                FIRST,
+                KERNEL_CLAIM,
                 "6.1 0",
                 "ClusterClaim kernel-versions.kmm.node.kubernetes.io: kernel version \"6.1 0\" holds the character ' ', which no kernel release can have",
             ),
-            (FIRST, " \n", "ClusterClaim kernel-versions.kmm.node.kubernetes.io: holds no kernel version"),
+            (KERNEL_CLAIM, " \n", "ClusterClaim kernel-versions.kmm.node.kubernetes.io: holds no kernel version"),
             (
                 part,
                 "6.1.0",

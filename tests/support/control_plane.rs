@@ -298,7 +298,7 @@ impl ControlPlane {
     }
 
     // JSON is YAML.
-    fn write_kubeconfig_user(&self, file: &str, user: serde_json::Value) -> Result<PathBuf> {
+    pub fn write_kubeconfig_user(&self, file: &str, user: serde_json::Value) -> Result<PathBuf> {
         let ca = base64::prelude::BASE64_STANDARD.encode(self.authority.pem()?);
         let path = self.dir.join(format!("{file}.kubeconfig"));
         let config = serde_json::json!({

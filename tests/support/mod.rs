@@ -7,6 +7,7 @@
 //! | Part | Start | Costs |
 //! |---|---|---|
 //! | [`control_plane::ControlPlane`] | `ControlPlane::start(ControlPlaneOptions::default())`, or `ControlPlane::shared()` and a `namespace()` of one's own | 5 s, 0.3–0.5 GB |
+//! | [`manager::Manager`] | `manager::install(&cluster, Edition::Hub)`, then `Manager::start(&cluster, Edition::Hub)` | 3 s |
 //! | [`registry::Registry`] | `Registry::start(RegistryOptions::default())`, `Registry::shared()` | 0.1 s |
 //! | [`faulty::FaultyRegistry`] | `FaultyRegistry::start(&registry)`, then `set(Fault::…)` at any time | nothing |
 //! | [`kmods`] | `kmods::for_kernel(release)`: real `.ko` files, compiled once per kernel | 10 s once |
@@ -26,8 +27,16 @@
 pub mod audit;
 pub mod bed;
 pub mod control_plane;
+pub mod faulty;
+pub mod images;
+pub mod kernel_vm;
+pub mod kmods;
+pub mod machine;
+pub mod manager;
+pub mod node;
 pub mod pki;
 pub mod process;
+pub mod registry;
 
 pub use bed::{Bed, Kernel, bed};
 

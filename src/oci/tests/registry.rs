@@ -1,0 +1,365 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::oci::registry::{Error, resolve};
+
+const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+const DOCKER_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
+const MANIFEST: &[u8] = br#"{"schemaVersion":2,"config":{},"layers":[]}"#;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+async fn ask(registry: &TestRegistry, image: &ImageRef, credentials: &Credentials) -> Result<Digest, Error> {
+    let answer = resolve(image, credentials, &plain_http(), DEADLINE).await;
+    if let Err(error) = &answer {
+        let text = format!("{error} {error:?}");
+        for secret in ["hunter2", "dXNlcjpodW50ZXIy", "token-value"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+    assert!(!registry.requests().is_empty());
+    answer
+}
+
+async fn with_fault(fault: impl Fn(&Seen, usize) -> Option<Response> + Send + Sync + 'static) -> Result<Digest, Error> {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    registry.fault(fault);
+    let mut answer = ask(&registry, &registry.image("team/app:v1"), &Credentials::anonymous()).await;
+    // The port differs from run to run.
+    if let Err(
+        Error::NotFound { image }
+        | Error::Unauthorized { image, .. }
+        | Error::Forbidden { image, .. }
+        | Error::RateLimited { image, .. }
+        | Error::RegistryError { image, .. }
+        | Error::InvalidResponse { image, .. },
+    ) = &mut answer
+    {
+        *image = image.replace(&registry.address, "registry");
+    }
+    answer
+}
+
+fn image() -> String {
+    "registry/team/app:v1".to_owned()
+}
+
+fn invalid(why: &str) -> Error {
+    Error::InvalidResponse { image: image(), why: why.to_owned() }
+}
+
+#[tokio::test]
+async fn one_head_request_tells_the_digest_of_the_index() {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    let image = registry.image("team/app:v1");
+    assert_eq!(ask(&registry, &image, &Credentials::anonymous()).await, Ok(digest.clone()));
+    assert_eq!(registry.requests(), ["HEAD /v2/team/app/manifests/v1"]);
+    let pinned: ImageRef = image.with_digest(&digest).parse().unwrap();
+    assert_eq!(ask(&registry, &pinned, &Credentials::anonymous()).await, Ok(digest));
+}
+
+#[tokio::test]
+async fn docker_manifests_are_accepted_too() {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("v1", DOCKER_TYPE, MANIFEST);
+    assert_eq!(ask(&registry, &registry.image("a:v1"), &Credentials::anonymous()).await, Ok(digest));
+}
+
+#[tokio::test]
+async fn without_a_digest_header_the_digest_is_that_of_the_body() {
+    let expected = hash::of(Algorithm::Sha256, INDEX);
+    for get_too in [false, true] {
+        let answer = with_fault(move |seen, _| {
+            let bare = seen.method == Method::HEAD || get_too;
+            bare.then(|| {
+                let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(INDEX) };
+                reply(StatusCode::OK, &[("content-type", INDEX_TYPE)], body)
+            })
+        });
+        assert_eq!(answer.await, Ok(expected.clone()));
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_head_requests_is_asked_with_get() {
+    for status in [400, 403, 405, 501] {
+        let answer = with_fault(move |seen, _| {
+            let status = StatusCode::from_u16(status).unwrap();
+            (seen.method == Method::HEAD).then(|| reply(status, &[], Body::empty()))
+        });
+        assert_eq!(answer.await, Ok(hash::of(Algorithm::Sha256, INDEX)), "{status}");
+    }
+}
+
+/// Answers every request alike.
+fn always(
+    status: u16,
+    headers: &'static [(&str, &str)],
+    body: &'static str,
+) -> impl Fn(&Seen, usize) -> Option<Response> {
+    move |seen, _| {
+        let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(body) };
+        Some(reply(StatusCode::from_u16(status).unwrap(), headers, body))
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_has_its_own_reason() {
+    const WITHOUT: &str = "asked without credentials";
+    let html = "<html>gateway</html>";
+    let unknown = r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#;
+    let denied = r#"{"errors":[{"code":"DENIED"}]}"#;
+    let limited = |secs: Option<u64>| Error::RateLimited { image: image(), retry_after: secs.map(Duration::from_secs) };
+    let failed = |status, secs: Option<u64>| Error::RegistryError {
+        image: image(),
+        status,
+        retry_after: secs.map(Duration::from_secs),
+    };
+    let schema1 = "manifests of schema version 1 are not supported, push the image again";
+    type Case = (u16, &'static [(&'static str, &'static str)], &'static str, Error);
+    let cases: Vec<Case> = vec![
+        (404, &[], unknown, Error::NotFound { image: image() }),
+        (404, &[("docker-distribution-api-version", "registry/2.0")], "", Error::NotFound { image: image() }),
+        (404, &[], html, invalid("status 404 from something that is no registry")),
+        (404, &[], denied, Error::Forbidden { image: image(), tried: WITHOUT }),
+        (401, &[], "", Error::Unauthorized { image: image(), tried: WITHOUT }),
+        (401, &[("www-authenticate", "Basic realm=\"x\"")], "", Error::Unauthorized { image: image(), tried: WITHOUT }),
+        (401, &[("www-authenticate", "Bearer realm")], "", Error::Unauthorized { image: image(), tried: WITHOUT }),
+        (403, &[], "", Error::Forbidden { image: image(), tried: WITHOUT }),
+        (429, &[], "", limited(None)),
+        (429, &[("retry-after", "7")], "", limited(Some(7))),
+        (429, &[("retry-after", "999999999")], "", limited(Some(3600))),
+        (429, &[("retry-after", "soon")], "", limited(None)),
+        (429, &[("retry-after", "Thu, 01 Jan 1970 00:00:00 GMT")], "", limited(Some(0))),
+        (500, &[], "", failed(500, None)),
+        (501, &[], "", failed(501, None)),
+        (503, &[("retry-after", "3")], "", failed(503, Some(3))),
+        (418, &[], "", invalid("status 418 for a manifest")),
+        (204, &[], "", invalid("status 204 for a manifest")),
+        (200, &[], html, invalid("what it serves as a manifest is none")),
+        (200, &[], "{\"schemaVersion\":1,\"fsLayers\":[]}", invalid(schema1)),
+        (200, &[], "{\"schemaVersion\":2}", invalid("what it serves as a manifest is neither an image nor an index")),
+        (200, &[("docker-content-digest", "md5:1")], "{}", invalid("its digest header is no digest")),
+    ];
+    for (status, headers, body, expected) in cases {
+        assert_eq!(with_fault(always(status, headers, body)).await, Err(expected), "{status} {headers:?} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_bare_404_counts_when_the_api_root_is_that_of_a_registry() {
+    let answer = with_fault(|seen, _| {
+        let manifest = seen.path.contains("/manifests/");
+        manifest.then(|| reply(StatusCode::NOT_FOUND, &[], Body::empty()))
+    });
+    assert_eq!(answer.await, Err(Error::NotFound { image: image() }));
+}
+
+#[tokio::test]
+async fn a_digest_header_that_does_not_fit_the_body_is_an_error() {
+    let other = hash::of(Algorithm::Sha256, MANIFEST);
+    let actual = hash::of(Algorithm::Sha256, INDEX);
+    let header: &'static str = Box::leak(other.to_string().into_boxed_str());
+    let answer = with_fault(move |seen, _| {
+        Some(if seen.method == Method::HEAD {
+            reply(StatusCode::OK, &[], Body::empty())
+        } else {
+            reply(StatusCode::OK, &[("docker-content-digest", header)], Body::from(INDEX))
+        })
+    });
+    assert_eq!(answer.await, Err(invalid(&format!("the bytes of the manifest have the digest {actual}, not {other}"))));
+}
+
+#[tokio::test]
+async fn another_digest_than_the_pinned_one_is_an_error() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    let other = hash::of(Algorithm::Sha256, b"other");
+    let index = registry.content.lock().unwrap().manifests["v1"].clone();
+    registry.content.lock().unwrap().manifests.insert(other.to_string(), index);
+    let pinned: ImageRef = registry.image("a").with_digest(&other).parse().unwrap();
+    let error = ask(&registry, &pinned, &Credentials::anonymous()).await.unwrap_err();
+    assert_eq!(error.reason(), "InvalidResponse");
+}
+
+#[tokio::test]
+async fn a_registry_that_hangs_costs_no_more_than_the_deadline() {
+    for in_body in [false, true] {
+        let registry = TestRegistry::start().await;
+        registry.fault(move |seen, _| {
+            Some(match (seen.method == Method::HEAD, in_body) {
+                (true, _) => reply(StatusCode::OK, &[], Body::empty()),
+                (false, true) => reply(StatusCode::OK, &[("content-type", INDEX_TYPE)], hanging_body(b"{")),
+                (false, false) => reply(StatusCode::OK, &[("content-length", "2")], hanging_body(b"")),
+            })
+        });
+        let started = Instant::now();
+        let deadline = Duration::from_millis(600);
+        let image = registry.image("a:v1");
+        let answer = resolve(&image, &Credentials::anonymous(), &plain_http(), deadline).await;
+        assert_eq!(answer, Err(Error::Timeout { image: image.to_string(), after: deadline }));
+        assert!(started.elapsed() < Duration::from_secs(3));
+    }
+}
+
+#[tokio::test]
+async fn a_listener_that_never_speaks_is_a_timeout() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let image: ImageRef = format!("{}/a", listener.local_addr().unwrap()).parse().unwrap();
+    for insecure in [false, true] {
+        let options = RegistryOptions { insecure, insecure_skip_tls_verify: false };
+        let answer = resolve(&image, &Credentials::anonymous(), &options, Duration::from_millis(500)).await;
+        assert_eq!(answer.unwrap_err().reason(), "Timeout");
+    }
+}
+
+#[tokio::test]
+async fn broken_connections_are_told_apart() {
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let registry = TestRegistry::start().await;
+    for (host, insecure, reason) in [
+        (closed.as_str(), false, "Unreachable"),
+        (closed.as_str(), true, "Unreachable"),
+        ("registry.invalid", false, "Unreachable"),
+        (registry.address.as_str(), false, "TlsError"),
+    ] {
+        let image: ImageRef = format!("{host}/a:v1").parse().unwrap();
+        let options = RegistryOptions { insecure, insecure_skip_tls_verify: false };
+        let error = resolve(&image, &Credentials::anonymous(), &options, DEADLINE).await.unwrap_err();
+        assert_eq!(error.reason(), reason, "{host}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn an_endless_manifest_is_not_read() {
+    let answer = with_fault(|seen, _| {
+        let endless =
+            futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 65536])));
+        let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from_stream(endless) };
+        Some(reply(StatusCode::OK, &[], body))
+    });
+    assert_eq!(answer.await, Err(invalid("an answer of more than 4194304 bytes")));
+}
+
+#[tokio::test]
+async fn basic_authentication_is_used_where_the_registry_asks_for_it() {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    registry.require_basic();
+    let image = registry.image("team/app:v1");
+    let host = registry.address.clone();
+    assert_eq!(ask(&registry, &image, &credentials(&[(&host, "user", "hunter2")])).await, Ok(digest));
+    let error = ask(&registry, &image, &credentials(&[(&host, "user", "wrong")])).await.unwrap_err();
+    assert_eq!(error.reason(), "Unauthorized");
+    let error = ask(&registry, &image, &credentials(&[("other", "user", "hunter2")])).await.unwrap_err();
+    assert_eq!(error.reason(), "Unauthorized");
+    let anonymous = registry.content.lock().unwrap().seen.last().unwrap().authorization.clone();
+    assert_eq!(anonymous, None, "credentials of another registry were sent");
+}
+
+#[tokio::test]
+async fn every_matching_credential_is_tried_and_one_refusal_makes_a_404_uncertain() {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    registry.require_basic();
+    let host = registry.address.clone();
+    let exact = format!("{host}/team");
+    let both = credentials(&[(&exact, "user", "wrong"), (&host, "user", "hunter2")]);
+    assert_eq!(ask(&registry, &registry.image("team/app:v1"), &both).await, Ok(digest));
+    let error = ask(&registry, &registry.image("team/app:none"), &both).await.unwrap_err();
+    assert_eq!(error.reason(), "Unauthorized");
+    let valid = credentials(&[(&host, "user", "hunter2")]);
+    let error = ask(&registry, &registry.image("team/app:none"), &valid).await.unwrap_err();
+    assert_eq!(error.reason(), "NotFound");
+}
+
+/// A registry that wants a bearer token; `token` answers the token server's requests.
+async fn with_tokens(token: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> (TestRegistry, Digest) {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    let challenge = format!(r#"Bearer realm="http://{}/token",service="the registry""#, registry.address);
+    registry.fault(move |seen, _| {
+        if seen.path.starts_with("/token") {
+            return Some(token(seen));
+        }
+        let allowed = seen.authorization.as_deref() == Some("Bearer token-value");
+        (!allowed).then(|| reply(StatusCode::UNAUTHORIZED, &[("www-authenticate", &challenge)], Body::empty()))
+    });
+    (registry, digest)
+}
+
+#[tokio::test]
+async fn a_bearer_token_is_fetched_once_with_the_credentials() {
+    for body in [
+        r#"{"token":"token-value"}"#,
+        r#"{"access_token":"token-value"}"#,
+        r#"{"token":"","access_token":"token-value"}"#,
+    ] {
+        let (registry, digest) = with_tokens(move |seen| {
+            let known = seen.authorization.as_deref() == Some("Basic dXNlcjpodW50ZXIy");
+            reply(if known { StatusCode::OK } else { StatusCode::UNAUTHORIZED }, &[], Body::from(body))
+        })
+        .await;
+        let known = credentials(&[(&registry.address, "user", "hunter2")]);
+        assert_eq!(ask(&registry, &registry.image("team/app:v1"), &known).await, Ok(digest));
+        assert_eq!(
+            registry.requests(),
+            [
+                "HEAD /v2/team/app/manifests/v1",
+                "GET /token?service=the+registry&scope=repository%3Ateam%2Fapp%3Apull",
+                "HEAD /v2/team/app/manifests/v1",
+            ]
+        );
+        let error = ask(&registry, &registry.image("team/app:v1"), &Credentials::anonymous()).await.unwrap_err();
+        assert_eq!(error.reason(), "Unauthorized");
+    }
+}
+
+#[tokio::test]
+async fn a_failing_token_server_is_not_a_missing_image() {
+    let cases: [(u16, &str, &str); 9] = [
+        (401, "", "Unauthorized"),
+        (403, "", "Forbidden"),
+        (404, "", "InvalidResponse"),
+        (429, "", "RateLimited"),
+        (500, "", "RegistryError"),
+        (200, "no json", "InvalidResponse"),
+        (200, "{}", "InvalidResponse"),
+        (200, r#"{"token":"line\nfeed"}"#, "InvalidResponse"),
+        (200, r#"{"token":"another"}"#, "Unauthorized"),
+    ];
+    for (status, body, reason) in cases {
+        let status = StatusCode::from_u16(status).unwrap();
+        let (registry, _) = with_tokens(move |_| reply(status, &[], Body::from(body))).await;
+        let error = ask(&registry, &registry.image("team/app:v1"), &Credentials::anonymous()).await.unwrap_err();
+        assert_eq!(error.reason(), reason, "{status} {body}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn redirections_do_not_carry_credentials_to_another_host() {
+    let other = TestRegistry::start().await;
+    let digest = other.put_manifest("v1", INDEX_TYPE, INDEX);
+    let registry = TestRegistry::start().await;
+    let target = format!("http://{}/v2/team/app/manifests/v1", other.address);
+    registry.fault(move |seen, _| {
+        Some(match seen.authorization {
+            None => reply(StatusCode::UNAUTHORIZED, &[("www-authenticate", "Basic realm=x")], Body::empty()),
+            Some(_) => reply(StatusCode::TEMPORARY_REDIRECT, &[("location", &target)], Body::empty()),
+        })
+    });
+    let known = credentials(&[(&registry.address, "user", "hunter2")]);
+    assert_eq!(ask(&registry, &registry.image("team/app:v1"), &known).await, Ok(digest));
+    assert_eq!(other.content.lock().unwrap().seen[0].authorization, None);
+}
+
+#[tokio::test]
+async fn endless_redirections_end() {
+    let answer = with_fault(|seen, _| Some(reply(StatusCode::FOUND, &[("location", &seen.path)], Body::empty())));
+    assert_eq!(answer.await, Err(invalid("too many redirections")));
+}

@@ -1,0 +1,218 @@
+//! The product in the bed: an edition installed as users install it, and its manager as a process that has nothing
+//! but the token of its ServiceAccount under the RBAC that ships.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, PostParams};
+
+use super::bed::{bed, free_port};
+use super::control_plane::ControlPlane;
+use super::process::Process;
+use super::{HOST, eventually};
+
+/// Namespace of every edition.
+pub const NAMESPACE: &str = "kmm-operator-system";
+
+/// What is installed by which overlay of `config/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edition {
+    Hub,
+    Spoke,
+    Standalone,
+}
+
+impl Edition {
+    pub fn overlay(self) -> &'static str {
+        match self {
+            Self::Hub => "config/default-hub",
+            Self::Spoke => "config/default-spoke",
+            Self::Standalone => "config/default",
+        }
+    }
+
+    /// Name of the manager's Deployment and ServiceAccount.
+    pub fn manager(self) -> &'static str {
+        match self {
+            Self::Hub => "kmm-operator-hub-controller",
+            Self::Spoke | Self::Standalone => "kmm-operator-controller",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Hub => &["manager", "--mode=hub"],
+            Self::Spoke => &["manager", "--mode=spoke"],
+            Self::Standalone => &["manager"],
+        }
+    }
+}
+
+/// Applies the edition's overlay and waits until its kinds are served. Its Deployment stays without a pod where
+/// there is no node, so that a process may take its place.
+pub async fn install(cluster: &ControlPlane, edition: Edition) -> Result<()> {
+    let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join(edition.overlay());
+    cluster.apply_kustomization(&overlay).await?;
+    let crds: Api<CustomResourceDefinition> = Api::all(cluster.admin().await?);
+    eventually(Duration::from_secs(30), "the CRDs to be established", || async {
+        let list = crds.list(&kube::api::ListParams::default()).await?;
+        let established = |crd: &CustomResourceDefinition| {
+            let conditions = crd.status.as_ref().and_then(|status| status.conditions.as_ref());
+            conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Established" && c.status == "True"))
+        };
+        Ok(list.items.iter().all(established).then_some(()))
+    })
+    .await
+}
+
+/// A manager that runs as a process. Dropping it kills it with SIGKILL.
+#[derive(Debug)]
+pub struct Manager {
+    edition: Edition,
+    dir: PathBuf,
+    kubeconfig: PathBuf,
+    port: u16,
+    environment: Vec<(String, String)>,
+    process: Process,
+}
+
+impl Manager {
+    /// Starts the manager of an installed edition and waits until it is ready.
+    pub async fn start(cluster: &ControlPlane, edition: Edition) -> Result<Self> {
+        Self::start_with(cluster, edition, &[]).await
+    }
+
+    /// The same with further environment variables, for instance `KMM_LOG`.
+    pub async fn start_with(cluster: &ControlPlane, edition: Edition, environment: &[(&str, &str)]) -> Result<Self> {
+        let kubeconfig = eventually(Duration::from_secs(20), "the manager's ServiceAccount", || async {
+            Ok(cluster.service_account_kubeconfig(NAMESPACE, edition.manager()).await.ok())
+        })
+        .await?;
+        let dir = bed()?.new_dir("manager")?;
+        let port = free_port()?;
+        let environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let process = spawn(edition, &dir, &kubeconfig, port, &environment)?;
+        let mut manager = Self { edition, dir, kubeconfig, port, environment, process };
+        manager.wait_ready().await?;
+        Ok(manager)
+    }
+
+    /// Waits until `/readyz` says so; the error holds what is missing and the end of the log.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let url = format!("http://{HOST}:{}/readyz", self.port);
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
+        for _ in 0..600 {
+            self.process.check()?;
+            if let Ok(answer) = client.get(&url).send().await
+                && answer.status().is_success()
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let missing = client.get(&url).send().await?.text().await?;
+        ensure!(missing.is_empty(), "the manager is not ready: {missing}\n{}", self.log_tail(20));
+        Ok(())
+    }
+
+    /// SIGKILL, as a crash would end it.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM; returns the exit code once it has ended.
+    pub async fn terminate(&mut self) -> Result<Option<i32>> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.process.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        for _ in 0..200 {
+            if let Some(status) = self.process.ended()? {
+                return Ok(status.code());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::bail!("the manager did not end within 20 s of SIGTERM:\n{}", self.log_tail(20))
+    }
+
+    /// Starts the same manager again and waits until it is ready.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = spawn(self.edition, &self.dir, &self.kubeconfig, self.port, &self.environment)?;
+        self.wait_ready().await
+    }
+
+    pub fn log_tail(&self, lines: usize) -> String {
+        self.process.log_tail(lines)
+    }
+
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(reqwest::get(format!("http://{HOST}:{}/metrics", self.port)).await?.text().await?)
+    }
+
+    /// Highest resident memory so far, bytes (VmHWM).
+    pub fn peak_memory(&self) -> Result<u64> {
+        memory(self.process.id(), "VmHWM:")
+    }
+}
+
+/// A memory figure of `/proc/<pid>/status`, bytes.
+pub fn memory(pid: u32, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024)
+}
+
+/// The executable: the one that Cargo built with the tests, or `KMM_BIN` (the bench measures a release build).
+pub fn executable() -> String {
+    std::env::var("KMM_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_kmm").to_owned())
+}
+
+fn spawn(
+    edition: Edition,
+    dir: &Path,
+    kubeconfig: &Path,
+    port: u16,
+    environment: &[(String, String)],
+) -> Result<Process> {
+    let mut command = Command::new(executable());
+    command
+        .args(edition.arguments())
+        .env_remove("KMM_MANAGED")
+        .env("KUBECONFIG", kubeconfig)
+        .env("OPERATOR_NAMESPACE", NAMESPACE)
+        .env("POD_NAME", format!("manager-{port}"))
+        .env("RELATED_IMAGE_WORKER", "registry.invalid/kmm:test")
+        .env("KMM_HEALTH_ADDRESS", format!("{HOST}:{port}"))
+        .env("KMM_LOG_FORMAT", "text")
+        .envs(environment.iter().map(|(key, value)| (key, value)));
+    Process::spawn("manager", dir, command)
+}
+
+/// A kubeconfig with the token that the worker on `node` would have: of its ServiceAccount, bound to the Node.
+pub async fn worker_kubeconfig(cluster: &ControlPlane, node: &str) -> Result<PathBuf> {
+    let client = cluster.admin().await?;
+    let node = Api::<Node>::all(client.clone()).get(node).await?;
+    let api: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
+    let bound = BoundObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: node.metadata.name.clone(),
+        uid: node.metadata.uid.clone(),
+    };
+    let spec = TokenRequestSpec {
+        expiration_seconds: Some(3600),
+        bound_object_ref: Some(bound),
+        ..TokenRequestSpec::default()
+    };
+    let request = TokenRequest { spec, ..TokenRequest::default() };
+    let answer = api.create_token_request("kmm-operator-worker", &PostParams::default(), &request).await?;
+    let token = answer.status.context("a token request was answered without a token")?.token;
+    let name = format!("worker-{}", node.metadata.name.unwrap_or_default());
+    cluster.write_kubeconfig_user(&name, serde_json::json!({ "token": token }))
+}
