@@ -26,3 +26,4 @@ pub mod core;
 pub mod hub;
 pub mod oci;
 pub mod runtime;
+pub mod worker;
