@@ -28,3 +28,4 @@ pub mod hub;
 pub mod images;
 pub mod oci;
 pub mod runtime;
+pub mod worker;

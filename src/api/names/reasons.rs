@@ -137,6 +137,8 @@ closed_list! {
         LoadNotProved,
         /// Another file is loaded under that name; it is not touched.
         LoadedOtherFile,
+        /// The file is loaded with other parameters; it is not touched.
+        LoadedOtherParameters,
         /// Two Modules want the same kernel module in different files.
         Conflict,
         /// A module of the kernel itself that is to be removed first is built in, in use or refused to go.
