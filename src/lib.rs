@@ -25,3 +25,4 @@ pub mod api;
 pub mod core;
 pub mod oci;
 pub mod runtime;
+pub mod spoke;
