@@ -1,8 +1,9 @@
 //! The CustomResourceDefinitions of the kinds of ours.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
-use serde_json::Value;
 
 use super::{ManagedClusterModule, Module, ModuleImagesConfig, NodeModulesConfig};
 
@@ -52,31 +53,36 @@ pub fn to_yaml(definitions: &[CustomResourceDefinition]) -> Result<String, Error
     Ok(printed)
 }
 
+/// The definition as it is installed: see [`crds`].
 fn finished(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     definition.spec.names.list_kind = Some(format!("{}List", definition.spec.names.kind));
-    for version in &mut definition.spec.versions {
-        let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) else {
-            continue;
-        };
+    let schemas = definition.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
+    for schema in schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()) {
+        schema.title = None;
         schema.required = None;
-        let Ok(mut value) = serde_json::to_value(&*schema) else { continue };
-        drop_nullable(&mut value);
-        if let Ok(plain) = serde_json::from_value(value) {
-            *schema = plain;
+        settle(schema);
+        let properties = schema.properties.get_or_insert_default();
+        for (name, type_) in [("apiVersion", "string"), ("kind", "string"), ("metadata", "object")] {
+            let property = JSONSchemaProps { type_: Some(type_.into()), ..Default::default() };
+            properties.entry(name.into()).or_insert(property);
         }
     }
     definition
 }
 
-fn drop_nullable(schema: &mut Value) {
-    match schema {
-        Value::Object(members) => {
-            if members.get("nullable").is_some_and(Value::is_boolean) {
-                members.remove("nullable");
-            }
-            members.values_mut().for_each(drop_nullable);
-        }
-        Value::Array(items) => items.iter_mut().for_each(drop_nullable),
-        _ => {}
+/// Brings a schema, and everything below it, to the form that Go's generator gives it.
+fn settle(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    if schema.x_kubernetes_int_or_string == Some(true) {
+        let either = ["integer", "string"];
+        schema.any_of =
+            Some(either.map(|type_| JSONSchemaProps { type_: Some(type_.into()), ..Default::default() }).into());
+    }
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(settle);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        settle(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        settle(values);
     }
 }

@@ -3,6 +3,9 @@
 //! Source: `api-hub/v1beta1/managedclustermodule_types.go` of KMM; fields that are not there are
 //! listed, with the reason for each, in the compatibility test of the CRDs.
 
+// printer columns of one type repeat it, which is what their attribute asks for
+#![allow(clippy::duplicated_attributes)]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;

@@ -3,6 +3,9 @@
 //! Source: `api/v1beta1/moduleimagesconfig_types.go` of KMM; fields that are not there are listed,
 //! with the reason for each, in the compatibility test of the CRDs.
 
+// printer columns of one type repeat it, which is what their attribute asks for
+#![allow(clippy::duplicated_attributes)]
+
 use k8s_openapi::api::core::v1::{LocalObjectReference, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
@@ -10,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::module_spec::{Build, Sign, TLSOptions};
-use super::schema::{embedded, plain_integer};
+use super::schema::{embedded, plain_integer, without_default};
 use super::wire::{default_dir_name, default_pull_policy, is_false, null_as_default, pull_policy, wire_enum};
 
 /// Which images are asked for.
@@ -112,6 +115,7 @@ impl Default for ModuleImageSpec {
 /// What is known of the images.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["imagesStates"]))]
 pub struct ModuleImagesConfigStatus {
     /// What holds of the images as a whole; `Ready` sums it up.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
@@ -126,7 +130,7 @@ pub struct ModuleImagesConfigStatus {
     pub image_rebuild_trigger_generation: Option<i64>,
     /// State of each image. Always written, also when empty: the schema requires it.
     #[serde(default, deserialize_with = "null_as_default")]
-    #[schemars(required)]
+    #[schemars(transform = without_default)]
     pub images_states: Vec<ImageState>,
     /// Generation of the ModuleImagesConfig that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]

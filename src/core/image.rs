@@ -63,7 +63,9 @@ pub enum ParseError {
         tag: String,
     },
     /// The digest breaks the grammar.
-    #[error("{value:?} is no digest: use sha256:<64 hexadecimal digits> or sha512:<128 hexadecimal digits>, in lower case")]
+    #[error(
+        "{value:?} is no digest: use sha256:<64 hexadecimal digits> or sha512:<128 hexadecimal digits>, in lower case"
+    )]
     Digest {
         /// What was given.
         value: String,
@@ -328,9 +330,9 @@ fn is_path_component(component: &str) -> bool {
     if !bytes.first().copied().is_some_and(word) || !bytes.last().copied().is_some_and(word) {
         return false;
     }
-    component.split(|character: char| character.is_ascii_lowercase() || character.is_ascii_digit()).all(|separator| {
-        matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
-    })
+    component
+        .split(|character: char| character.is_ascii_lowercase() || character.is_ascii_digit())
+        .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-'))
 }
 
 #[cfg(test)]
@@ -380,10 +382,8 @@ mod tests {
     fn what_is_no_reference_is_named_with_the_part_that_is_wrong() {
         let long = format!("quay.io/{}", "a".repeat(248));
         let digest = |value: &str| ParseError::Digest { value: value.to_owned() };
-        let repository = |value: &str, part: &str| ParseError::Repository {
-            value: value.to_owned(),
-            repository: part.to_owned(),
-        };
+        let repository =
+            |value: &str, part: &str| ParseError::Repository { value: value.to_owned(), repository: part.to_owned() };
         let registry =
             |value: &str, part: &str| ParseError::Registry { value: value.to_owned(), registry: part.to_owned() };
         let tag = |value: &str, part: &str| ParseError::Tag { value: value.to_owned(), tag: part.to_owned() };

@@ -6,6 +6,8 @@ pub mod hash;
 pub mod image;
 pub mod kernel;
 pub mod kmod;
+pub mod mapping;
+pub mod regexp;
 pub mod selector;
 pub mod taints;
 pub mod template;

@@ -231,7 +231,8 @@ impl<'a> Session<'a> {
             return Err(self.invalid(format!("its token server answers with status {}", response.status().as_u16())));
         }
         let body = read_bounded(self, &mut response, MAX_TOKEN).await?;
-        let token: Token = serde_json::from_slice(&body).map_err(|_| self.invalid("its token server gives no token"))?;
+        let token: Token =
+            serde_json::from_slice(&body).map_err(|_| self.invalid("its token server gives no token"))?;
         let found = token.token.filter(|token| !token.is_empty()).or(token.access_token);
         found.filter(|token| !token.is_empty()).ok_or_else(|| self.invalid("its token server gives no token"))
     }
@@ -280,11 +281,7 @@ fn retry_after(value: &str) -> Option<Duration> {
 }
 
 /// Reads a whole answer of at most `max` bytes.
-pub(crate) async fn read_bounded(
-    session: &Session<'_>,
-    response: &mut Response,
-    max: usize,
-) -> Result<Vec<u8>, Error> {
+pub(crate) async fn read_bounded(session: &Session<'_>, response: &mut Response, max: usize) -> Result<Vec<u8>, Error> {
     let mut body = Vec::new();
     while let Some(piece) = next_piece(session, response).await? {
         if body.len() + piece.len() > max {
@@ -296,10 +293,7 @@ pub(crate) async fn read_bounded(
 }
 
 /// The next piece of an answer, `None` at its end.
-pub(crate) async fn next_piece(
-    session: &Session<'_>,
-    response: &mut Response,
-) -> Result<Option<bytes::Bytes>, Error> {
+pub(crate) async fn next_piece(session: &Session<'_>, response: &mut Response) -> Result<Option<bytes::Bytes>, Error> {
     response.chunk().await.map_err(|error| transport(session.image(), STALL, &error))
 }
 
@@ -312,14 +306,12 @@ fn transport(image: &ImageRef, after: Duration, error: &reqwest::Error) -> Error
     }
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return Error::TlsError { image, registry, why: tls.to_string() };
         }
-        if let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return Error::TlsError { image, registry, why: tls.to_string() };
-        }
-        match cause.source() {
+        // An I/O error hides what it wraps: its own source is that of the wrapped error.
+        let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or(cause.source()) {
             Some(source) => cause = source,
             None => break,
         }

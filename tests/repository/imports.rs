@@ -109,7 +109,8 @@ fn rooms_import_only_what_the_architecture_allows() {
 
 #[test]
 fn imports_are_found_in_single_and_grouped_paths() {
-    let code = "use crate::api::names;\nuse crate::{core::kernel, oci::{self, pull}, runtime};\nlet x = crate::hub::y();";
+    let code =
+        "use crate::api::names;\nuse crate::{core::kernel, oci::{self, pull}, runtime};\nlet x = crate::hub::y();";
     let rooms: Vec<_> = used_rooms(code).into_iter().collect();
     assert_eq!(rooms, ["api", "core", "hub", "oci", "runtime"]);
 }

@@ -173,7 +173,13 @@ pub fn executable() -> String {
     std::env::var("KMM_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_kmm").to_owned())
 }
 
-fn spawn(edition: Edition, dir: &Path, kubeconfig: &Path, port: u16, environment: &[(String, String)]) -> Result<Process> {
+fn spawn(
+    edition: Edition,
+    dir: &Path,
+    kubeconfig: &Path,
+    port: u16,
+    environment: &[(String, String)],
+) -> Result<Process> {
     let mut command = Command::new(executable());
     command
         .args(edition.arguments())

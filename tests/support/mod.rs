@@ -27,9 +27,13 @@
 pub mod audit;
 pub mod bed;
 pub mod control_plane;
+pub mod faulty;
+pub mod images;
+pub mod kmods;
 pub mod manager;
 pub mod pki;
 pub mod process;
+pub mod registry;
 
 pub use bed::{Bed, Kernel, bed};
 

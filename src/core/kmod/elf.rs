@@ -111,7 +111,8 @@ fn read_class<H: FileHeader<Endian = Endianness>>(data: &[u8], machine: &str) ->
     let modinfo = file.section_by_name(".modinfo").ok_or(Error::NoModinfo)?;
     let info = modinfo::parse(modinfo.data().map_err(not_elf)?);
     let identity = Identity { build_id: build_id(&file), srcversion: info.srcversion.clone() };
-    let has_symbol_versions = ["__versions", "__version_ext_crcs"].iter().any(|name| file.section_by_name(name).is_some());
+    let has_symbol_versions =
+        ["__versions", "__version_ext_crcs"].iter().any(|name| file.section_by_name(name).is_some());
     let mut undefined = Vec::new();
     let mut exported = Vec::new();
     for symbol in file.symbols() {
@@ -227,7 +228,8 @@ pub(crate) mod testing {
         file.extend_from_slice(&[0; 16]);
         file.extend_from_slice(&(64 + body.len() as u64).to_le_bytes());
         file.extend_from_slice(&[0; 4]);
-        for half in [64u16, 0, 0, 64, u16::try_from(headers.len()).unwrap(), u16::try_from(headers.len() - 1).unwrap()] {
+        for half in [64u16, 0, 0, 64, u16::try_from(headers.len()).unwrap(), u16::try_from(headers.len() - 1).unwrap()]
+        {
             file.extend_from_slice(&half.to_le_bytes());
         }
         assert_eq!(file.len(), 64);

@@ -35,7 +35,9 @@ pub fn parse(section: &[u8]) -> Modinfo {
             "vermagic" => info.vermagic = Some(value.to_owned()),
             "srcversion" => info.srcversion = Some(value.to_owned()),
             "version" => info.version = Some(value.to_owned()),
-            "depends" => info.depends.extend(value.split(',').map(str::trim).filter(|d| !d.is_empty()).map(super::kernel_name)),
+            "depends" => {
+                info.depends.extend(value.split(',').map(str::trim).filter(|d| !d.is_empty()).map(super::kernel_name))
+            }
             "softdep" => soft(value, &mut info),
             "parm" | "parmtype" => {
                 let name = super::kernel_name(value.split(':').next().unwrap_or_default().trim());
@@ -70,7 +72,8 @@ mod tests {
 
     #[test]
     fn every_key_that_matters_is_read() {
-        let section = b"license=GPL\0\0name=kmm-top\0vermagic=6.1.0-56-cloud-amd64 SMP preempt mod_unload modversions \0\
+        let section =
+            b"license=GPL\0\0name=kmm-top\0vermagic=6.1.0-56-cloud-amd64 SMP preempt mod_unload modversions \0\
             srcversion=ABC123\0version=1.2\0depends=kmm-base,crc32\0softdep=pre: a-b c post: d\0softdep=post: e\0\
             parm=level:how much\0parmtype=level:int\0parmtype=names:array of charp\0firmware=v/x.bin\0no_equals\0=\0";
         assert_eq!(

@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn the_loading_order_is_loaded_from_its_end() {
-        let all = candidates(&[("a", Image, &["c"], &[], &[]), ("b", Image, &[], &[], &[]), ("c", Image, &[], &[], &[])]);
+        let all =
+            candidates(&[("a", Image, &["c"], &[], &[]), ("b", Image, &[], &[], &[]), ("c", Image, &[], &[], &[])]);
         assert_eq!(order(&["a", "b", "c"], &all, &[]), pairs(&[("c", Named), ("b", Named), ("a", Named)]));
         assert_eq!(order(&["a", "b"], &all, &[]), pairs(&[("b", Named), ("c", Needed), ("a", Named)]));
         assert_eq!(order(&["c", "a"], &all, &[]), pairs(&[("c", Named), ("a", Named)]));

@@ -4,7 +4,9 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The value needs quotes and holds one.
-    #[error("parameter `{0}` holds both white space and a double quote, which the kernel cannot take; use one or the other")]
+    #[error(
+        "parameter `{0}` holds both white space and a double quote, which the kernel cannot take; use one or the other"
+    )]
     Quotes(String),
     /// A zero byte or an empty name.
     #[error("parameter `{0}` has no name or holds a zero byte; write `name=value`")]
@@ -153,11 +155,7 @@ mod tests {
     fn an_encoded_string_is_taken_apart_again() {
         assert_eq!(
             decode("a-b=1 c name=\"two words\" a_b=2"),
-            vec![
-                ("c".into(), None),
-                ("name".into(), Some("two words".into())),
-                ("a_b".into(), Some("2".into())),
-            ]
+            vec![("c".into(), None), ("name".into(), Some("two words".into())), ("a_b".into(), Some("2".into())),]
         );
     }
 

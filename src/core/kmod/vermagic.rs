@@ -9,7 +9,12 @@
 ///
 /// # Errors
 /// One sentence with both values.
-pub fn check(module: Option<&str>, has_symbol_versions: bool, kernel: Option<&str>, release: &str) -> Result<(), String> {
+pub fn check(
+    module: Option<&str>,
+    has_symbol_versions: bool,
+    kernel: Option<&str>,
+    release: &str,
+) -> Result<(), String> {
     // A module without vermagic loads only by force; the kernel says so if it minds.
     let Some(module) = module.map(str::trim) else { return Ok(()) };
     let (module_release, module_flags) = module.split_once(' ').unwrap_or((module, ""));

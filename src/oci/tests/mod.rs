@@ -146,4 +146,3 @@ fn credentials(users: &[(&str, &str, &str)]) -> Credentials {
         .collect();
     Credentials::from_docker_config_json(serde_json::json!({ "auths": auths }).to_string().as_bytes()).unwrap()
 }
-

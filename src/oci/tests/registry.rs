@@ -94,7 +94,11 @@ async fn a_registry_that_refuses_head_requests_is_asked_with_get() {
 }
 
 /// Answers every request alike.
-fn always(status: u16, headers: &'static [(&str, &str)], body: &'static str) -> impl Fn(&Seen, usize) -> Option<Response> {
+fn always(
+    status: u16,
+    headers: &'static [(&str, &str)],
+    body: &'static str,
+) -> impl Fn(&Seen, usize) -> Option<Response> {
     move |seen, _| {
         let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(body) };
         Some(reply(StatusCode::from_u16(status).unwrap(), headers, body))
@@ -234,7 +238,8 @@ async fn broken_connections_are_told_apart() {
 #[tokio::test]
 async fn an_endless_manifest_is_not_read() {
     let answer = with_fault(|seen, _| {
-        let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 65536])));
+        let endless =
+            futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 65536])));
         let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from_stream(endless) };
         Some(reply(StatusCode::OK, &[], body))
     });
@@ -290,7 +295,11 @@ async fn with_tokens(token: impl Fn(&Seen) -> Response + Send + Sync + 'static) 
 
 #[tokio::test]
 async fn a_bearer_token_is_fetched_once_with_the_credentials() {
-    for body in [r#"{"token":"token-value"}"#, r#"{"access_token":"token-value"}"#, r#"{"token":"","access_token":"token-value"}"#] {
+    for body in [
+        r#"{"token":"token-value"}"#,
+        r#"{"access_token":"token-value"}"#,
+        r#"{"token":"","access_token":"token-value"}"#,
+    ] {
         let (registry, digest) = with_tokens(move |seen| {
             let known = seen.authorization.as_deref() == Some("Basic dXNlcjpodW50ZXIy");
             reply(if known { StatusCode::OK } else { StatusCode::UNAUTHORIZED }, &[], Body::from(body))

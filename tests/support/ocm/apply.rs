@@ -148,8 +148,7 @@ impl Manifest<'_> {
         if owners.iter().any(|owner| owner.uid == uid) == self.owned {
             return Ok(object);
         }
-        let mut all: Vec<Value> =
-            owners.iter().filter(|owner| owner.uid != uid).map(|owner| json!(owner)).collect();
+        let mut all: Vec<Value> = owners.iter().filter(|owner| owner.uid != uid).map(|owner| json!(owner)).collect();
         if self.owned {
             all.push(self.owner.clone());
         }
@@ -213,10 +212,30 @@ fn overlay(have: &mut Value, want: &Value) {
 /// The place of a kind in the order of writing; kinds that Kubernetes does not know come last.
 pub fn kind_rank(kind: &str) -> usize {
     const ORDER: [&str; 24] = [
-        "CustomResourceDefinition", "Namespace", "PriorityClass", "ResourceQuota", "LimitRange", "NetworkPolicy",
-        "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Secret", "ConfigMap",
-        "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "Service", "DaemonSet", "Deployment",
-        "StatefulSet", "Job", "CronJob", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration",
+        "CustomResourceDefinition",
+        "Namespace",
+        "PriorityClass",
+        "ResourceQuota",
+        "LimitRange",
+        "NetworkPolicy",
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "Secret",
+        "ConfigMap",
+        "StorageClass",
+        "PersistentVolume",
+        "PersistentVolumeClaim",
+        "Service",
+        "DaemonSet",
+        "Deployment",
+        "StatefulSet",
+        "Job",
+        "CronJob",
+        "MutatingWebhookConfiguration",
+        "ValidatingWebhookConfiguration",
     ];
     ORDER.iter().position(|known| *known == kind).unwrap_or(ORDER.len())
 }

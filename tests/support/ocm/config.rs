@@ -88,6 +88,20 @@ impl ResourceMeta {
         last.is_some_and(|config| config["feedbackScrapeType"] == "Watch")
     }
 
+    /// What the work asks for about this object and this stand-in cannot do.
+    pub fn unsupported(&self, work: &Value) -> Option<&'static str> {
+        let is_asked = |value: &Value| value.as_array().is_some_and(|rules| !rules.is_empty());
+        if !work["spec"]["executor"].is_null() {
+            Some("executors are not supported by this agent")
+        } else if is_asked(self.config(work, "conditionRules")) {
+            Some("condition rules are not supported by this agent")
+        } else if is_asked(&self.config(work, "updateStrategy")["serverSideApply"]["ignoreFields"]) {
+            Some("ignoreFields is not supported by this agent")
+        } else {
+            None
+        }
+    }
+
     /// Whether the object goes when the work goes.
     pub fn is_owned(&self, work: &Value) -> bool {
         match text(work, "/spec/deleteOption/propagationPolicy") {

@@ -1,9 +1,9 @@
 //! The end of a work: its record goes first, with the record what was applied, and last the finalizers.
 
 use anyhow::{Context, Result};
+use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::GroupVersionKind;
-use kube::Client;
 use serde_json::{Value, json};
 
 use super::kinds::{

@@ -95,10 +95,9 @@ fn well_known_paths(api_version: &str, kind: &str) -> Vec<Value> {
             ("JobComplete", r#".status.conditions[?(@.type=="Complete")].status"#),
             ("JobSucceeded", ".status.succeeded"),
         ],
-        ("v1", "Pod") => &[
-            ("PodReady", r#".status.conditions[?(@.type=="Ready")].status"#),
-            ("PodPhase", ".status.phase"),
-        ],
+        ("v1", "Pod") => {
+            &[("PodReady", r#".status.conditions[?(@.type=="Ready")].status"#), ("PodPhase", ".status.phase")]
+        }
         _ => &[],
     };
     paths.iter().map(|(name, path)| json!({"name": name, "path": path})).collect()

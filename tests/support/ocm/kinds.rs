@@ -100,8 +100,16 @@ pub fn now() -> String {
 }
 
 /// Sets one condition by type; the transition time moves only with the status.
-pub fn set_condition(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str, generation: Option<i64>) {
-    let mut new = json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now()});
+pub fn set_condition(
+    conditions: &mut Vec<Value>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    generation: Option<i64>,
+) {
+    let mut new =
+        json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now()});
     if let Some(generation) = generation {
         new["observedGeneration"] = json!(generation);
     }

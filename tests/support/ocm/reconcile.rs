@@ -107,6 +107,10 @@ async fn apply_manifests(agent: &WorkAgent, work: &Value, record: &Value) -> Vec
     for at in order {
         let Some(mapping) = outcomes[at].mapping.clone() else { continue };
         let meta = &outcomes[at].meta;
+        if let Some(reason) = meta.unsupported(work) {
+            outcomes[at].result = Err(Failure::Conflict(reason.to_owned()));
+            continue;
+        }
         let manifest = Manifest {
             object: &manifests[at],
             mapping: &mapping,
@@ -132,7 +136,14 @@ fn applied_status(work: &Value, outcomes: &[Outcome]) -> Value {
         let mut conditions = list(&entry, "/conditions").to_vec();
         match &outcome.result {
             Ok(_) => {
-                set_condition(&mut conditions, "Applied", "True", "AppliedManifestComplete", "Apply manifest complete", None);
+                set_condition(
+                    &mut conditions,
+                    "Applied",
+                    "True",
+                    "AppliedManifestComplete",
+                    "Apply manifest complete",
+                    None,
+                );
             }
             Err(Failure::Retry(message) | Failure::Conflict(message)) => {
                 let message = format!("Failed to apply manifest: {message}");

@@ -20,7 +20,6 @@ const MAX_WATCHES: usize = 50;
 type Listeners = Arc<Mutex<HashMap<String, Vec<Weak<Notify>>>>>;
 
 /// The watches of one agent; all of them end when it is dropped.
-#[derive(Debug)]
 pub struct Watches {
     spoke: Client,
     open: Mutex<HashMap<(String, String), (AbortHandle, Listeners)>>,

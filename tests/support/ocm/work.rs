@@ -10,8 +10,8 @@ use anyhow::Result;
 use futures::{StreamExt, pin_mut};
 use kube::Client;
 use kube::api::{DynamicObject, Patch, PatchParams};
-use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::WatchStreamExt;
+use kube_runtime::watcher::{self, Event, watcher};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -31,7 +31,6 @@ const WORKERS: usize = 10;
 const DELETE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
 
 /// What all tasks of one agent share.
-#[derive(Debug)]
 pub struct WorkAgent {
     /// The hub, with the rights of the cluster's agent.
     pub hub: Client,
@@ -48,7 +47,14 @@ pub struct WorkAgent {
 }
 
 impl WorkAgent {
-    pub fn new(hub: Client, spoke: Client, cluster: &str, agent_id: &str, hub_hash: String, options: OcmOptions) -> Self {
+    pub fn new(
+        hub: Client,
+        spoke: Client,
+        cluster: &str,
+        agent_id: &str,
+        hub_hash: String,
+        options: OcmOptions,
+    ) -> Self {
         Self {
             hub,
             spoke: spoke.clone(),
@@ -286,7 +292,11 @@ impl WorkTask {
             }
             Ok(delete::Progress::Pending) => self.pause_deletion(),
             Err(error) => {
-                debug!(work = text(&self.work, "/metadata/name"), error = format!("{error:#}"), "deletion not finished");
+                debug!(
+                    work = text(&self.work, "/metadata/name"),
+                    error = format!("{error:#}"),
+                    "deletion not finished"
+                );
                 self.pause_deletion()
             }
         }

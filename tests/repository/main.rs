@@ -1,0 +1,8 @@
+//! What must hold of the repository as a whole: generated files, names and the API that users rely on.
+
+mod crd_compat;
+mod files;
+mod imports;
+mod names;
+mod objects;
+mod schema_facts;
