@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::api::names::ClusterReason;
 use crate::core::hash::{self, NameForm};
 use crate::hub::intern;
 use crate::hub::manifest_work::Target;
 use crate::hub::standing::{Phase, Standing};
 use crate::hub::tally::Tally;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
-use crate::api::names::ClusterReason;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::{Change, ObjectKey, Store};
@@ -170,7 +170,8 @@ impl Fleet {
             return;
         }
         let cluster = intern::text(&change.key.name);
-        let selects = |module: &FleetModule, side: Option<&Cluster>| side.is_some_and(|side| module.selects(&side.labels));
+        let selects =
+            |module: &FleetModule, side: Option<&Cluster>| side.is_some_and(|side| module.selects(&side.labels));
         self.modules.for_each(|key, module| {
             if selects(module, change.old.as_deref()) || selects(module, change.new.as_deref()) {
                 self.work_queue.add(Target { module: intern::text(&key.name), cluster: Arc::clone(&cluster) });
@@ -195,7 +196,8 @@ impl Fleet {
         if kernels.is_empty() {
             return;
         }
-        let affected = |cluster: &Cluster| cluster.kernels.known().iter().any(|kernel| kernels.binary_search(kernel).is_ok());
+        let affected =
+            |cluster: &Cluster| cluster.kernels.known().iter().any(|kernel| kernels.binary_search(kernel).is_ok());
         for cluster in self.selected(&module, affected) {
             self.work_queue.add(Target { module: Arc::clone(&module.name), cluster });
         }

@@ -63,7 +63,13 @@ impl std::fmt::Debug for Hub {
 
 impl Hub {
     /// Starts the watches as tasks; a replica that waits for the lease has its stores filled already.
-    pub fn start(settings: HubSettings, client: kube::Client, metrics: &Metrics, readiness: &Readiness, tasks: &mut Tasks) -> Self {
+    pub fn start(
+        settings: HubSettings,
+        client: kube::Client,
+        metrics: &Metrics,
+        readiness: &Readiness,
+        tasks: &mut Tasks,
+    ) -> Self {
         let (modules, modules_writer) = store();
         let (clusters, clusters_writer) = store();
         let (images, images_writer) = store();
@@ -79,7 +85,8 @@ impl Hub {
 
         let of = Arc::clone(&fleet);
         let gate = readiness.gate("watch of ManagedClusters");
-        let watch = drive(Api::all(client.clone()), config(), clusters_writer, gate, move |change| of.on_cluster(change));
+        let watch =
+            drive(Api::all(client.clone()), config(), clusters_writer, gate, move |change| of.on_cluster(change));
         tasks.spawn_endless("watch of ManagedClusters", watch);
 
         let of = Arc::clone(&fleet);

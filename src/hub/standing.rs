@@ -106,7 +106,9 @@ impl Standing {
             return standing.because(Phase::Waiting, ClusterReason::ImagesNotReady, &message);
         }
         match name_all("no usable mapping for kernel", &gaps.unmapped) {
-            Some(message) if work.is_none() => standing.because(Phase::Waiting, ClusterReason::NoMatchingKernel, &message),
+            Some(message) if work.is_none() => {
+                standing.because(Phase::Waiting, ClusterReason::NoMatchingKernel, &message)
+            }
             // Kernels of nodes that the Module does not select need no mapping: the cluster knows.
             Some(message) if standing.phase != Phase::Ready && standing.reason == ClusterReason::NodesNotReady => {
                 let message = format!("{message}; {}", standing.message);
@@ -122,7 +124,9 @@ impl Standing {
 
     fn reported(work: &Work) -> Self {
         match &work.applied {
-            Applied::NotYet => Self::new(Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet"),
+            Applied::NotYet => {
+                Self::new(Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet")
+            }
             Applied::Failed(why) => Self::new(Phase::Degraded, ClusterReason::NotApplied, why),
             Applied::Yes => {
                 let standing = match &work.feedback {
@@ -144,18 +148,26 @@ impl Standing {
         let (phase, cluster_reason) = match (&*report.ready, reason) {
             (_, Some(ModuleReason::NoMatchingNodes)) => (Phase::Ready, ClusterReason::NoMatchingNodes),
             ("True", _) => (Phase::Ready, ClusterReason::Ready),
-            (_, Some(ModuleReason::NodesFailing | ModuleReason::InvalidSpec | ModuleReason::Unreadable | ModuleReason::UnloadBlocked)) => {
-                (Phase::Degraded, ClusterReason::NodesNotReady)
-            }
+            (
+                _,
+                Some(
+                    ModuleReason::NodesFailing
+                    | ModuleReason::InvalidSpec
+                    | ModuleReason::Unreadable
+                    | ModuleReason::UnloadBlocked,
+                ),
+            ) => (Phase::Degraded, ClusterReason::NodesNotReady),
             ("False", _) if reason != Some(ModuleReason::NodesSilent) => (Phase::Waiting, ClusterReason::NodesNotReady),
             ("", _) => (Phase::Unknown, ClusterReason::WaitingForStatus),
             _ => (Phase::Unknown, ClusterReason::NodesNotReady),
         };
         let message = match phase {
             Phase::Ready => String::new(),
-            Phase::Waiting | Phase::Unknown | Phase::Degraded => {
-                [&*report.reason, &*report.message].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(": ")
-            }
+            Phase::Waiting | Phase::Unknown | Phase::Degraded => [&*report.reason, &*report.message]
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .collect::<Vec<_>>()
+                .join(": "),
         };
         let nodes = Nodes { matching: report.matching, desired: report.desired, available: report.available };
         Self { nodes, ..Self::new(phase, cluster_reason, &message) }

@@ -251,7 +251,8 @@ mod tests {
         let totals = tally.totals("m").unwrap();
         let first: Vec<&str> = totals.first.iter().map(|(cluster, _)| &**cluster).collect();
         assert_eq!(first, ["c01", "c02", "c04", "c05", "c07", "c08", "c10", "c11", "c13", "c14"]);
-        let reasons: Vec<_> = totals.reasons.iter().map(|(reason, (count, first, _))| (*reason, *count, &**first)).collect();
+        let reasons: Vec<_> =
+            totals.reasons.iter().map(|(reason, (count, first, _))| (*reason, *count, &**first)).collect();
         assert_eq!(reasons, [(ClusterReason::NoClaims, 5, "c02"), (ClusterReason::NotApplied, 5, "c01")]);
     }
 }

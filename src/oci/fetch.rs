@@ -127,7 +127,10 @@ impl<'a> Fetcher<'a> {
             layers.push(blob);
         }
         if total > self.limits.fetched_bytes {
-            return Err(Error::ImageTooLarge { what: "bytes in all layers as fetched", limit: self.limits.fetched_bytes });
+            return Err(Error::ImageTooLarge {
+                what: "bytes in all layers as fetched",
+                limit: self.limits.fetched_bytes,
+            });
         }
         Ok(layers)
     }
@@ -185,11 +188,7 @@ impl<'a> Fetcher<'a> {
 }
 
 fn prove(what: &'static str, expected: &Digest, actual: Digest) -> Result<(), Error> {
-    if *expected == actual {
-        Ok(())
-    } else {
-        Err(Error::DigestMismatch { what, expected: expected.clone(), actual })
-    }
+    if *expected == actual { Ok(()) } else { Err(Error::DigestMismatch { what, expected: expected.clone(), actual }) }
 }
 
 /// Waits before another attempt, or gives the error back when another one is of no use.

@@ -232,7 +232,8 @@ impl<'a> Pass<'a> {
     fn symbolic_link(&mut self, path: &Path, out: &Path, target: &[u8]) -> Result<(), Error> {
         let target = Path::new(OsStr::from_bytes(target));
         let start = if target.is_absolute() { Path::new("") } else { path.parent().unwrap_or(Path::new("")) };
-        let meant = follow(&clean(&start.join(target.strip_prefix("/").unwrap_or(target))), &self.links, &mut BTreeSet::new());
+        let meant =
+            follow(&clean(&start.join(target.strip_prefix("/").unwrap_or(target))), &self.links, &mut BTreeSet::new());
         match meant.and_then(|meant| self.out(&meant)) {
             Some(inside) if !target.as_os_str().is_empty() => {
                 self.tree.put_link(out, &inside).map_err(|error| written(path, error))

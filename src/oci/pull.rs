@@ -256,17 +256,13 @@ pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
         let layer::Unpacked { files, bytes, skipped } = unpacked;
         Ok(PulledTree { manifest_digest, files, bytes, skipped })
     };
-    tokio::time::timeout(request.deadline, pulled).await.unwrap_or_else(|_| {
-        Err(registry::Error::Timeout { image: image.to_string(), after: request.deadline }.into())
-    })
+    tokio::time::timeout(request.deadline, pulled)
+        .await
+        .unwrap_or_else(|_| Err(registry::Error::Timeout { image: image.to_string(), after: request.deadline }.into()))
 }
 
 /// Fetches every layer with the first credential that works; returns the files, lowest layer first.
-async fn fetch(
-    request: &PullRequest<'_>,
-    digest: &Digest,
-    partial: &Partial,
-) -> Result<(Vec<PathBuf>, Digest), Error> {
+async fn fetch(request: &PullRequest<'_>, digest: &Digest, partial: &Partial) -> Result<(Vec<PathBuf>, Digest), Error> {
     let connection = Connection::open(request.image, request.options, request.deadline).await?;
     let mut refused = None;
     for candidate in candidates(request.image, request.credentials) {

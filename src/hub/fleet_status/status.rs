@@ -96,7 +96,12 @@ fn named(name: &str, standing: &Standing) -> String {
 fn images_resolved(missing: &[Missing], totals: &Totals) -> Wanted {
     let type_ = ConditionType::ImagesResolved.as_str();
     let Some(first) = missing.first() else {
-        return Wanted::new(type_, State::True, ClusterReason::ImagesResolved.as_str(), "every image that is needed is known");
+        return Wanted::new(
+            type_,
+            State::True,
+            ClusterReason::ImagesResolved.as_str(),
+            "every image that is needed is known",
+        );
     };
     let kernels: Vec<String> = missing.iter().map(describe).collect();
     let more = totals.held_back.len().saturating_sub(missing.len());
@@ -154,7 +159,11 @@ pub(super) fn news(old: &ManagedClusterModuleStatus, new: &ManagedClusterModuleS
     TYPES.iter().filter_map(|type_| transition(*type_, old, new)).collect()
 }
 
-fn transition(type_: ConditionType, old: &ManagedClusterModuleStatus, new: &ManagedClusterModuleStatus) -> Option<News> {
+fn transition(
+    type_: ConditionType,
+    old: &ManagedClusterModuleStatus,
+    new: &ManagedClusterModuleStatus,
+) -> Option<News> {
     let after = conditions::find(&new.conditions, type_.as_str())?;
     let before = conditions::find(&old.conditions, type_.as_str());
     let before = before.map_or(("", ""), |before| (before.status.as_str(), before.reason.as_str()));
@@ -162,7 +171,8 @@ fn transition(type_: ConditionType, old: &ManagedClusterModuleStatus, new: &Mana
         return None;
     }
     let holds = after.status == "True";
-    let failed_look_up = |reason: &str| ImageReason::from_name(reason).is_some_and(|reason| reason != ImageReason::NotFound);
+    let failed_look_up =
+        |reason: &str| ImageReason::from_name(reason).is_some_and(|reason| reason != ImageReason::NotFound);
     let reason = match (type_, after.reason.as_str()) {
         (ConditionType::Ready, "InvalidSpec" | "Unreadable") => EventReason::InvalidSpec,
         (ConditionType::Ready, _) if holds => EventReason::Ready,

@@ -78,7 +78,9 @@ async fn pass(client: &kube::Client, fleet: &Fleet, target: &Target) -> Result<O
             match action {
                 Action::Nothing => {}
                 Action::Apply { .. } => info!(work = %target, "ManifestWork applied"),
-                Action::Delete { .. } => info!(work = %target, "ManifestWork deleted: the cluster is not selected any more"),
+                Action::Delete { .. } => {
+                    info!(work = %target, "ManifestWork deleted: the cluster is not selected any more")
+                }
             }
             fleet.stands(target, standing);
             Ok(Outcome::Done)

@@ -106,7 +106,12 @@ pub fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     })
 }
 
-fn planned(module: &FleetModule, spec: &ModuleSpec, observed: &Observed, lines: &[Line]) -> Result<Action, hash::Error> {
+fn planned(
+    module: &FleetModule,
+    spec: &ModuleSpec,
+    observed: &Observed,
+    lines: &[Line],
+) -> Result<Action, hash::Error> {
     let rendered = render::render(module, spec, &observed.target.cluster, lines)?;
     let work = observed.work.as_deref();
     if work.is_some_and(|work| fingerprint(&rendered).is_ok_and(|wanted| wanted == work.fingerprint)) {

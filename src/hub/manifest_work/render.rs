@@ -11,8 +11,8 @@ use crate::api::names::{
     MANAGED_CLUSTER_MODULE_LABEL, RENDERED_HASH_ANNOTATION, SENT_IMAGES_ANNOTATION, field_manager,
 };
 use crate::api::ocm::{
-    DeleteOption, ManifestConfig, ManifestWork, ManifestWorkSpec, ManifestsTemplate, OrphaningRule,
-    ResourceIdentifier, SelectivelyOrphan, ServerSideApply, UpdateStrategy, values,
+    DeleteOption, ManifestConfig, ManifestWork, ManifestWorkSpec, ManifestsTemplate, OrphaningRule, ResourceIdentifier,
+    SelectivelyOrphan, ServerSideApply, UpdateStrategy, values,
 };
 use crate::api::{KernelMapping, ModuleSpec, TLSOptions};
 use crate::core::hash::{self, NameForm};
@@ -56,7 +56,12 @@ pub fn label_value(module: &str) -> String {
 ///
 /// # Errors
 /// Something has no JSON form.
-pub fn render(module: &FleetModule, spec: &ModuleSpec, cluster: &str, lines: &[Line]) -> Result<ManifestWork, hash::Error> {
+pub fn render(
+    module: &FleetModule,
+    spec: &ModuleSpec,
+    cluster: &str,
+    lines: &[Line],
+) -> Result<ManifestWork, hash::Error> {
     let (name, namespace) = (&*module.name, module.spoke_namespace());
     let mut manifest = json!({
         "apiVersion": "kmm.sigs.x-k8s.io/v1beta1",
@@ -143,10 +148,7 @@ fn namespace_config(namespace: &str) -> ManifestConfig {
             name: namespace.to_owned(),
             ..ResourceIdentifier::default()
         },
-        update_strategy: Some(UpdateStrategy {
-            type_: values::UPDATE_CREATE_ONLY.to_owned(),
-            server_side_apply: None,
-        }),
+        update_strategy: Some(UpdateStrategy { type_: values::UPDATE_CREATE_ONLY.to_owned(), server_side_apply: None }),
         feedback_scrape_type: Some(FEEDBACK_POLL.to_owned()),
         feedback_rules: Vec::new(),
     }

@@ -128,8 +128,13 @@ mod tests {
             "apiVersion": "cluster.open-cluster-management.io/v1", "kind": "ManagedCluster",
             "metadata": {"name": "c1"}, "spec": {},
         }));
-        let nothing =
-            Cluster { labels: BTreeMap::new(), kernels: Kernels::Absent, accepted: false, silent: false, deleting: false };
+        let nothing = Cluster {
+            labels: BTreeMap::new(),
+            kernels: Kernels::Absent,
+            accepted: false,
+            silent: false,
+            deleting: false,
+        };
         assert_eq!(seen, nothing);
     }
 }

@@ -112,9 +112,9 @@ pub fn fingerprint(work: &ManifestWork) -> Result<u128, hash::Error> {
         config.feedback_scrape_type = config.feedback_scrape_type.take().filter(|kind| kind == values::FEEDBACK_WATCH);
     }
     let metadata = &work.metadata;
-    let owner = controller(metadata.owner_references.as_deref()).map(|owner| {
-        json!({"kind": owner.kind, "name": owner.name, "uid": owner.uid, "block": owner.block_owner_deletion})
-    });
+    let owner = controller(metadata.owner_references.as_deref()).map(
+        |owner| json!({"kind": owner.kind, "name": owner.name, "uid": owner.uid, "block": owner.block_owner_deletion}),
+    );
     let owned = json!({
         "label": metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_CLUSTER_MODULE_LABEL)),
         "images": metadata.annotations.as_ref().and_then(|annotations| annotations.get(SENT_IMAGES_ANNOTATION)),
