@@ -27,23 +27,23 @@ const STATUS_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Everything that the Hub's controllers share.
 #[derive(Debug)]
 pub struct Fleet {
-    /// Namespace of the ModuleImagesConfigs.
+    /// Namespace of the `ModuleImagesConfigs`.
     pub operator_namespace: String,
-    /// ManagedClusterModules.
+    /// `ManagedClusterModules`.
     pub modules: Store<FleetModule>,
-    /// ManagedClusters.
+    /// `ManagedClusters`.
     pub clusters: Store<Cluster>,
-    /// ModuleImagesConfigs of the operator's namespace.
+    /// `ModuleImagesConfigs` of the operator's namespace.
     pub images: Store<Images>,
-    /// ManifestWorks with the label of ours.
+    /// `ManifestWorks` with the label of ours.
     pub works: Store<Work>,
     /// How each cluster stands.
     pub tally: Tally,
     /// Works to look at.
     pub work_queue: Queue<Target>,
-    /// ManagedClusterModules whose images are to be looked at.
+    /// `ManagedClusterModules` whose images are to be looked at.
     pub images_queue: Queue<Arc<str>>,
-    /// ManagedClusterModules whose status is to be looked at.
+    /// `ManagedClusterModules` whose status is to be looked at.
     pub status_queue: Queue<Arc<str>>,
     /// Whether this process leads; before that, events only keep the stores up to date.
     leading: AtomicBool,
@@ -52,13 +52,13 @@ pub struct Fleet {
 /// The stores of a [`Fleet`].
 #[derive(Debug)]
 pub struct Stores {
-    /// ManagedClusterModules.
+    /// `ManagedClusterModules`.
     pub modules: Store<FleetModule>,
-    /// ManagedClusters.
+    /// `ManagedClusters`.
     pub clusters: Store<Cluster>,
-    /// ModuleImagesConfigs of the operator's namespace.
+    /// `ModuleImagesConfigs` of the operator's namespace.
     pub images: Store<Images>,
-    /// ManifestWorks with the label of ours.
+    /// `ManifestWorks` with the label of ours.
     pub works: Store<Work>,
 }
 

@@ -17,6 +17,8 @@ pub mod manifest_work;
 mod module_images;
 pub mod standing;
 pub mod tally;
+#[cfg(test)]
+mod testing;
 pub mod view;
 
 use std::sync::Arc;

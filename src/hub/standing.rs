@@ -74,6 +74,7 @@ impl Standing {
     }
 
     /// Another reason for the same cluster; what is known of its work stays.
+    #[must_use]
     pub fn because(self, phase: Phase, reason: ClusterReason, message: &str) -> Self {
         Self { phase, reason, message: intern::text(message), ..self }
     }

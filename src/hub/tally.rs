@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::api::names::ClusterReason;
 use crate::hub::standing::{Nodes, Phase, Standing};
 
-/// The counts of all ManagedClusterModules; an event about one cluster costs the same in any fleet.
+/// The counts of all `ManagedClusterModules`; an event about one cluster costs the same in any fleet.
 #[derive(Debug, Default)]
 pub struct Tally(Mutex<HashMap<Arc<str>, Counts>>);
 

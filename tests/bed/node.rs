@@ -54,7 +54,7 @@ async fn a_node_gets_ready_loads_a_module_from_a_privileged_pod_and_reboots_into
         },
     }))?;
     pods.create(&PostParams::default(), &pod).await?;
-    let limit = Duration::from_secs(180);
+    let limit = Duration::from_mins(3);
     let loaded = |out: &crate::support::machine::Output| out.text().contains("kmm_plain ");
     node.wait_for(limit, "cat /proc/modules", loaded).await?;
     ready_in(&pods, 0).await?;
@@ -78,7 +78,7 @@ async fn boot(node: &Node) -> Result<(String, String)> {
 }
 
 async fn ready_in(pods: &Api<Pod>, restarts: i32) -> Result<()> {
-    eventually(Duration::from_secs(180), "the pod to be ready", || async {
+    eventually(Duration::from_mins(3), "the pod to be ready", || async {
         let status = pods.get("loader").await?.status.unwrap_or_default();
         match status.container_statuses.iter().flatten().next() {
             Some(c) if c.ready && c.restart_count >= restarts => Ok(Some(())),

@@ -13,13 +13,18 @@ use crate::bare::{Write, configuration, time};
 use crate::ocm;
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
+use crate::support::eventually;
 use crate::support::images::{Image, Layer};
 use crate::support::manager::{Edition, Manager, NAMESPACE, install};
 use crate::support::registry::{Registry, RegistryOptions};
-use crate::support::eventually;
 
-const KERNELS: [&str; 5] =
-    ["5.14.0-284.52.1.el9_2.x86_64", "5.14.0-427.13.1.el9_4.x86_64", "6.1.0-55-cloud-amd64", "6.1.0-56-cloud-amd64", "6.12.0+"];
+const KERNELS: [&str; 5] = [
+    "5.14.0-284.52.1.el9_2.x86_64",
+    "5.14.0-427.13.1.el9_4.x86_64",
+    "6.1.0-55-cloud-amd64",
+    "6.1.0-56-cloud-amd64",
+    "6.12.0+",
+];
 
 pub(crate) async fn run(size: usize) -> Result<Run> {
     let hub = ControlPlane::start(ControlPlaneOptions { audit: true, ..ControlPlaneOptions::default() }).await?;
@@ -39,7 +44,8 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
             let mut kernels = vec![first, second];
             kernels.sort_unstable();
             kernels.dedup();
-            let claims = [(kmm::api::names::KERNEL_CLAIM, kernels.join("\n")), ("id.k8s.io", format!("cluster-{index:05}"))];
+            let claims =
+                [(kmm::api::names::KERNEL_CLAIM, kernels.join("\n")), ("id.k8s.io", format!("cluster-{index:05}"))];
             let claims: Vec<_> = claims.iter().map(|(name, value)| (*name, value.as_str())).collect();
             ocm::fake::fake_cluster(&admin, &format!("cluster-{index:05}"), &[("env", "bench")], &claims).await
         }
@@ -105,7 +111,11 @@ async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant
         let manifests = &work.spec.workload.manifests;
         let module = manifests.iter().find(|manifest| manifest["kind"] == "Module");
         let mappings = module.map(|m| m["spec"]["moduleLoader"]["container"]["kernelMappings"].to_string());
-        ensure!(mappings.is_some_and(|text| text.contains("@sha256:")), "{:?} is not right after {elapsed:?}", work.meta().namespace);
+        ensure!(
+            mappings.is_some_and(|text| text.contains("@sha256:")),
+            "{:?} is not right after {elapsed:?}",
+            work.meta().namespace
+        );
     }
     Ok(all)
 }

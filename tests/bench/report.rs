@@ -53,7 +53,9 @@ impl Report {
 
     /// Prints the table and writes `target/bench.json`.
     pub(crate) fn print(&self) -> Result<()> {
-        println!("\n| Run | Objects | Time | Bare client | Ratio (≤ {RATIO}) | Writes per object (1) | Writes after restart (0) | Peak memory (≤ 48 MiB + 6 KiB each) |");
+        println!(
+            "\n| Run | Objects | Time | Bare client | Ratio (≤ {RATIO}) | Writes per object (1) | Writes after restart (0) | Peak memory (≤ 48 MiB + 6 KiB each) |"
+        );
         println!("|---|---|---|---|---|---|---|---|");
         for run in &self.runs {
             let ratio = run.product_seconds / run.bare_seconds;
@@ -74,7 +76,11 @@ impl Report {
             );
         }
         if let Some(bytes) = self.image_bytes {
-            println!("\nProduct image: {:.1} MiB compressed (≤ 24 MiB) {}", bytes as f64 / MIB, verdict(bytes <= IMAGE_BYTES));
+            println!(
+                "\nProduct image: {:.1} MiB compressed (≤ 24 MiB) {}",
+                bytes as f64 / MIB,
+                verdict(bytes <= IMAGE_BYTES)
+            );
         }
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
         std::fs::write(&file, serde_json::to_vec_pretty(self)?)?;

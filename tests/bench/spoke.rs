@@ -70,7 +70,8 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let user = format!("system:serviceaccount:{NAMESPACE}:{}", Edition::Standalone.manager());
     let requests = cluster.requests()?;
-    let count = |resource: &str| requests.iter().filter(|r| r.user == user && r.is_write() && r.resource == resource).count();
+    let count =
+        |resource: &str| requests.iter().filter(|r| r.user == user && r.is_write() && r.resource == resource).count();
     let written = count("nodemodulesconfigs").max(count("nodes"));
 
     let before = writes(&cluster, &user)?;

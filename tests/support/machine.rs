@@ -22,7 +22,7 @@ use super::process::{Process, output, tail};
 use super::{HOST, eventually};
 
 /// How long a machine may take until it obeys: the bed is meant to work on a busy machine too.
-pub const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_mins(3);
 
 /// What a machine is made of.
 #[derive(Debug, Clone)]
@@ -162,14 +162,14 @@ impl Machine {
 
     /// Runs a shell command in the machine, at most for a minute.
     pub async fn exec(&self, command: &str) -> Result<Output> {
-        self.exec_for(Duration::from_secs(60), command).await
+        self.exec_for(Duration::from_mins(1), command).await
     }
 
     /// Runs a shell command in the machine; after `limit` it is killed there and its code is 137.
     pub async fn exec_for(&self, limit: Duration, command: &str) -> Result<Output> {
         let _line = self.line.lock().await;
         // The machine may be slow to start the command; its own clock ends it.
-        let patience = limit + Duration::from_secs(60);
+        let patience = limit + Duration::from_mins(1);
         tokio::time::timeout(patience, self.ask(limit, command))
             .await
             .unwrap_or_else(|_| Err(anyhow!("no answer")))
@@ -246,13 +246,13 @@ impl Machine {
             "mkdir -p {folder} && nc {HOST} {port} </dev/null >{quoted}.new && chmod {mode:o} {quoted}.new && mv {quoted}.new {quoted} && wc -c <{quoted}"
         );
         let receive = self.run(&command);
-        let (written, sent) = tokio::join!(receive, async {
-            tokio::time::timeout(Duration::from_secs(120), send)
+        let (counted, sending) = tokio::join!(receive, async {
+            tokio::time::timeout(Duration::from_mins(2), send)
                 .await
                 .map_err(|_| anyhow!("the machine did not fetch the file"))?
         });
-        let written: usize = written?.trim().parse().context("counting bytes")?;
-        sent?;
+        let written: usize = counted?.trim().parse().context("counting bytes")?;
+        sending?;
         ensure!(written == bytes.len(), "{path} has {written} bytes in machine {}, not {}", self.name, bytes.len());
         Ok(())
     }

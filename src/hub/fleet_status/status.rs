@@ -84,7 +84,7 @@ fn ready_of(totals: &Totals) -> Wanted {
     }
 }
 
-/// "c1 (NotApplied: the agent's words)"
+/// "c1 (`NotApplied`: the agent's words)"
 fn named(name: &str, standing: &Standing) -> String {
     if standing.message.is_empty() {
         format!("{name} ({})", standing.reason)
@@ -110,7 +110,7 @@ fn images_resolved(missing: &[Missing], totals: &Totals) -> Wanted {
     Wanted::new(type_, State::False, reason, kernels.join("; ") + &tail)
 }
 
-/// "kernel 6.1 on 3 clusters waits for registry/image:tag (NotFound: …)"
+/// "kernel 6.1 on 3 clusters waits for registry/image:tag (`NotFound`: …)"
 fn describe(missing: &Missing) -> String {
     let Missing { kernel, image, reason, message, clusters } = missing;
     let why = match (&**reason, &**message) {

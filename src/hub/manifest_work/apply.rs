@@ -14,7 +14,7 @@ use crate::runtime::client::{self, ApiError};
 
 /// What came of an action.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Done {
+pub(super) enum Done {
     /// As planned.
     AsPlanned,
     /// Somebody else has a work of the name; nothing was written.
@@ -22,7 +22,7 @@ pub enum Done {
 }
 
 /// Carries out the action; at most one write.
-pub async fn apply(client: &kube::Client, target: &Target, action: &Action) -> Result<Done, ApiError> {
+pub(super) async fn apply(client: &kube::Client, target: &Target, action: &Action) -> Result<Done, ApiError> {
     let api: Api<ManifestWork> = Api::namespaced(client.clone(), &target.cluster);
     match action {
         Action::Nothing => Ok(Done::AsPlanned),

@@ -8,6 +8,8 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod render;
+#[cfg(test)]
+mod world_tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +81,7 @@ async fn pass(client: &kube::Client, fleet: &Fleet, target: &Target) -> Result<O
                 Action::Nothing => {}
                 Action::Apply { .. } => info!(work = %target, "ManifestWork applied"),
                 Action::Delete { .. } => {
-                    info!(work = %target, "ManifestWork deleted: the cluster is not selected any more")
+                    info!(work = %target, "ManifestWork deleted: the cluster is not selected any more");
                 }
             }
             fleet.stands(target, standing);

@@ -24,7 +24,7 @@ impl fmt::Display for Target {
 
 /// What the plan for one cluster is made from.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub(super) struct Observed {
     /// What it is about.
     pub target: Target,
     /// The ManagedClusterModule.
@@ -38,7 +38,7 @@ pub struct Observed {
 }
 
 /// Reads the stores.
-pub fn observe(fleet: &Fleet, target: &Target) -> Observed {
+pub(super) fn observe(fleet: &Fleet, target: &Target) -> Observed {
     let module = fleet.modules.get(&ObjectKey::cluster(&*target.module));
     Observed {
         module,

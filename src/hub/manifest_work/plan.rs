@@ -17,7 +17,7 @@ use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, finge
 
 /// What is to be done, and how the cluster stands.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub(super) struct Plan {
     /// What is to be done.
     pub action: Action,
     /// How the cluster stands once that is done; `None` if it is not selected.
@@ -28,7 +28,7 @@ pub struct Plan {
 
 /// What is to be done with the work.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub(super) enum Action {
     /// Nothing.
     Nothing,
     /// It is to be as given.
@@ -55,7 +55,7 @@ impl Plan {
 ///
 /// # Errors
 /// Something has no JSON form.
-pub fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
+pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     // Without the ManagedClusterModule, Kubernetes removes the works by their owner reference.
     let Some(module) = observed.module.as_deref().filter(|module| !module.deleting) else {
         return Ok(Plan::nothing(None));
@@ -151,7 +151,7 @@ fn foreign(module: &FleetModule, work: &Work) -> Standing {
 }
 
 /// The standing of a cluster in which somebody else has a work of the name.
-pub fn occupied(owner: &Owner) -> Standing {
+pub(super) fn occupied(owner: &Owner) -> Standing {
     let whose = match owner {
         Owner::Nobody => "somebody else".to_owned(),
         Owner::Module { name, .. } => format!("ManagedClusterModule {name}"),
@@ -237,10 +237,10 @@ fn image(
     let source = intern::text(&render::source_id(&resolved.image));
     let fact = images.and_then(|images| images.fact(kernel, &resolved.image));
     let reference = resolved.image.parse::<ImageRef>().map_err(|error| error.to_string());
-    if let (Ok(reference), Some(digest)) = (&reference, fact.and_then(|fact| fact.digest.as_deref())) {
-        if let Ok(digest) = digest.parse::<Digest>() {
-            return Ok((intern::text(&reference.with_digest(&digest)), source));
-        }
+    if let (Ok(reference), Some(digest)) = (&reference, fact.and_then(|fact| fact.digest.as_deref()))
+        && let Ok(digest) = digest.parse::<Digest>()
+    {
+        return Ok((intern::text(&reference.with_digest(&digest)), source));
     }
     let before = work.into_iter().flat_map(|work| work.sent.iter());
     if let Some(sent) = before.into_iter().find(|sent| *sent.kernel == *kernel && sent.source == source) {

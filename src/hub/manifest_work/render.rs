@@ -25,7 +25,7 @@ const SOURCE_ID_LENGTH: usize = 16;
 
 /// One kernel of a cluster with everything resolved for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub(super) struct Line {
     /// The kernel, without a trailing `+`.
     pub kernel: Arc<str>,
     /// The image that travels, with digest.
@@ -56,7 +56,7 @@ pub fn label_value(module: &str) -> String {
 ///
 /// # Errors
 /// Something has no JSON form.
-pub fn render(
+pub(super) fn render(
     module: &FleetModule,
     spec: &ModuleSpec,
     cluster: &str,

@@ -16,7 +16,7 @@ use crate::runtime::client::{ApiError, Class};
 use crate::runtime::queue::{Failure, Outcome};
 use plan::Plan;
 
-/// ManagedClusterModules that are planned and written at a time.
+/// `ManagedClusterModules` that are planned and written at a time.
 const WORKERS: usize = 4;
 
 /// A pass over one ManagedClusterModule failed.

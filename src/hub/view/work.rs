@@ -115,13 +115,13 @@ pub fn fingerprint(work: &ManifestWork) -> Result<u128, hash::Error> {
     let owner = controller(metadata.owner_references.as_deref()).map(
         |owner| json!({"kind": owner.kind, "name": owner.name, "uid": owner.uid, "block": owner.block_owner_deletion}),
     );
-    let owned = json!({
+    let fields = json!({
         "label": metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_CLUSTER_MODULE_LABEL)),
         "images": metadata.annotations.as_ref().and_then(|annotations| annotations.get(SENT_IMAGES_ANNOTATION)),
         "owner": owner,
         "spec": spec,
     });
-    let hash = hash::content_hash(&owned)?;
+    let hash = hash::content_hash(&fields)?;
     // 32 hexadecimal characters always fit.
     Ok(u128::from_str_radix(&hash[..32], 16).unwrap_or_default())
 }
