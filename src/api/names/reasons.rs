@@ -25,6 +25,8 @@ closed_list! {
 closed_list! {
     /// What a look-up of an image came to.
     pub enum ImageReason {
+        /// It was not looked up yet, or is being looked up again.
+        Pending,
         /// Its digest is known.
         Resolved,
         /// The registry proved that it is not there.
@@ -49,6 +51,8 @@ closed_list! {
         InvalidReference,
         /// The pull secret does not exist.
         PullSecretMissing,
+        /// The API server refuses to hand the pull secret out.
+        PullSecretForbidden,
         /// The pull secret holds no credentials that can be read.
         PullSecretInvalid,
         /// The image has nothing for the node's architecture.
@@ -152,6 +156,7 @@ impl NodeReason {
     pub const fn from_image(reason: ImageReason) -> Option<Self> {
         Some(match reason {
             ImageReason::Resolved => return None,
+            ImageReason::Pending => Self::Pending,
             ImageReason::NotFound => Self::ImageNotFound,
             ImageReason::Unauthorized => Self::ImageUnauthorized,
             ImageReason::Forbidden => Self::ImageForbidden,
@@ -163,6 +168,7 @@ impl NodeReason {
             ImageReason::TlsError => Self::ImageTlsError,
             ImageReason::InvalidReference => Self::ImageInvalidReference,
             ImageReason::PullSecretMissing => Self::PullSecretMissing,
+            ImageReason::PullSecretForbidden => Self::PullSecretForbidden,
             ImageReason::PullSecretInvalid => Self::PullSecretInvalid,
             ImageReason::PlatformMissing => Self::ImagePlatformMissing,
         })
