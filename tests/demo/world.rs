@@ -76,7 +76,8 @@ impl World {
         let (hub, a, b) = tokio::try_join!(control_plane(), control_plane(), control_plane())?;
         screen.note("three control planes answer; their nodes boot");
         let node = |cluster, name: &str, kernel: &str| {
-            let options = NodeOptions { name: name.into(), kernel: Some(kernel.into()), ..NodeOptions::default() };
+            let registries = vec![(registry.address(), None)];
+            let options = NodeOptions { name: name.into(), kernel: Some(kernel.into()), registries, ..NodeOptions::default() };
             Node::start(cluster, options)
         };
         let (hub_node, node_a, node_b) = tokio::try_join!(
@@ -105,8 +106,13 @@ impl World {
             .into_iter()
             .chain(self.spokes.iter().map(|spoke| (&spoke.cluster, Edition::Spoke)));
         for (cluster, edition) in managers {
-            let rollout = ["-n", NAMESPACE, "rollout", "status", "--timeout=180s", "deployment", edition.manager()];
-            cluster.kubectl(&rollout).await?;
+            let rollout = ["-n", NAMESPACE, "rollout", "status", "--timeout=120s", "deployment", edition.manager()];
+            if let Err(error) = cluster.kubectl(&rollout).await {
+                let selector = format!("deployment/{}", edition.manager());
+                let pods = cluster.kubectl(&["-n", NAMESPACE, "describe", "pods"]).await.unwrap_or_default();
+                let log = cluster.kubectl(&["-n", NAMESPACE, "logs", &selector, "--tail=20"]).await;
+                bail!("{error:#}\n{pods}\n{}", log.unwrap_or_else(|error| format!("{error:#}")));
+            }
             screen.note(&format!("{} is available", edition.manager()));
         }
         Ok(())
