@@ -27,8 +27,9 @@ fn main() -> Result<()> {
 
 async fn run(keep: bool) -> Result<()> {
     let screen = Screen::new();
-    screen.step("Three clusters: a Hub and two Spokes, each with one real node; the Spokes' nodes run different kernels");
-    let world = World::start(&screen).await?;
+    screen
+        .step("Three clusters: a Hub and two Spokes, each with one real node; the Spokes' nodes run different kernels");
+    let mut world = World::start(&screen).await?;
 
     screen.step("The product, installed by `kubectl apply -k`: config/default-hub and config/default-spoke");
     world.install(&screen).await?;

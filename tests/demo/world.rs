@@ -198,10 +198,10 @@ impl World {
 
     pub(crate) fn how_to_look(&self) -> String {
         let clusters = [("Hub", &self.hub)].into_iter().chain(self.spokes.iter().map(|s| (s.name, &s.cluster)));
-        let inside = format!("nsenter -t $(pgrep -f -n 'deps/demo-') -n -m -p {}", bed().map_or_else(
-            |_| "kubectl".into(),
-            |bed| bed.program("kubectl").display().to_string(),
-        ));
+        let inside = format!(
+            "nsenter -t $(pgrep -f -n 'deps/demo-') -n -m -p {}",
+            bed().map_or_else(|_| "kubectl".into(), |bed| bed.program("kubectl").display().to_string(),)
+        );
         let mut text = String::from("From another terminal of this machine, as root:\n");
         for (name, cluster) in clusters {
             let _ = writeln!(text, "  {name}: {inside} --kubeconfig {}", cluster.kubeconfig_admin().display());
@@ -239,10 +239,7 @@ async fn apply(cluster: &ControlPlane, edition: Edition, image: &str) -> Result<
     let up: std::path::PathBuf = folder.components().skip(1).map(|_| "..").collect();
     let base = up.join(base.strip_prefix("/")?);
     let (name, tag) = image.rsplit_once(':').context("an image without tag")?;
-    let text = format!(
-        "resources:\n- {}\nimages:\n- name: kmm\n  newName: {name}\n  newTag: {tag}\n",
-        base.display()
-    );
+    let text = format!("resources:\n- {}\nimages:\n- name: kmm\n  newName: {name}\n  newTag: {tag}\n", base.display());
     std::fs::write(folder.join("kustomization.yaml"), text)?;
     cluster.apply_kustomization(&folder).await.map(drop)
 }

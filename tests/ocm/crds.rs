@@ -34,6 +34,11 @@ fn differences(at: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
                 out.push(format!("{at}: ours {ours}, theirs {theirs}"));
             }
         }
+        (Value::Array(mine), Value::Array(other)) if mine.len() == other.len() => {
+            for (index, (ours, theirs)) in mine.iter().zip(other).enumerate() {
+                differences(&format!("{at}/{index}"), ours, theirs, out);
+            }
+        }
         _ if ours == theirs => {}
         _ => out.push(format!("{at}: ours {ours}, theirs {theirs}")),
     }
