@@ -149,7 +149,6 @@ impl Queues {
 }
 
 /// What a pass works with.
-#[derive(Debug)]
 pub(super) struct Context {
     pub(super) settings: SpokeSettings,
     pub(super) client: Client,
@@ -163,6 +162,12 @@ pub(super) struct Context {
     pub(super) leading: AtomicBool,
     kernels: Mutex<Kernels>,
     warm: AtomicBool,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 impl Context {

@@ -147,8 +147,7 @@ impl Spoke {
             }
             queues.claims.run(1, stop, move |key| kernel_claims::reconcile(Arc::clone(&of_claims), key)).await;
         };
-        let events =
-            Events::new(context.client.clone(), "kmm", Some(context.settings.instance.clone()));
+        let events = Events::new(context.client.clone(), "kmm", Some(context.settings.instance.clone()));
         let events = reports::publish(events, told, shutdown.clone());
         tokio::join!(nodes, modules, statuses, namespaces, worker, claims, events);
     }

@@ -75,8 +75,7 @@ pub fn plan(kernels: &BTreeSet<KernelVersion>, present: &BTreeMap<String, ClaimV
     let obsolete = present.iter().filter(|(name, _)| claims::is_kernel_claim(name) && !names.contains(name.as_str()));
     let obsolete: Vec<_> =
         obsolete.map(|(name, claim)| Action::Delete { name: name.clone(), uid: claim.uid.clone() }).collect();
-    let written =
-        wanted.into_iter().filter(|claim| present.get(&claim.name).is_none_or(|is| is.value != claim.value));
+    let written = wanted.into_iter().filter(|claim| present.get(&claim.name).is_none_or(|is| is.value != claim.value));
     Ok(written.map(Action::Apply).chain(obsolete).collect())
 }
 
@@ -126,7 +125,8 @@ mod tests {
         present.insert("id.k8s.io".to_owned(), ClaimView { uid: "x".into(), value: "c1".into() });
         for count in [1, 34, 35, 36, 300, 2, 0] {
             let set = kernels(count).set();
-            apply(&mut present, plan(&set, &present).unwrap());
+            let actions = plan(&set, &present).unwrap();
+            apply(&mut present, actions);
             assert_eq!(plan(&set, &present), Ok(Vec::new()), "{count} kernels");
             assert!(present.values().all(|claim| claim.value.len() <= 1024));
             assert!(present.contains_key("id.k8s.io"));

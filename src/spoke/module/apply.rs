@@ -32,7 +32,11 @@ async fn write_finalizers(client: &Client, facts: &ModuleFacts, list: &[String])
         { "op": "test", "path": "/metadata/finalizers", "value": seen },
         { "op": "add", "path": "/metadata/finalizers", "value": list },
     ]);
-    let url = format!("{}/{}?fieldManager={MODULE_STATUS}", Module::url_path(&(), Some(&facts.key.namespace)), facts.key.name);
+    let url = format!(
+        "{}/{}?fieldManager={MODULE_STATUS}",
+        Module::url_path(&(), Some(&facts.key.namespace)),
+        facts.key.name
+    );
     let request = http::Request::patch(url)
         .header(http::header::CONTENT_TYPE, "application/json-patch+json")
         .body(operations.to_string().into_bytes());

@@ -4,8 +4,8 @@ mod apply;
 mod plan;
 mod status;
 
-pub use plan::{ImagesAction, Observed, Plan, plan, wanted_images};
-pub use status::plan_status;
+use plan::{Observed, plan};
+use status::plan_status;
 
 use std::sync::Arc;
 

@@ -41,9 +41,12 @@ pub fn plan_status(
     } else {
         Verdict::new(State::False, ModuleReason::Settled, "nothing is on its way")
     };
-    let wanted =
-        [(ConditionType::ImagesResolved, images), (ConditionType::Progressing, progress), (ConditionType::Ready, ready)]
-            .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, is.reason.as_str(), is.message));
+    let wanted = [
+        (ConditionType::ImagesResolved, images),
+        (ConditionType::Progressing, progress),
+        (ConditionType::Ready, ready),
+    ]
+    .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, is.reason.as_str(), is.message));
     conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
     (new != *old).then_some(new)
 }

@@ -60,8 +60,11 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
             let written = apply(&api, name, NODE_PLANNER, &body).await?;
             let kept = written.metadata.labels.unwrap_or_default();
             // Labels that another writer set are not removed by server-side apply.
-            let left: Map<_, _> =
-                stale_labels.iter().filter(|key| kept.contains_key(*key)).map(|key| (key.clone(), Value::Null)).collect();
+            let left: Map<_, _> = stale_labels
+                .iter()
+                .filter(|key| kept.contains_key(*key))
+                .map(|key| (key.clone(), Value::Null))
+                .collect();
             if left.is_empty() {
                 return Ok(());
             }

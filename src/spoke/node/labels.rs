@@ -59,10 +59,8 @@ pub fn changes(
     }
     wanted.retain(|key, value| is_valid_key(key) && value.chars().count() <= LABEL_MAX);
     let stale = node.labels.keys().filter(|key| is_ready_label(key) || *key == WORKER_NODE_LABEL);
-    let mut changes: BTreeMap<String, Option<String>> = stale
-        .filter(|key| !wanted.contains_key(*key) && !open.contains(*key))
-        .map(|key| (key.clone(), None))
-        .collect();
+    let mut changes: BTreeMap<String, Option<String>> =
+        stale.filter(|key| !wanted.contains_key(*key) && !open.contains(*key)).map(|key| (key.clone(), None)).collect();
     let missing = wanted.into_iter().filter(|(key, value)| node.labels.get(key) != Some(value));
     changes.extend(missing.map(|(key, value)| (key, Some(value))));
     changes
@@ -111,10 +109,7 @@ mod tests {
         entry.version = Some("1.0".into());
         let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
         let changes = changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, true);
-        assert_eq!(
-            changes,
-            [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), Some("1.0".into()))].into()
-        );
+        assert_eq!(changes, [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), Some("1.0".into()))].into());
     }
 
     #[test]

@@ -283,8 +283,11 @@ impl<'a> Here<'a> {
             (None, Some(intent)) => Some(intent.clone()),
             (None, None) if report.is_none() => None,
             (entry, intent) => {
-                let generations =
-                    [entry.and_then(|e| e.generation), intent.map(|i| i.generation), report.and_then(|r| r.observed_generation)];
+                let generations = [
+                    entry.and_then(|e| e.generation),
+                    intent.map(|i| i.generation),
+                    report.and_then(|r| r.observed_generation),
+                ];
                 Some(UnloadIntent {
                     generation: generations.into_iter().flatten().fold(facts.generation, i64::max),
                     module_uid: facts.uid.to_string(),
@@ -309,9 +312,10 @@ impl<'a> Here<'a> {
             if modules.iter().any(|module| entry.belongs_to(&module.facts)) {
                 continue;
             }
-            let successor = drafts.iter().filter_map(|draft| draft.entry.as_ref()).find(|successor| {
-                (&successor.namespace, &successor.name) == (&entry.namespace, &entry.name)
-            });
+            let successor = drafts
+                .iter()
+                .filter_map(|draft| draft.entry.as_ref())
+                .find(|successor| (&successor.namespace, &successor.name) == (&entry.namespace, &entry.name));
             match (successor, &entry.module_uid) {
                 (None, _) => spec.modules.push(entry.clone()),
                 (Some(successor), Some(uid)) if !same_in_kernel(&successor.config, &entry.config) => {

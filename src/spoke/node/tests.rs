@@ -1,0 +1,372 @@
+//! Decisions of the node planner, one by one. The simulation beside it runs them against a worker.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+
+use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::spoke::outcome::{Outcome, Standing};
+use crate::spoke::testing::{DIGEST, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
+use crate::spoke::view::{ConfigView, ImageFact, ModuleFacts, NodeView};
+
+use super::*;
+
+const OTHER: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+fn gpu() -> ModuleBuilder {
+    a_module("drivers", "gpu", "u1")
+}
+
+fn entry() -> NodeModuleSpec {
+    an_entry("drivers", "gpu", "u1")
+}
+
+fn running() -> ConfigView {
+    a_config(vec![entry()], vec![loaded(&entry())])
+}
+
+fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFacts>]) -> Plan {
+    let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None) };
+    let modules = modules.iter().map(here).collect();
+    plan(&Observed { name: "n".into(), node: Some(Arc::new(node)), config: config.map(Arc::new), modules })
+}
+
+/// The specification that the plan leads to: what is written, else what stands.
+fn spec(plan: &Plan, config: Option<&ConfigView>) -> NodeModulesConfigSpec {
+    match &plan.config {
+        ConfigAction::Apply { spec, .. } => spec.clone(),
+        ConfigAction::Nothing => config.map(|config| config.spec.clone()).unwrap_or_default(),
+        ConfigAction::Delete { .. } => NodeModulesConfigSpec::default(),
+    }
+}
+
+fn standing_of(plan: &Plan, uid: &str) -> Standing {
+    let outcome = plan.outcomes.as_ref().and_then(|all| all.get(uid));
+    outcome.map_or(Standing::Elsewhere, |outcome: &Outcome| outcome.standing.clone())
+}
+
+fn intent(reason: UnloadReason, generation: i64) -> UnloadIntent {
+    UnloadIntent { generation, module_uid: "u1".into(), name: "gpu".into(), namespace: "drivers".into(), reason }
+}
+
+fn taint() -> Taint {
+    Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() }
+}
+
+#[test]
+fn a_wanted_module_with_a_pinned_image_gets_an_entry_and_the_node_its_worker() {
+    let plan = planned(a_node(), None, &[gpu().build()]);
+    let spec = NodeModulesConfigSpec { modules: vec![entry()], unload: Vec::new() };
+    let labels = labels_of(&spec, &[]);
+    assert_eq!(labels.len(), 2);
+    assert_eq!(
+        plan.config,
+        ConfigAction::Apply { resource_version: None, owner: "node-uid".into(), labels, stale_labels: vec![], spec }
+    );
+    assert_eq!(plan.labels, [("kmm.node.kubernetes.io/worker".to_owned(), Some(String::new()))].into());
+    assert_eq!(standing_of(&plan, "u1"), Standing::Waiting);
+}
+
+#[test]
+fn whatever_cannot_be_told_leaves_a_loaded_module_alone() {
+    type Edit = fn(&mut NodeView, &mut ModuleBuilder);
+    let table: [(&str, Edit); 9] = [
+        ("nothing happened", |_, _| {}),
+        ("cordon or taint", |node, _| node.taints.push(taint())),
+        ("NotReady", |node, _| node.ready = false),
+        ("no mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("^7".into())),
+        ("bad mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("(".into())),
+        ("no digest", |_, module| module.container().kernel_mappings[0].container_image = "r.example/gpu:v2".into()),
+        ("no image name", |_, module| module.container().kernel_mappings[0].container_image = "::".into()),
+        ("no kernel told", |node, _| node.kernel = "".into()),
+        ("new kernel without image", |node, module| {
+            node.kernel = "6.1.0-2-amd64".into();
+            module.container().kernel_mappings[0].container_image = "r.example/gpu:${KERNEL_FULL_VERSION}".into();
+        }),
+    ];
+    for (what, edit) in table {
+        let (mut node, mut module) = (a_node(), gpu());
+        edit(&mut node, &mut module);
+        let plan = planned(node, Some(running()), &[module.build()]);
+        assert_eq!(plan.config, ConfigAction::Nothing, "{what}");
+    }
+    let vanished = planned(a_node(), Some(running()), &[]);
+    assert_eq!(vanished.config, ConfigAction::Nothing, "the Module's object is gone without a trace");
+}
+
+#[test]
+fn what_is_kept_without_a_digest_or_mapping_is_told() {
+    let mut module = gpu();
+    module.container().kernel_mappings[0].container_image = "r.example/gpu:v2".into();
+    let image = planned(a_node(), Some(running()), &[module.clone().build()]);
+    assert!(matches!(standing_of(&image, "u1"), Standing::NoImage(why) if why.message.contains("r.example/gpu:v2")));
+    module.container().kernel_mappings[0].regexp = Some("^7".into());
+    let mapping = planned(a_node(), Some(running()), &[module.build()]);
+    assert!(matches!(standing_of(&mapping, "u1"), Standing::Failing(why) if why.reason == "NoMatchingKernel"));
+}
+
+#[test]
+fn the_first_placement_waits_for_what_later_makes_no_difference() {
+    type Edit = fn(&mut NodeView, &mut ModuleBuilder);
+    let table: [(&str, Edit, Standing); 6] = [
+        ("taint", |node, _| node.taints.push(taint()), Standing::Tainted),
+        (
+            "tolerated taint",
+            |node, module| {
+                node.taints.push(taint());
+                module.spec.tolerations = vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }];
+            },
+            Standing::Waiting,
+        ),
+        (
+            "pressure",
+            |node, _| {
+                let key = "node.kubernetes.io/disk-pressure".to_owned();
+                node.taints.push(Taint { key, effect: "NoSchedule".into(), ..Taint::default() });
+            },
+            Standing::Waiting,
+        ),
+        ("NotReady", |node, _| node.ready = false, Standing::Waiting),
+        ("no finalizer", |_, module| module.meta.finalizers = None, Standing::Waiting),
+        ("no mapping", |node, _| node.kernel = "7.0.0".into(), Standing::Unmapped),
+    ];
+    for (what, edit, standing) in table {
+        let (mut node, mut module) = (a_node(), gpu());
+        edit(&mut node, &mut module);
+        let plan = planned(node, None, &[module.build()]);
+        let placed = matches!(plan.config, ConfigAction::Apply { .. });
+        assert_eq!(
+            (placed, standing_of(&plan, "u1")),
+            (what.contains("tolerated") || what == "pressure", standing),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn only_a_module_that_is_there_and_does_not_want_the_node_makes_an_intent() {
+    type Edit = fn(&mut ModuleBuilder);
+    let table: [(UnloadReason, Edit); 3] = [
+        (UnloadReason::Deleted, |module| *module = module.clone().deleting()),
+        (UnloadReason::NoModuleLoader, |module| module.spec.module_loader = None),
+        (UnloadReason::NotSelected, |module| module.spec.selector = [("gpu".to_owned(), "yes".to_owned())].into()),
+    ];
+    for (reason, edit) in table {
+        let mut module = gpu();
+        module.meta.generation = Some(5);
+        edit(&mut module);
+        let module = module.build();
+        let plan = planned(a_node(), Some(running()), std::slice::from_ref(&module));
+        let expected = NodeModulesConfigSpec { modules: Vec::new(), unload: vec![intent(reason, 5)] };
+        assert_eq!(spec(&plan, None), expected, "{reason}");
+        assert!(plan.outcomes.as_ref().unwrap()["u1"].holds);
+        assert_eq!(planned(a_node(), None, &[module]).config, ConfigAction::Nothing, "{reason}, nothing to lose");
+    }
+}
+
+#[test]
+fn an_intent_ends_when_the_worker_of_this_boot_confirmed_it_and_then_the_object_goes() {
+    let gone = gpu().deleting().build();
+    let waiting = || {
+        let mut config = a_config(Vec::new(), Vec::new());
+        config.spec.unload = vec![intent(UnloadReason::Deleted, 1)];
+        config.labels = labels_of(&config.spec, &[]);
+        config
+    };
+    type Edit = fn(&mut ConfigView);
+    let table: [(&str, Edit, bool); 5] = [
+        ("confirmed", |_| {}, true),
+        ("seen an older generation", |config| config.report.observed_generation = Some(2), false),
+        ("another boot", |config| config.report.boot_id = Some("boot-0".into()), false),
+        ("no word at all", |config| config.report = crate::spoke::view::ReportView::default(), false),
+        ("still reported", |config| config.report.modules = vec![loaded(&entry())], false),
+    ];
+    for (what, edit, confirmed) in table {
+        let mut config = waiting();
+        edit(&mut config);
+        config.labels = labels_of(&config.spec, &config.report.modules);
+        let plan = planned(a_node(), Some(config), std::slice::from_ref(&gone));
+        let deleted = ConfigAction::Delete { uid: "config-uid".into(), resource_version: "7".into() };
+        assert_eq!(plan.config, if confirmed { deleted } else { ConfigAction::Nothing }, "{what}");
+        // The object still names the Module until it is seen to be gone.
+        assert!(plan.outcomes.unwrap()["u1"].holds, "{what}");
+    }
+    let mut released = a_node();
+    released.released = true;
+    let plan = planned(released, Some(waiting()), std::slice::from_ref(&gone));
+    assert!(plan.outcomes.unwrap().values().all(|outcome| !outcome.holds), "a released node holds nothing up");
+}
+
+#[test]
+fn a_module_wanted_again_withdraws_the_intent_with_a_newer_generation() {
+    let mut config = a_config(Vec::new(), vec![loaded(&entry())]);
+    config.spec.unload = vec![intent(UnloadReason::NotSelected, 4)];
+    let plan = planned(a_node(), Some(config), &[gpu().build()]);
+    let mut again = entry();
+    again.generation = Some(5);
+    assert_eq!(spec(&plan, None), NodeModulesConfigSpec { modules: vec![again], unload: Vec::new() });
+}
+
+#[test]
+fn another_file_or_other_parameters_replace_what_is_loaded() {
+    let mut module = gpu();
+    module.meta.generation = Some(2);
+    module.container().modprobe.parameters = vec!["debug=1".into()];
+    let module = module.build();
+    let first = planned(a_node(), Some(running()), std::slice::from_ref(&module));
+    let mut next = entry();
+    next.config.modprobe.parameters = vec!["debug=1".into()];
+    next.generation = Some(2);
+    let expected =
+        NodeModulesConfigSpec { modules: vec![next.clone()], unload: vec![intent(UnloadReason::Changed, 1)] };
+    assert_eq!(spec(&first, None), expected);
+
+    // Nothing more happens until the worker says so; then the intent goes.
+    let mut config = running();
+    config.spec = expected.clone();
+    config.labels = labels_of(&config.spec, &config.report.modules);
+    config.generation = 4;
+    let waiting = planned(a_node(), Some(config.clone()), std::slice::from_ref(&module));
+    assert_eq!((waiting.config, standing_of(&first, "u1")), (ConfigAction::Nothing, Standing::Waiting));
+    config.report.modules = vec![loaded(&next)];
+    config.report.observed_generation = Some(4);
+    let done = planned(a_node(), Some(config), std::slice::from_ref(&module));
+    assert_eq!(spec(&done, None), NodeModulesConfigSpec { modules: vec![next], unload: Vec::new() });
+}
+
+#[test]
+fn what_only_concerns_the_way_to_the_image_reloads_nothing() {
+    let mut module = gpu();
+    module.meta.generation = Some(9);
+    module.container().image_pull_policy = Some("Always".into());
+    module.spec.image_repo_secret = Some(k8s_openapi::api::core::v1::LocalObjectReference { name: "s".into() });
+    let plan = planned(a_node(), Some(running()), &[module.build()]);
+    let spec = spec(&plan, None);
+    assert_eq!((spec.modules[0].generation, spec.unload.len()), (Some(1), 0));
+    assert_eq!(spec.modules[0].config.image_pull_policy, "Always");
+    assert_eq!(standing_of(&plan, "u1"), Standing::Available);
+}
+
+#[test]
+fn a_new_kernel_with_an_image_gets_an_entry_and_nothing_is_unloaded() {
+    let mut node = a_node();
+    node.kernel = "6.1.0-2-amd64".into();
+    node.boot_id = "boot-2".into();
+    let plan = planned(node, Some(running()), &[gpu().build()]);
+    let spec = spec(&plan, None);
+    assert_eq!((spec.modules[0].config.kernel_version.as_str(), spec.unload.len()), ("6.1.0-2-amd64", 0));
+}
+
+#[test]
+fn an_entry_of_the_pod_based_operator_is_taken_over_without_an_intent() {
+    let mut old = entry();
+    old.module_uid = None;
+    old.generation = None;
+    old.config.container_image = "registry.example/gpu:v1".into();
+    let mut report = loaded(&old);
+    report.state = None;
+    report.observed_generation = None;
+    let mut config = a_config(vec![old], vec![report]);
+    config.report.boot_id = None;
+    let plan = planned(a_node(), Some(config), &[gpu().build()]);
+    assert_eq!(spec(&plan, None), NodeModulesConfigSpec { modules: vec![entry()], unload: Vec::new() });
+    assert!(plan.labels.keys().all(|key| !key.ends_with(".ready")));
+}
+
+#[test]
+fn a_module_made_again_under_its_name_takes_over_and_replaces_only_another_file() {
+    let again = a_module("drivers", "gpu", "u2");
+    let same = planned(a_node(), Some(running()), &[again.clone().build()]);
+    let taken = spec(&same, None);
+    assert_eq!((taken.modules.len(), taken.modules[0].module_uid.as_deref(), taken.unload), (1, Some("u2"), vec![]));
+    let mut other = again;
+    other.container().kernel_mappings[0].container_image = format!("registry.example/gpu@{OTHER}");
+    let other = planned(a_node(), Some(running()), &[other.build()]);
+    assert_eq!(spec(&other, None).unload, [intent(UnloadReason::Changed, 1)]);
+}
+
+#[test]
+fn two_modules_of_one_name_in_two_namespaces_do_not_meet() {
+    let modules = [gpu().build(), a_module("other", "gpu", "u2").build()];
+    let entries = vec![entry(), an_entry("other", "gpu", "u2")];
+    let plan = planned(a_node(), None, &modules);
+    assert_eq!(spec(&plan, None).modules, entries);
+    let config = a_config(entries.clone(), entries.iter().map(loaded).collect());
+    let one = planned(a_node(), Some(config), &[gpu().deleting().build(), Arc::clone(&modules[1])]);
+    let expected =
+        NodeModulesConfigSpec { modules: vec![entries[1].clone()], unload: vec![intent(UnloadReason::Deleted, 1)] };
+    assert_eq!(spec(&one, None), expected);
+}
+
+#[test]
+fn an_unreadable_module_keeps_what_it_has_on_every_node() {
+    let view = crate::spoke::view::ModuleView { facts: gpu().build(), status: crate::api::ModuleStatus::default() };
+    let meta = gpu().meta;
+    let kept = <crate::spoke::view::ModuleView as crate::runtime::store::Projection>::unreadable;
+    let unreadable = kept(&meta, "bad", Some(&view)).unwrap();
+    let plan = planned(a_node(), Some(running()), &[unreadable.facts]);
+    assert_eq!(plan.config, ConfigAction::Nothing);
+    assert!(matches!(standing_of(&plan, "u1"), Standing::Failing(why) if why.reason == "InvalidSpec"));
+}
+
+#[test]
+fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_owner() {
+    let mut node = a_node();
+    node.uid = "node-2".into();
+    let removed = ConfigAction::Delete { uid: "config-uid".into(), resource_version: "7".into() };
+    assert_eq!(planned(node, Some(running()), &[gpu().build()]).config, removed);
+    let without_node = |config: ConfigView| {
+        plan(&Observed { name: "n".into(), node: None, config: Some(Arc::new(config)), modules: Vec::new() })
+    };
+    assert_eq!(without_node(running()).config, ConfigAction::Nothing);
+    assert_eq!(without_node(ConfigView { owner: None, ..running() }).config, removed);
+}
+
+#[test]
+fn a_failure_is_told_with_the_words_of_the_worker() {
+    let mut report = loaded(&entry());
+    report.state = Some(ModuleState::Failed);
+    report.reason = Some("SymbolMissing".into());
+    report.message = Some("symbol foo is missing".into());
+    let config = a_config(vec![entry()], vec![report.clone()]);
+    let plan = planned(a_node(), Some(config), &[gpu().build()]);
+    let Standing::Failing(why) = standing_of(&plan, "u1") else { panic!("{plan:?}") };
+    assert_eq!((why.reason.as_str(), why.message.as_str()), ("SymbolMissing", "symbol foo is missing"));
+
+    report.state = Some(ModuleState::UnloadFailed);
+    report.reason = Some("InUse".into());
+    let mut config = a_config(Vec::new(), vec![report]);
+    config.spec.unload = vec![intent(UnloadReason::Deleted, 1)];
+    let stuck = super::plan(&Observed {
+        name: "n".into(),
+        node: Some(Arc::new(a_node())),
+        config: Some(Arc::new(config)),
+        modules: vec![ModuleHere { facts: gpu().deleting().build(), want: Want::Gone(UnloadReason::Deleted) }],
+    });
+    assert!(matches!(standing_of(&stuck, "u1"), Standing::Stuck(why) if why.reason == "InUse"));
+}
+
+#[test]
+fn an_image_is_pinned_by_the_digest_that_was_looked_up_for_its_kernel() {
+    use crate::api::{ImageState, ImageStatus};
+    use crate::spoke::view::ImagesView;
+    let state = |kernel: &str, digest: Option<&str>, reason: &str| ImageState {
+        image: "r.example/gpu:v1".into(),
+        kernel_version: Some(kernel.into()),
+        digest: digest.map(str::to_owned),
+        reason: Some(reason.into()),
+        status: ImageStatus::Unknown,
+        ..ImageState::default()
+    };
+    let images = ImagesView {
+        states: vec![state("a", Some(DIGEST), "Resolved"), state("b", None, "Unauthorized")],
+        ..ImagesView::default()
+    };
+    let of = |image: &str, kernel: &str| ImageFact::of(image, kernel, Some(&images));
+    assert_eq!(of("r.example/gpu:v1", "a"), ImageFact::Pinned(format!("r.example/gpu@{DIGEST}")));
+    assert!(matches!(of("r.example/gpu:v1", "b"), ImageFact::Missing { reason: "Unauthorized", .. }));
+    assert!(matches!(of("r.example/gpu:v1", "c"), ImageFact::Missing { reason: "Pending", .. }));
+    assert!(matches!(of("R.example//gpu", "a"), ImageFact::Missing { reason: "InvalidReference", .. }));
+    let pinned = format!("r.example/gpu:v1@{OTHER}");
+    assert_eq!(of(&pinned, "a"), ImageFact::Pinned(format!("r.example/gpu@{OTHER}")));
+}

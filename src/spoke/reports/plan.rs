@@ -37,9 +37,8 @@ pub fn transitions(node: &str, old: Option<&ConfigView>, new: Option<&ConfigView
     if old.uid != new.uid || old.report == new.report {
         return Vec::new();
     }
-    let find = |report: &ReportView, of: &NodeModuleStatus| {
-        report.modules.iter().find(|other| is_same(other, of)).cloned()
-    };
+    let find =
+        |report: &ReportView, of: &NodeModuleStatus| report.modules.iter().find(|other| is_same(other, of)).cloned();
     let now = new.report.modules.iter();
     let mut all: Vec<_> = now.filter_map(|is| of_state(node, find(&old.report, is).as_ref(), is)).collect();
     // What vanished with a reboot was not unloaded by anybody.
@@ -64,7 +63,9 @@ fn was_in_kernel(status: &NodeModuleStatus) -> bool {
 }
 
 fn of_state(node: &str, old: Option<&NodeModuleStatus>, new: &NodeModuleStatus) -> Option<Transition> {
-    let key = |status: &NodeModuleStatus| (status.state, status.reason.clone(), status.digest.clone(), status.boot_id.clone());
+    let key = |status: &NodeModuleStatus| {
+        (status.state, status.reason.clone(), status.digest.clone(), status.boot_id.clone())
+    };
     if old.map(key) == Some(key(new)) {
         return None;
     }
@@ -126,13 +127,37 @@ mod tests {
         use ModuleState::{Failed, Loaded, Loading, Orphaned, UnloadFailed};
         let table = [
             ((None, ""), (Some(Loading), ""), None),
-            ((None, ""), (Some(Loaded), ""), Some((EventReason::ModuleLoaded, "module loaded into the kernel of node n in 1.2s"))),
+            (
+                (None, ""),
+                (Some(Loaded), ""),
+                Some((EventReason::ModuleLoaded, "module loaded into the kernel of node n in 1.2s")),
+            ),
             ((Some(Loaded), ""), (Some(Loaded), ""), None),
-            ((Some(Loading), ""), (Some(Failed), "SymbolMissing"), Some((EventReason::ModuleLoadFailed, "module could not be loaded on node n: because"))),
-            ((Some(Loading), ""), (Some(Failed), "LoadedOtherFile"), Some((EventReason::ModuleFileDiffers, "another file is loaded on node n: because"))),
-            ((Some(Loaded), ""), (Some(UnloadFailed), "InUse"), Some((EventReason::ModuleInUse, "module is in use on node n: because"))),
-            ((Some(Loaded), ""), (Some(Orphaned), ""), Some((EventReason::ModuleOrphaned, "module is loaded and no Module wants it on node n: because"))),
-            ((Some(Loaded), ""), (None, ""), Some((EventReason::ModuleUnloaded, "module unloaded from the kernel of node n"))),
+            (
+                (Some(Loading), ""),
+                (Some(Failed), "SymbolMissing"),
+                Some((EventReason::ModuleLoadFailed, "module could not be loaded on node n: because")),
+            ),
+            (
+                (Some(Loading), ""),
+                (Some(Failed), "LoadedOtherFile"),
+                Some((EventReason::ModuleFileDiffers, "another file is loaded on node n: because")),
+            ),
+            (
+                (Some(Loaded), ""),
+                (Some(UnloadFailed), "InUse"),
+                Some((EventReason::ModuleInUse, "module is in use on node n: because")),
+            ),
+            (
+                (Some(Loaded), ""),
+                (Some(Orphaned), ""),
+                Some((EventReason::ModuleOrphaned, "module is loaded and no Module wants it on node n: because")),
+            ),
+            (
+                (Some(Loaded), ""),
+                (None, ""),
+                Some((EventReason::ModuleUnloaded, "module unloaded from the kernel of node n")),
+            ),
             ((Some(Loading), ""), (None, ""), None),
         ];
         for (old, new, expected) in table {

@@ -48,7 +48,15 @@ impl PartialEq for ModuleFacts {
     fn eq(&self, other: &Self) -> bool {
         let plain = |facts: &Self| {
             let Self { key, uid, generation, deleting, finalizers, rendered_hash, unreadable, .. } = facts;
-            (key.clone(), uid.clone(), *generation, *deleting, finalizers.clone(), rendered_hash.clone(), unreadable.clone())
+            (
+                key.clone(),
+                uid.clone(),
+                *generation,
+                *deleting,
+                finalizers.clone(),
+                rendered_hash.clone(),
+                unreadable.clone(),
+            )
         };
         plain(self) == plain(other) && self.spec == other.spec
     }
@@ -90,8 +98,7 @@ impl ModuleFacts {
     /// What the mappings say about a kernel; `None` if there is nothing to load. Each kernel is looked up once.
     pub fn resolve(&self, kernel: &Arc<str>) -> Option<Arc<Resolved>> {
         let container = &self.spec.module_loader.as_ref()?.container;
-        let mappings =
-            self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
+        let mappings = self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
         let mut cache = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache.get(kernel) {
             return Some(Arc::clone(known));
@@ -117,8 +124,7 @@ impl ModuleFacts {
             return Some(error);
         }
         let container = &self.spec.module_loader.as_ref()?.container;
-        let mappings =
-            self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
+        let mappings = self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
         mappings.as_ref().err().map(String::as_str)
     }
 }
