@@ -122,6 +122,9 @@ async fn a_fleet_of_different_clusters_is_right_in_one_pass_and_then_rests() -> 
 
     // A world in which nothing changes costs no write, nor do changes that concern nobody, nor does a restart.
     let before = bed.settled(3).await?;
+    let first = before.iter().filter(|write| write.contains("manifestworks")).count();
+    println!("{first} writes of 51 works, {} writes in all", before.len());
+    assert!((51..=3 * 51).contains(&first), "{first} writes of 51 works");
     bed.label_cluster("cluster-07", json!({"unrelated": "label"})).await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
     bed.stop_hub().await?;
@@ -154,6 +157,13 @@ async fn what_is_missing_holds_back_itself_alone_and_what_was_sent_stays() -> Re
     bed.cluster("c1", &[("mcm", "y")], &[here, missing]).await?;
     bed.cluster("c2", &[("mcm", "y")], &[]).await?;
     put(&bed.admin, &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "c3"}})).await?;
+    // Accepted, and its namespace is not made yet.
+    let unprepared = json!({
+        "apiVersion": "cluster.open-cluster-management.io/v1", "kind": "ManagedCluster",
+        "metadata": {"name": "c4", "labels": {"mcm": "y"}}, "spec": {"hubAcceptsClient": true},
+    });
+    put(&bed.admin, &unprepared).await?;
+    fake_claims(&bed.admin, "c4", &[(kmm::api::names::KERNEL_CLAIM, here)]).await?;
     let foreign = json!({
         "apiVersion": "work.open-cluster-management.io/v1", "kind": "ManifestWork",
         "metadata": {"name": "y", "namespace": "c3"},
@@ -181,15 +191,18 @@ async fn what_is_missing_holds_back_itself_alone_and_what_was_sent_stays() -> Re
     let reasons = |status: &kmm::api::ManagedClusterModuleStatus| -> BTreeMap<String, String> {
         status.clusters.iter().map(|cluster| (cluster.name.clone(), cluster.reason.clone())).collect()
     };
-    let expected = [("c1", "ImagesNotReady"), ("c2", "NoClaims"), ("c3", "OwnedByOther")];
+    let expected = [("c1", "ImagesNotReady"), ("c2", "NoClaims"), ("c3", "OwnedByOther"), ("c4", "WorkRefused")];
     assert_eq!(reasons(&status), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
     assert!(status.clusters[0].message.as_deref().is_some_and(|m| m.contains(missing) && m.contains("NotFound")));
-    assert_eq!((status.number_desired, status.number_degraded, status.number_unknown), (Some(3), Some(1), Some(1)));
+    assert_eq!((status.number_desired, status.number_degraded, status.number_unknown), (Some(4), Some(2), Some(1)));
+    assert!(status.clusters[3].message.as_deref().is_some_and(|m| m.contains("namespaces \"c4\" not found")));
     let theirs = bed.work("c3", "y").await?.unwrap_or_default();
     assert_eq!(theirs["spec"]["workload"], foreign["spec"]["workload"]);
     assert!(theirs["metadata"]["ownerReferences"].is_null());
 
-    // The image comes: nobody has to touch anything.
+    // Namespace and image come: nobody has to touch anything.
+    put(&bed.admin, &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "c4"}})).await?;
+    eventually(LIMIT, "the work of the cluster that has a namespace now", || bed.work("c4", "y")).await?;
     images.extend(bed.push("kmods/y", &[missing]).await?);
     work_has(images.clone()).await?;
     bed.status("y", "all images", |s| condition(s, "ImagesResolved").0 == "True").await?;
@@ -221,15 +234,16 @@ async fn what_is_missing_holds_back_itself_alone_and_what_was_sent_stays() -> Re
         before["metadata"]["generation"]
     );
 
-    // Somebody edits the work: it is put back.
-    let edit = json!({"spec": {"manifestConfigs": []}});
+    // Somebody edits the work, its label too: it is put back.
+    let edit = json!({"spec": {"manifestConfigs": []}, "metadata": {"labels": null}});
     fake_claims(&bed.admin, "c1", &[(kmm::api::names::KERNEL_CLAIM, &[here, missing].join("\n"))]).await?;
     crate::ocm::kinds::manifest_works(&bed.admin, "c1")
         .patch("y", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(edit))
         .await?;
     let whole = || async {
         let work = bed.work("c1", "y").await?.unwrap_or_default();
-        Ok((work["spec"]["manifestConfigs"] == before["spec"]["manifestConfigs"]).then_some(()))
+        let whole = |work: &Value| (work["spec"]["manifestConfigs"].clone(), work["metadata"]["labels"].clone());
+        Ok((whole(&work) == whole(&before)).then_some(()))
     };
     eventually(LIMIT, "the work as it was", whole).await?;
 

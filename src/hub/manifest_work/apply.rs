@@ -34,7 +34,7 @@ pub(super) async fn apply(client: &kube::Client, target: &Target, action: &Actio
             client::apply(&api, &target.module, field_manager::HUB, &work).await.map(|_| Done::AsPlanned)
         }
         Action::Apply { work, uid: None } => {
-            if let Some(standing) = other(&api, target).await? {
+            if let Some(standing) = other(&api, target, work).await? {
                 return Ok(Done::Occupied(standing));
             }
             client::apply(&api, &target.module, field_manager::HUB, work.as_ref()).await.map(|_| Done::AsPlanned)
@@ -44,14 +44,14 @@ pub(super) async fn apply(client: &kube::Client, target: &Target, action: &Actio
 
 /// Stores hold only works with the label of ours. One without it would be taken over by an apply with force, so
 /// the server is asked before a work is made. One with the label is on its way into the store.
-async fn other(api: &Api<ManifestWork>, target: &Target) -> Result<Option<Standing>, ApiError> {
+async fn other(api: &Api<ManifestWork>, target: &Target, wanted: &ManifestWork) -> Result<Option<Standing>, ApiError> {
     let found: Option<PartialObjectMeta<ManifestWork>> =
         client::within(|| format!("look for ManifestWork {target}"), api.get_metadata_opt(&target.module)).await?;
     let Some(found) = found else { return Ok(None) };
     let labels = found.metadata.labels.unwrap_or_default();
-    if labels.get(MANAGED_CLUSTER_MODULE_LABEL) == Some(&render::label_value(&target.module)) {
-        return Ok(None);
-    }
     let owner = Owner::of(found.metadata.owner_references.as_deref());
-    Ok(Some(occupied(&owner)))
+    let labelled = labels.get(MANAGED_CLUSTER_MODULE_LABEL) == Some(&render::label_value(&target.module));
+    // One of ours that lost its label gets it back.
+    let is_ours = owner == Owner::of(wanted.metadata.owner_references.as_deref());
+    Ok(Some(occupied(&owner)).filter(|_| !labelled && !is_ours))
 }

@@ -85,17 +85,20 @@ impl FleetModule {
 
     fn compile(mut self) -> Self {
         let Some(spec) = &self.spec else { return self };
+        let invalid = |message: String| Some(Fault { reason: ClusterReason::InvalidSpec, message });
+        if spec.spoke_namespace.is_empty() {
+            self.fault = invalid("spec.spokeNamespace is empty".to_owned());
+            return self;
+        }
         let Some(module) = &spec.module_spec else {
-            self.fault =
-                Some(Fault { reason: ClusterReason::InvalidSpec, message: "spec.moduleSpec is missing".to_owned() });
+            self.fault = invalid("spec.moduleSpec is missing".to_owned());
             return self;
         };
         if let Some(loader) = &module.module_loader {
             match Mappings::compile(&loader.container) {
                 Ok(mappings) => self.mappings = Some(Arc::new(mappings)),
                 Err(error) => {
-                    let message = format!("spec.moduleSpec.moduleLoader.container: {}", chain(&error));
-                    self.fault = Some(Fault { reason: ClusterReason::InvalidSpec, message });
+                    self.fault = invalid(format!("spec.moduleSpec.moduleLoader.container: {}", chain(&error)));
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::api::{ImageState, ImageStatus, ModuleImagesConfig, ModuleImagesConfigSpec};
+use crate::api::{ImageState, ModuleImagesConfig, ModuleImagesConfigSpec};
 use crate::hub::intern;
 use crate::runtime::store::Projection;
 
@@ -30,9 +30,7 @@ pub struct ImageFact {
     pub image: Arc<str>,
     /// `sha256:…`, kept also while a later look-up fails.
     pub digest: Option<Arc<str>>,
-    /// What the last look-up came to.
-    pub status: ImageStatus,
-    /// Why, in one word; empty if the images controller gave none.
+    /// What the last look-up came to, in one word; empty if the images controller gave none.
     pub reason: Arc<str>,
     /// Why, in one sentence; empty if the images controller gave none.
     pub message: Arc<str>,
@@ -46,7 +44,6 @@ impl ImageFact {
             kernel: intern::text(kernel),
             image: intern::text(&state.image),
             digest: state.digest.as_deref().map(intern::text),
-            status: state.status,
             reason: or_empty(&state.reason),
             message: or_empty(&state.message),
         })
