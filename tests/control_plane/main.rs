@@ -8,3 +8,4 @@ mod support;
 
 mod hub;
 mod hub_bed;
+mod images;
