@@ -19,9 +19,13 @@
 //! - [`api`]: wire types of every kind and every shared name; imports nothing of ours.
 //! - [`core`](crate::core): decisions and knowledge without client, clock, files or environment.
 //! - [`oci`]: registries and image layers.
+//! - [`images`]: which digest an image has.
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 
 pub mod api;
 pub mod core;
+pub mod hub;
+pub mod images;
 pub mod oci;
 pub mod runtime;
+pub mod worker;

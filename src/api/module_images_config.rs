@@ -29,8 +29,16 @@ use super::wire::{default_dir_name, default_pull_policy, is_false, null_as_defau
     status = "ModuleImagesConfigStatus",
     shortname = "mic",
     category = "kmm",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"ImagesResolved\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"ImagesResolved\")].reason"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -117,7 +125,7 @@ impl Default for ModuleImageSpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("required" = ["imagesStates"]))]
 pub struct ModuleImagesConfigStatus {
-    /// What holds of the images as a whole; `Ready` sums it up.
+    /// What holds of the images as a whole; `ImagesResolved` sums it up.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     #[schemars(
         schema_with = "embedded::<Vec<Condition>>",

@@ -22,6 +22,9 @@ pub const WORKER_NODE_LABEL: &str = "kmm.node.kubernetes.io/worker";
 
 /// Annotation on a Module sent by a Hub, value the hash of what was sent. Ours.
 pub const RENDERED_HASH_ANNOTATION: &str = "kmm.node.kubernetes.io/rendered-hash";
+/// Annotation on a ManifestWork, value a JSON map from kernel to the id of the image that its digest was found for,
+/// so that a digest once sent can be kept. Ours.
+pub const SENT_IMAGES_ANNOTATION: &str = "kmm.node.kubernetes.io/sent-images";
 /// Annotation by which a person says that a node will not come back, so that no deletion waits for it. Ours.
 pub const RELEASE_NODE_ANNOTATION: &str = "kmm.node.kubernetes.io/release";
 
@@ -34,7 +37,7 @@ pub const OLD_WORKER_POD_FINALIZER: &str = "kmm.node.kubernetes.io/nodemodulesco
 /// ClusterClaim with the kernels of a cluster, one to a line. Upstream: `internal/constants`, `KernelVersionsClusterClaimName`.
 pub const KERNEL_CLAIM: &str = "kernel-versions.kmm.node.kubernetes.io";
 /// What the name of every claim with kernels begins with. Ours, for lists that do not fit into one claim.
-pub const KERNEL_CLAIM_PREFIX: &str = "kernel-versions";
+pub const KERNEL_CLAIM_PREFIX: &str = "kernel-versions.";
 /// What the name of every claim with kernels ends with, so that one reserved suffix of OCM covers them all. Ours.
 pub const KERNEL_CLAIM_SUFFIX: &str = ".kmm.node.kubernetes.io";
 
@@ -127,16 +130,6 @@ pub fn parse_ready_label(key: &str) -> Option<(&str, &str)> {
     whole.then_some((namespace, name))
 }
 
-/// Name of the n-th ClusterClaim with kernels, from 0; the first has the name that KMM reads.
-#[must_use]
-pub fn kernel_claim(index: usize) -> String {
-    match index {
-        0 => KERNEL_CLAIM.into(),
-        // two digits keep the names in the order of the list, within the 20 claims that reach a Hub
-        n => format!("{KERNEL_CLAIM_PREFIX}-{:02}{KERNEL_CLAIM_SUFFIX}", n + 1),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,14 +155,5 @@ mod tests {
         ] {
             assert_eq!(parse_ready_label(&key), None, "{key}");
         }
-    }
-
-    #[test]
-    fn claims_sort_by_name_in_the_order_of_the_list_from_the_second_on() {
-        let names: Vec<_> = (1..20).map(kernel_claim).collect();
-        assert!(names.is_sorted());
-        assert!(names.iter().all(|name| name.starts_with(KERNEL_CLAIM_PREFIX) && name.ends_with(KERNEL_CLAIM_SUFFIX)));
-        assert_eq!(kernel_claim(0), KERNEL_CLAIM);
-        assert_eq!(kernel_claim(1), "kernel-versions-02.kmm.node.kubernetes.io");
     }
 }

@@ -5,9 +5,14 @@
 //! two calls, and credentials appear in no error and no log line.
 
 pub mod credentials;
+mod fetch;
 mod hash;
+mod layer;
+mod partial;
+pub mod pull;
 pub mod registry;
 mod session;
+mod tree;
 
 #[cfg(test)]
 mod tests;

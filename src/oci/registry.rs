@@ -213,7 +213,15 @@ async fn look_up(session: &mut Session<'_>) -> Result<Digest, Error> {
         return Err(session.refused(&head));
     }
     // No digest, or a server that has something against HEAD requests: only a GET request tells.
-    Ok(fetch_manifest(session, &reference, image.digest()).await?.digest)
+    let FetchedManifest { body, told } = fetch_manifest(session, &reference).await?;
+    for digest in image.digest().into_iter().chain(&told) {
+        let actual = super::hash::of(digest.algorithm(), &body);
+        if actual != *digest {
+            return Err(session.invalid(format!("the bytes of the manifest have the digest {actual}, not {digest}")));
+        }
+    }
+    check_manifest(&body).map_err(|why| session.invalid(why))?;
+    Ok(image.digest().cloned().unwrap_or_else(|| super::hash::of(Algorithm::Sha256, &body)))
 }
 
 /// What the image is asked for by: its digest, else its tag.
@@ -224,44 +232,30 @@ pub(crate) fn reference(image: &ImageRef) -> String {
     }
 }
 
-/// A manifest or index whose bytes fit every digest that is known of it.
+/// A manifest or index as it is served, not yet proved.
 pub(crate) struct FetchedManifest {
-    /// The bytes, as served.
+    /// The bytes.
     pub(crate) body: Vec<u8>,
-    /// The digest that was asked for, else the SHA-256 of the bytes.
-    pub(crate) digest: Digest,
+    /// The digest that the registry tells for them.
+    told: Option<Digest>,
 }
 
-/// Fetches a manifest or index by tag or digest and proves it by `wanted` and by the registry's own header.
-pub(crate) async fn fetch_manifest(
-    session: &mut Session<'_>,
-    reference: &str,
-    wanted: Option<&Digest>,
-) -> Result<FetchedManifest, Error> {
+/// Fetches a manifest or index by tag or digest. The caller compares the digest.
+pub(crate) async fn fetch_manifest(session: &mut Session<'_>, reference: &str) -> Result<FetchedManifest, Error> {
     let mut response = session.send(http::Method::GET, &format!("manifests/{reference}"), true).await?;
     if response.status() == http::StatusCode::NOT_FOUND {
         return Err(missing(session, response).await);
     }
-    if let Some(error) = refusal(session.image(), session.tried(), &response) {
-        return Err(error);
-    }
     if response.status() != http::StatusCode::OK {
-        return Err(session.invalid(format!("status {} for a manifest", response.status().as_u16())));
+        let unusable = || session.invalid(format!("status {} for a manifest", response.status().as_u16()));
+        return Err(refusal(session.image(), session.tried(), &response).unwrap_or_else(unusable));
     }
     let told = match content_digest(response.headers()) {
         Some(value) => Some(value.parse::<Digest>().map_err(|_| session.invalid("its digest header is no digest"))?),
         None => None,
     };
     let body = read_bounded(session, &mut response, MAX_MANIFEST).await?;
-    for digest in wanted.into_iter().chain(&told) {
-        let actual = super::hash::of(digest.algorithm(), &body);
-        if actual != *digest {
-            return Err(session.invalid(format!("the bytes of the manifest have the digest {actual}, not {digest}")));
-        }
-    }
-    check_manifest(&body).map_err(|why| session.invalid(why))?;
-    let digest = wanted.cloned().unwrap_or_else(|| super::hash::of(Algorithm::Sha256, &body));
-    Ok(FetchedManifest { body, digest })
+    Ok(FetchedManifest { body, told })
 }
 
 /// Whether a 404 proves that the image is missing: a registry must have said it, and not something in front of it.

@@ -89,7 +89,7 @@ async fn a_namespace_that_is_deleted_goes() -> Result<()> {
     let ns = cluster.namespace("gone").await?;
     let api: Api<Namespace> = Api::all(cluster.admin().await?);
     api.delete(&ns, &DeleteParams::default()).await?;
-    eventually(Duration::from_secs(60), "the namespace to go", || async {
+    eventually(Duration::from_mins(1), "the namespace to go", || async {
         Ok(api.get_opt(&ns).await?.is_none().then_some(()))
     })
     .await

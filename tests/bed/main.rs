@@ -4,4 +4,7 @@
 mod support;
 
 mod control_plane;
+mod lifecycle;
+mod machine;
+mod node;
 mod registry;

@@ -17,7 +17,7 @@ fn labels_annotations_finalizers_and_object_names_are_those_that_clusters_hold()
         (names::MODULE_FINALIZER, "kmm.node.kubernetes.io/module-finalizer"),
         (names::OLD_WORKER_POD_FINALIZER, "kmm.node.kubernetes.io/nodemodulesconfig-reconciler"),
         (names::KERNEL_CLAIM, "kernel-versions.kmm.node.kubernetes.io"),
-        (names::KERNEL_CLAIM_PREFIX, "kernel-versions"),
+        (names::KERNEL_CLAIM_PREFIX, "kernel-versions."),
         (names::KERNEL_CLAIM_SUFFIX, ".kmm.node.kubernetes.io"),
         (names::LEASE, "kmm.sigs.x-k8s.io"),
         (names::HUB_LEASE, "kmm-hub.sigs.x-k8s.io"),
@@ -80,8 +80,8 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(names::ConditionType, "Ready Applied ImagesResolved Progressing Degraded Valid");
     assert_list!(
         names::ImageReason,
-        "Resolved NotFound Unauthorized Forbidden RateLimited RegistryError InvalidResponse Timeout Unreachable
-         TlsError InvalidReference PullSecretMissing PullSecretInvalid PlatformMissing"
+        "Pending Resolved NotFound Unauthorized Forbidden RateLimited RegistryError InvalidResponse Timeout Unreachable
+         TlsError InvalidReference PullSecretMissing PullSecretForbidden PullSecretInvalid PlatformMissing"
     );
     assert_list!(
         names::NodeReason,
@@ -119,7 +119,9 @@ fn every_failed_fetch_has_its_reason_on_the_node() {
         let on_node = names::NodeReason::from_image(*reason).map(names::NodeReason::as_str);
         let expected = match reason.as_str() {
             "Resolved" => None,
-            secret @ ("PullSecretMissing" | "PullSecretInvalid") => Some(secret.to_owned()),
+            same @ ("Pending" | "PullSecretMissing" | "PullSecretForbidden" | "PullSecretInvalid") => {
+                Some(same.to_owned())
+            }
             other => Some(format!("Image{other}")),
         };
         assert_eq!(on_node.map(str::to_owned), expected);

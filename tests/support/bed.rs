@@ -1,6 +1,7 @@
 //! Where the bed's parts are, and the folder, ports and numbers that are this test binary's own.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -117,7 +118,7 @@ fn variable(name: &str) -> Option<PathBuf> {
 
 fn load() -> Result<Bed> {
     let dir = variable("KMM_BED").context(
-        "the test bed needs namespaces of its own: run the tests as root through cargo, whose runner is hack/testbed/run",
+        "the test bed needs namespaces of its own: run the tests as root with cargo inside the repository, so that its runner hack/testbed/run is used",
     )?;
     let cache = variable("KMM_BED_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|d| d.join("kmm-testbed")))
@@ -142,7 +143,16 @@ fn inputs_hash(folder: &Path) -> Result<String> {
         let path = folder.join(input);
         hash.update(std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
     }
-    Ok(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect())
+    Ok(hex(&hash.finalize()[..8]))
+}
+
+/// Two digits per byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn parse(text: &str, dir: PathBuf, cache: PathBuf) -> Result<Bed> {

@@ -22,12 +22,12 @@ use super::pki::{Authority, Certificate, token_keys};
 use super::process::{Process, output};
 use super::{HOST, audit, eventually};
 
-const READY: Duration = Duration::from_secs(120);
+const READY: Duration = Duration::from_mins(2);
 
 /// What to start. The default is the least: etcd and kube-apiserver.
 #[derive(Debug, Clone, Default)]
 pub struct ControlPlaneOptions {
-    /// Garbage collection by owner references, DaemonSets, namespaces that finish deleting, service accounts.
+    /// Garbage collection by owner references, pods of every DaemonSet, namespaces that finish deleting, service accounts.
     pub controller_manager: bool,
     /// Pods without `nodeName` get one.
     pub scheduler: bool,
@@ -297,18 +297,19 @@ impl ControlPlane {
         )
     }
 
-    // JSON is YAML.
+    /// A kubeconfig for this API server with any `user` entry, such as a token. JSON is YAML.
     pub fn write_kubeconfig_user(&self, file: &str, user: serde_json::Value) -> Result<PathBuf> {
         let ca = base64::prelude::BASE64_STANDARD.encode(self.authority.pem()?);
         let path = self.dir.join(format!("{file}.kubeconfig"));
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "bed", "cluster": {"server": self.url(), "certificate-authority-data": ca}}],
-            "users": [{"name": "me", "user": user}],
+            "users": [{"name": "me"}],
             "contexts": [{"name": "bed", "context": {"cluster": "bed", "user": "me"}}],
             "current-context": "bed",
         });
+        config["users"][0]["user"] = user;
         std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
         Ok(path)
     }
@@ -382,7 +383,7 @@ impl ControlPlane {
         .await
     }
 
-    /// Applies the CustomResourceDefinitions of all YAML files of a folder and waits until each is established.
+    /// Applies every CRD of the YAML files of a folder and waits until each is established.
     pub async fn install_crds(&self, folder: &Path) -> Result<()> {
         let api: Api<CustomResourceDefinition> = Api::all(self.admin().await?);
         let mut files: Vec<PathBuf> = std::fs::read_dir(folder)

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::bed::bed;
+use super::bed::{bed, hex};
 use super::kmods::Kmod;
 use super::process::output;
 
@@ -398,8 +398,7 @@ impl Artifact {
 
 /// `sha256:<hex>`.
 pub fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
 /// The tree of a kmod image as a layer: `<dir_name>/lib/modules/<release>/extra/<file>` and depmod's files beside it.

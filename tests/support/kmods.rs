@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use super::bed::{Kernel, bed};
+use super::bed::{Kernel, bed, hex};
 
 // Each prints what it was given, so a test can find it in the kernel's log.
 const PLAIN: &str = r#"#include <linux/module.h>
@@ -133,7 +133,7 @@ pub fn compile(kernel: &Kernel, name: &str, sets: &[(&str, &[(&str, String)])]) 
             hash.update(format!("\0{set}\0{file}\0{text}"));
         }
     }
-    let key: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let key = hex(&hash.finalize()[..8]);
     let folder = bed()?.cache.join("kmods");
     std::fs::create_dir_all(&folder)?;
     let done = folder.join(format!("{name}-{}-{key}", kernel.release));

@@ -100,7 +100,7 @@ impl Registry {
         command.arg("serve").arg(self.dir.join("config.yml"));
         let process = Process::spawn("registry", &self.dir, command)?;
         *self.process.lock().map_err(|_| anyhow!("a test died while it changed this registry"))? = Some(process);
-        eventually(Duration::from_secs(60), "the registry to answer", || async {
+        eventually(Duration::from_mins(1), "the registry to answer", || async {
             if let Some(p) = self.process.lock().map_err(|_| anyhow!("a test died"))?.as_mut() {
                 p.check()?;
             }
@@ -143,7 +143,7 @@ impl Registry {
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
-        let mut client = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy();
+        let mut client = reqwest::Client::builder().timeout(Duration::from_mins(1)).no_proxy();
         client = match self.ca_pem() {
             Some(pem) => client.tls_certs_only([reqwest::Certificate::from_pem(pem.as_bytes())?]),
             None => client.tls_certs_only([]),

@@ -25,6 +25,8 @@ closed_list! {
 closed_list! {
     /// What a look-up of an image came to.
     pub enum ImageReason {
+        /// It was not looked up yet, or is being looked up again.
+        Pending,
         /// Its digest is known.
         Resolved,
         /// The registry proved that it is not there.
@@ -49,6 +51,8 @@ closed_list! {
         InvalidReference,
         /// The pull secret does not exist.
         PullSecretMissing,
+        /// The API server refuses to hand the pull secret out.
+        PullSecretForbidden,
         /// The pull secret holds no credentials that can be read.
         PullSecretInvalid,
         /// The image has nothing for the node's architecture.
@@ -133,6 +137,8 @@ closed_list! {
         LoadNotProved,
         /// Another file is loaded under that name; it is not touched.
         LoadedOtherFile,
+        /// The file is loaded with other parameters; it is not touched.
+        LoadedOtherParameters,
         /// Two Modules want the same kernel module in different files.
         Conflict,
         /// A module of the kernel itself that is to be removed first is built in, in use or refused to go.
@@ -152,6 +158,7 @@ impl NodeReason {
     pub const fn from_image(reason: ImageReason) -> Option<Self> {
         Some(match reason {
             ImageReason::Resolved => return None,
+            ImageReason::Pending => Self::Pending,
             ImageReason::NotFound => Self::ImageNotFound,
             ImageReason::Unauthorized => Self::ImageUnauthorized,
             ImageReason::Forbidden => Self::ImageForbidden,
@@ -163,6 +170,7 @@ impl NodeReason {
             ImageReason::TlsError => Self::ImageTlsError,
             ImageReason::InvalidReference => Self::ImageInvalidReference,
             ImageReason::PullSecretMissing => Self::PullSecretMissing,
+            ImageReason::PullSecretForbidden => Self::PullSecretForbidden,
             ImageReason::PullSecretInvalid => Self::PullSecretInvalid,
             ImageReason::PlatformMissing => Self::ImagePlatformMissing,
         })

@@ -1,0 +1,59 @@
+//! What is seen of one ManagedClusterModule as a whole: stores and totals.
+
+use std::sync::Arc;
+
+use crate::hub::fleet::Fleet;
+use crate::hub::manifest_work::resolve;
+use crate::hub::tally::Totals;
+use crate::hub::view::FleetModule;
+use crate::runtime::store::ObjectKey;
+
+/// What a status is made from.
+#[derive(Clone, Debug)]
+pub(super) struct Observed {
+    /// The ManagedClusterModule.
+    pub(super) module: Arc<FleetModule>,
+    /// How its clusters stand.
+    pub(super) totals: Totals,
+    /// The first kernels that wait for an image.
+    pub(super) missing: Vec<Missing>,
+}
+
+/// A kernel that waits for an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// The kernel.
+    pub(super) kernel: Arc<str>,
+    /// The image; empty if it cannot be named.
+    pub(super) image: String,
+    /// What the last look-up came to, in one word; empty if there was none.
+    pub(super) reason: Arc<str>,
+    /// The same in one sentence.
+    pub(super) message: Arc<str>,
+    /// Clusters that wait for it.
+    pub(super) clusters: usize,
+}
+
+/// Kernels that a message names.
+const NAMED: usize = 3;
+
+/// Reads stores and totals; `None` if there is nothing to say, or nobody can say it yet.
+pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
+    let module = fleet.modules.get(&ObjectKey::cluster(&**name)).filter(|module| !module.deleting)?;
+    let totals = fleet.tally.totals(name)?;
+    let images = fleet.images.get(&fleet.images_key(name)).filter(|images| images.is_owned_by(&module.uid));
+    let missing = totals.held_back.iter().take(NAMED).map(|(kernel, clusters)| {
+        let image = module.mappings().and_then(|mappings| resolve(mappings, &module, kernel).ok());
+        let image = image.map(|resolved| resolved.image).unwrap_or_default();
+        let fact = images.as_deref().and_then(|images| images.fact(kernel, &image));
+        Missing {
+            kernel: Arc::clone(kernel),
+            reason: fact.map(|fact| Arc::clone(&fact.reason)).unwrap_or_default(),
+            message: fact.map(|fact| Arc::clone(&fact.message)).unwrap_or_default(),
+            image,
+            clusters: *clusters,
+        }
+    });
+    let missing = missing.collect();
+    Some(Observed { module, totals, missing })
+}

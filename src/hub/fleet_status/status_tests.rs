@@ -1,0 +1,193 @@
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::observe::{Missing, Observed};
+use super::status::{News, news, status};
+use crate::api::ManagedClusterModuleStatus;
+use crate::api::names::{ClusterReason, EventReason};
+use crate::hub::standing::{Nodes, Phase, Standing};
+use crate::hub::tally::Tally;
+use crate::hub::testing::{MODULE, module, spec};
+use crate::hub::view::{Fault, FleetModule};
+
+const NOW: &str = "2026-02-01T00:00:00Z";
+const LATER: &str = "2026-03-01T00:00:00Z";
+
+fn time(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn at(phase: Phase, reason: ClusterReason, message: &str) -> Standing {
+    let applied = matches!(phase, Phase::Ready | Phase::Unknown);
+    Standing {
+        applied,
+        nodes: Nodes { matching: 3, desired: 2, available: 1 },
+        ..Standing::new(phase, reason, message)
+    }
+}
+
+fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -> Observed {
+    let (tally, name) = (Tally::default(), Arc::from(MODULE));
+    for (index, standing) in clusters.iter().enumerate() {
+        let mut standing = standing.clone();
+        standing.held_back = missing.iter().map(|missing| Arc::clone(&missing.kernel)).collect();
+        tally.put(&name, &format!("c{index}").into(), Some(standing));
+    }
+    Observed { module: Arc::new(module), totals: tally.totals(MODULE).unwrap(), missing }
+}
+
+fn missing(reason: &str) -> Vec<Missing> {
+    vec![Missing {
+        kernel: "6.1.0-a".into(),
+        image: "registry.test/gpu:6.1.0-a".to_owned(),
+        reason: reason.into(),
+        message: "".into(),
+        clusters: 1,
+    }]
+}
+
+/// Type, status, reason and message of each condition.
+fn conditions(status: &ManagedClusterModuleStatus) -> Vec<(&str, &str, &str, &str)> {
+    let all = status.conditions.iter();
+    all.map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str(), c.message.as_str())).collect()
+}
+
+fn from_nothing(observed: &Observed) -> ManagedClusterModuleStatus {
+    status(&ManagedClusterModuleStatus::default(), observed, time(NOW)).unwrap()
+}
+
+#[test]
+fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
+    let clusters = [
+        at(Phase::Ready, ClusterReason::Ready, ""),
+        at(Phase::Waiting, ClusterReason::NodesNotReady, "NodesNotReady: n1"),
+        at(Phase::Degraded, ClusterReason::NotApplied, "forbidden"),
+        at(Phase::Unknown, ClusterReason::WaitingForStatus, "the cluster has not reported yet"),
+    ];
+    let new = from_nothing(&observed(module(&spec()), &clusters, vec![]));
+    let mut value = serde_json::to_value(&new).unwrap();
+    value.as_object_mut().unwrap().remove("conditions");
+    let cluster = |name: &str, reason: &str, message: &str| json!({"name": name, "reason": reason, "message": message});
+    let expected = json!({
+        "numberDesired": 4, "numberApplied": 2, "numberDegraded": 1, "numberReady": 1, "numberWaiting": 1, "numberUnknown": 1,
+        "nodes": {"matching": 12, "desired": 8, "available": 4},
+        "observedGeneration": 1,
+        "clusters": [
+            cluster("c1", "NodesNotReady", "NodesNotReady: n1"),
+            cluster("c2", "NotApplied", "forbidden"),
+            cluster("c3", "WaitingForStatus", "the cluster has not reported yet"),
+        ],
+    });
+    assert_eq!(value, expected);
+    assert_eq!(
+        conditions(&new),
+        [
+            (
+                "Applied",
+                "False",
+                "NotApplied",
+                "applied on 2 of 4 clusters; 1 failed, the first is c2 (NotApplied: forbidden)"
+            ),
+            ("ImagesResolved", "True", "ImagesResolved", "every image that is needed is known"),
+            ("Ready", "False", "ClustersNotReady", "1 of 4 clusters are ready; c1 (NodesNotReady: NodesNotReady: n1)"),
+        ]
+    );
+}
+
+#[test]
+fn the_same_again_is_no_write_and_zeros_are_written() {
+    for clusters in [vec![], vec![at(Phase::Ready, ClusterReason::Ready, "")]] {
+        let seen = observed(module(&spec()), &clusters, vec![]);
+        let new = from_nothing(&seen);
+        assert_eq!(status(&new, &seen, time(LATER)), None);
+        assert_eq!(new.number_degraded, Some(0));
+        // What the server hands back is read back the same.
+        let read: ManagedClusterModuleStatus = serde_json::from_value(serde_json::to_value(&new).unwrap()).unwrap();
+        assert_eq!(status(&read, &seen, time(LATER)), None);
+    }
+}
+
+#[test]
+fn ready_means_every_selected_cluster_and_no_cluster_is_not_ready() {
+    let ready = at(Phase::Ready, ClusterReason::Ready, "");
+    let all = from_nothing(&observed(module(&spec()), &[ready.clone(), ready], vec![]));
+    assert_eq!(conditions(&all)[2], ("Ready", "True", "Ready", "all 2 clusters are ready"));
+    assert_eq!(conditions(&all)[0], ("Applied", "True", "Applied", "applied on all 2 clusters"));
+    let none = from_nothing(&observed(module(&spec()), &[], vec![]));
+    assert_eq!(conditions(&none)[2], ("Ready", "False", "NoMatchingClusters", "no cluster matches the selector"));
+}
+
+#[test]
+fn a_missing_image_is_named_with_what_the_registry_said() {
+    let waiting = [at(Phase::Waiting, ClusterReason::ImagesNotReady, "")];
+    let table = [
+        ("", "ImagesNotReady", "not looked up yet"),
+        ("NotFound", "NotFound", "NotFound"),
+        ("Unauthorized", "Unauthorized", "Unauthorized"),
+    ];
+    for (said, reason, why) in table {
+        let new = from_nothing(&observed(module(&spec()), &waiting, missing(said)));
+        let message = format!("kernel 6.1.0-a on 1 cluster waits for registry.test/gpu:6.1.0-a ({why})");
+        assert_eq!(conditions(&new)[1], ("ImagesResolved", "False", reason, &*message));
+    }
+}
+
+#[test]
+fn a_wish_that_cannot_be_carried_out_is_said_and_one_never_read_keeps_its_numbers() {
+    let mut broken = spec();
+    broken["moduleSpec"]["moduleLoader"]["container"]["kernelMappings"][0]["regexp"] = json!("[");
+    let clusters = [at(Phase::Waiting, ClusterReason::InvalidSpec, "")];
+    let new = from_nothing(&observed(module(&broken), &clusters, vec![]));
+    let ready = conditions(&new)[2];
+    assert_eq!((ready.1, ready.2), ("False", "InvalidSpec"));
+    assert!(
+        ready.3.starts_with("spec.moduleSpec.moduleLoader.container: kernelMappings[0].regexp \"[\""),
+        "{}",
+        ready.3
+    );
+    let mut unread = module(&spec());
+    unread.spec = None;
+    unread.fault = Some(Fault { reason: ClusterReason::Unreadable, message: "spec: missing".to_owned() });
+    let before = ManagedClusterModuleStatus { number_desired: Some(7), ..ManagedClusterModuleStatus::default() };
+    let new = status(&before, &observed(unread, &[], vec![]), time(NOW)).unwrap();
+    assert_eq!(new.number_desired, Some(7));
+    assert_eq!(conditions(&new), [("Ready", "False", "Unreadable", "spec: missing")]);
+}
+
+#[test]
+fn transitions_are_told_once() {
+    let ready = [at(Phase::Ready, ClusterReason::Ready, "")];
+    let failed = [at(Phase::Degraded, ClusterReason::NotApplied, "forbidden")];
+    let waiting = [at(Phase::Waiting, ClusterReason::ImagesNotReady, "")];
+    let worlds: [(&[Standing], Vec<Missing>, &[EventReason]); 8] = [
+        (&waiting, missing(""), &[]),
+        (&waiting, missing("Timeout"), &[EventReason::ImageLookupFailed]),
+        (&waiting, missing("RegistryError"), &[]),
+        (&waiting, missing("NotFound"), &[EventReason::ImageNotFound]),
+        (&ready, vec![], &[EventReason::Ready, EventReason::ImagesResolved]),
+        (&ready, vec![], &[]),
+        (&failed, vec![], &[EventReason::NotReady, EventReason::ClusterNotApplied]),
+        (&ready, vec![], &[EventReason::Ready]),
+    ];
+    let mut old = ManagedClusterModuleStatus::default();
+    for (step, (clusters, missing, expected)) in worlds.into_iter().enumerate() {
+        let new = status(&old, &observed(module(&spec()), clusters, missing), time(NOW)).unwrap_or_else(|| old.clone());
+        let told: Vec<EventReason> = news(&old, &new).into_iter().map(|News { reason, .. }| reason).collect();
+        assert_eq!(told, expected, "step {step}");
+        assert_eq!(news(&new, &new), [], "step {step}");
+        old = new;
+    }
+}
+
+#[test]
+fn conditions_of_others_are_neither_counted_nor_taken_over() {
+    let seen = observed(module(&spec()), &[at(Phase::Ready, ClusterReason::Ready, "")], vec![]);
+    let mut old = serde_json::to_value(from_nothing(&seen)).unwrap();
+    let foreign: Value =
+        json!({"type": "Audited", "status": "True", "reason": "Yes", "message": "", "lastTransitionTime": NOW});
+    old["conditions"].as_array_mut().unwrap().push(foreign);
+    let old: ManagedClusterModuleStatus = serde_json::from_value(old).unwrap();
+    assert_eq!(status(&old, &seen, time(LATER)), None);
+}

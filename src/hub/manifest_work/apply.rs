@@ -1,0 +1,57 @@
+//! Carries out the plan for one work.
+
+use kube::Api;
+use kube::api::PartialObjectMeta;
+
+use super::observe::Target;
+use super::plan::{Action, occupied};
+use super::render;
+use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, field_manager};
+use crate::api::ocm::ManifestWork;
+use crate::hub::standing::Standing;
+use crate::hub::view::Owner;
+use crate::runtime::client::{self, ApiError};
+
+/// What came of an action.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Done {
+    /// As planned.
+    AsPlanned,
+    /// Somebody else has a work of the name; nothing was written.
+    Occupied(Standing),
+}
+
+/// Carries out the action; at most one write.
+pub(super) async fn apply(client: &kube::Client, target: &Target, action: &Action) -> Result<Done, ApiError> {
+    let api: Api<ManifestWork> = Api::namespaced(client.clone(), &target.cluster);
+    match action {
+        Action::Nothing => Ok(Done::AsPlanned),
+        Action::Delete { uid } => client::delete(&api, &target.module, uid).await.map(|()| Done::AsPlanned),
+        Action::Apply { work, uid: Some(uid) } => {
+            // With the uid, the server refuses to touch another work than the one that was looked at.
+            let mut work = work.as_ref().clone();
+            work.metadata.uid = Some(uid.to_string());
+            client::apply(&api, &target.module, field_manager::HUB, &work).await.map(|_| Done::AsPlanned)
+        }
+        Action::Apply { work, uid: None } => {
+            if let Some(standing) = other(&api, target).await? {
+                return Ok(Done::Occupied(standing));
+            }
+            client::apply(&api, &target.module, field_manager::HUB, work.as_ref()).await.map(|_| Done::AsPlanned)
+        }
+    }
+}
+
+/// Stores hold only works with the label of ours. One without it would be taken over by an apply with force, so
+/// the server is asked before a work is made. One with the label is on its way into the store.
+async fn other(api: &Api<ManifestWork>, target: &Target) -> Result<Option<Standing>, ApiError> {
+    let found: Option<PartialObjectMeta<ManifestWork>> =
+        client::within(|| format!("look for ManifestWork {target}"), api.get_metadata_opt(&target.module)).await?;
+    let Some(found) = found else { return Ok(None) };
+    let labels = found.metadata.labels.unwrap_or_default();
+    if labels.get(MANAGED_CLUSTER_MODULE_LABEL) == Some(&render::label_value(&target.module)) {
+        return Ok(None);
+    }
+    let owner = Owner::of(found.metadata.owner_references.as_deref());
+    Ok(Some(occupied(&owner)))
+}

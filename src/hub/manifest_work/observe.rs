@@ -1,0 +1,50 @@
+//! What is seen of one cluster and one ManagedClusterModule: stores only.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::hub::fleet::Fleet;
+use crate::hub::view::{Cluster, FleetModule, Images, Work};
+use crate::runtime::store::ObjectKey;
+
+/// One ManagedClusterModule in one cluster: the key of a work.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// Name of the ManagedClusterModule, and of the work.
+    pub module: Arc<str>,
+    /// Name of the ManagedCluster, and the work's namespace.
+    pub cluster: Arc<str>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.cluster, self.module)
+    }
+}
+
+/// What the plan for one cluster is made from.
+#[derive(Clone, Debug)]
+pub(super) struct Observed {
+    /// What it is about.
+    pub target: Target,
+    /// The ManagedClusterModule.
+    pub module: Option<Arc<FleetModule>>,
+    /// The ManagedCluster.
+    pub cluster: Option<Arc<Cluster>>,
+    /// The ManagedClusterModule's images.
+    pub images: Option<Arc<Images>>,
+    /// The work of that name, if it has the label of ours.
+    pub work: Option<Arc<Work>>,
+}
+
+/// Reads the stores.
+pub(super) fn observe(fleet: &Fleet, target: &Target) -> Observed {
+    let module = fleet.modules.get(&ObjectKey::cluster(&*target.module));
+    Observed {
+        module,
+        cluster: fleet.clusters.get(&ObjectKey::cluster(&*target.cluster)),
+        images: fleet.images.get(&fleet.images_key(&target.module)),
+        work: fleet.works.get(&ObjectKey::new(&*target.cluster, &*target.module)),
+        target: target.clone(),
+    }
+}

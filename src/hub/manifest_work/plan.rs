@@ -1,0 +1,254 @@
+//! What becomes of the ManifestWork of one cluster. Pure.
+
+use std::sync::Arc;
+
+use super::observe::Observed;
+use super::render::{self, Line};
+use crate::api::ModuleSpec;
+use crate::api::names::ClusterReason;
+use crate::api::ocm::ManifestWork;
+use crate::core::hash;
+use crate::core::image::{Digest, ImageRef};
+use crate::core::kernel::KernelVersion;
+use crate::core::mapping::{Mappings, Resolution, Resolved};
+use crate::hub::intern;
+use crate::hub::standing::{Gaps, Nodes, Phase, Standing};
+use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, fingerprint};
+
+/// What is to be done, and how the cluster stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Plan {
+    /// What is to be done.
+    pub action: Action,
+    /// How the cluster stands once that is done; `None` if it is not selected.
+    pub standing: Option<Standing>,
+    /// Some image that the cluster needs was not asked for yet.
+    pub wants_images: bool,
+}
+
+/// What is to be done with the work.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Action {
+    /// Nothing.
+    Nothing,
+    /// It is to be as given.
+    Apply {
+        /// The whole work.
+        work: Box<ManifestWork>,
+        /// The work that is there; `None` if none is seen, and then no work of the name may be there at all.
+        uid: Option<Box<str>>,
+    },
+    /// It is to go, if it is still the one with this uid.
+    Delete {
+        /// `metadata.uid` of the work.
+        uid: Box<str>,
+    },
+}
+
+impl Plan {
+    fn nothing(standing: Option<Standing>) -> Self {
+        Self { action: Action::Nothing, standing, wants_images: false }
+    }
+}
+
+/// The plan for one cluster.
+///
+/// # Errors
+/// Something has no JSON form.
+pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
+    // Without the ManagedClusterModule, Kubernetes removes the works by their owner reference.
+    let Some(module) = observed.module.as_deref().filter(|module| !module.deleting) else {
+        return Ok(Plan::nothing(None));
+    };
+    let work = observed.work.as_deref();
+    let cluster = observed.cluster.as_deref().filter(|cluster| !cluster.deleting && module.selects(&cluster.labels));
+    let Some(cluster) = cluster else {
+        return Ok(deselected(module, work));
+    };
+    if let Some(work) = work.filter(|work| !is_usable(module, work)) {
+        return Ok(Plan::nothing(Some(foreign(module, work))));
+    }
+    let as_it_is = |gaps: &Gaps| Standing::of_work(work, &cluster.kernels, gaps, cluster.silent);
+    let Some(spec) = module.module_spec() else {
+        let fault = module.fault.as_ref();
+        let reason = fault.map_or(ClusterReason::InvalidSpec, |fault| fault.reason);
+        let message = "what was sent before stays, until the ManagedClusterModule can be carried out";
+        return Ok(Plan::nothing(Some(as_it_is(&Gaps::default()).because(Phase::Waiting, reason, message))));
+    };
+    if work.is_some_and(|work| work.deleting) {
+        let message = "the work is being deleted; a new one follows once it is gone";
+        return Ok(Plan::nothing(Some(Standing::new(Phase::Waiting, ClusterReason::Deleting, message))));
+    }
+    if !cluster.accepted {
+        let message = "the Hub does not accept the cluster";
+        let standing = as_it_is(&Gaps::default()).because(Phase::Unknown, ClusterReason::NotAccepted, message);
+        return Ok(Plan::nothing(Some(standing)));
+    }
+    let (lines, gaps, wants_images) = match module.mappings() {
+        Some(mappings) => lines(module, mappings, cluster, observed.images.as_deref(), work),
+        None => (Vec::new(), Gaps::default(), false),
+    };
+    let has_loader = spec.module_loader.is_some();
+    let unknown_kernels = matches!(cluster.kernels, Kernels::Absent | Kernels::Invalid(_));
+    // Nothing to send, or nobody can tell: what was sent before stays.
+    if has_loader && (lines.is_empty() || unknown_kernels) {
+        return Ok(Plan { wants_images, ..Plan::nothing(Some(as_it_is(&gaps))) });
+    }
+    // Without a loader, kernels do not matter.
+    let kernels = if has_loader { &cluster.kernels } else { &Kernels::Complete(intern::texts(&[])) };
+    planned(module, spec, observed, &lines).map(|action| Plan {
+        standing: Some(match &action {
+            Action::Nothing | Action::Delete { .. } => Standing::of_work(work, kernels, &gaps, cluster.silent),
+            Action::Apply { .. } => sent(work, kernels, &gaps),
+        }),
+        action,
+        wants_images,
+    })
+}
+
+fn planned(
+    module: &FleetModule,
+    spec: &ModuleSpec,
+    observed: &Observed,
+    lines: &[Line],
+) -> Result<Action, hash::Error> {
+    let rendered = render::render(module, spec, &observed.target.cluster, lines)?;
+    let work = observed.work.as_deref();
+    if work.is_some_and(|work| fingerprint(&rendered).is_ok_and(|wanted| wanted == work.fingerprint)) {
+        return Ok(Action::Nothing);
+    }
+    Ok(Action::Apply { work: Box::new(rendered), uid: work.map(|work| work.uid.clone()) })
+}
+
+/// A cluster that is about to get a new work: whatever it said was about another one.
+fn sent(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps) -> Standing {
+    let standing = Standing::of_work(work, kernels, gaps, false);
+    let before = Standing { applied: false, nodes: Nodes::default(), ..standing };
+    match before.reason {
+        // What is missing is told although the rest is sent.
+        ClusterReason::ImagesNotReady | ClusterReason::ClaimsInvalid => before,
+        _ => before.because(Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet"),
+    }
+}
+
+/// Whether the work may be applied: ours, or left behind by one of ours whose owner reference was taken away.
+fn is_usable(module: &FleetModule, work: &Work) -> bool {
+    match &work.owner {
+        Owner::Module { uid, .. } => *uid == module.uid,
+        Owner::Nobody => *work.label == *render::label_value(&module.name),
+        Owner::Other(_) => false,
+    }
+}
+
+fn foreign(module: &FleetModule, work: &Work) -> Standing {
+    match &work.owner {
+        Owner::Module { name, .. } if *name == module.name => {
+            let message = "the work of an earlier ManagedClusterModule of this name is not gone yet";
+            Standing::new(Phase::Waiting, ClusterReason::Deleting, message)
+        }
+        owner => occupied(owner),
+    }
+}
+
+/// The standing of a cluster in which somebody else has a work of the name.
+pub(super) fn occupied(owner: &Owner) -> Standing {
+    let whose = match owner {
+        Owner::Nobody => "somebody else".to_owned(),
+        Owner::Module { name, .. } => format!("ManagedClusterModule {name}"),
+        Owner::Other(owner) => owner.to_string(),
+    };
+    let message = format!("a ManifestWork of this name belongs to {whose}; it is not touched");
+    Standing::new(Phase::Degraded, ClusterReason::OwnedByOther, &message)
+}
+
+/// A work in a cluster that is not selected goes, if it is certainly ours.
+fn deselected(module: &FleetModule, work: Option<&Work>) -> Plan {
+    let ours = |work: &&Work| matches!(&work.owner, Owner::Module { uid, .. } if *uid == module.uid);
+    // While the specification could never be read, nobody knows what is selected.
+    let action = match work.filter(ours).filter(|work| !work.deleting && module.spec.is_some()) {
+        Some(work) => Action::Delete { uid: work.uid.clone() },
+        None => Action::Nothing,
+    };
+    Plan { action, standing: None, wants_images: false }
+}
+
+/// The lines of a cluster's Module, what is missing, and whether some image was not asked for yet.
+fn lines(
+    module: &FleetModule,
+    mappings: &Mappings,
+    cluster: &Cluster,
+    images: Option<&Images>,
+    work: Option<&Work>,
+) -> (Vec<Line>, Gaps, bool) {
+    let taken = images.filter(|images| !images.is_owned_by(&module.uid)).map(taken);
+    let images = images.filter(|_| taken.is_none());
+    let mut kernels: Vec<Arc<str>> = cluster.kernels.known().to_vec();
+    if matches!(cluster.kernels, Kernels::Incomplete { .. }) {
+        // What the cluster cannot tell now it told before: nothing is taken away.
+        kernels.extend(work.into_iter().flat_map(|work| work.sent.iter()).map(|sent| Arc::clone(&sent.kernel)));
+        kernels.sort_unstable();
+        kernels.dedup();
+    }
+    let (mut lines, mut gaps, mut wants_images) = (Vec::with_capacity(kernels.len()), Gaps::default(), false);
+    for kernel in kernels {
+        match resolve(mappings, module, &kernel) {
+            Err(why) => gaps.unmapped.push((kernel, why)),
+            Ok(resolved) => {
+                wants_images |= !images.is_some_and(|images| images.asks_for(&kernel, &resolved.image));
+                match image(&kernel, &resolved, images, work) {
+                    Ok((image, source)) => lines.push(Line {
+                        kernel,
+                        image,
+                        source,
+                        registry_tls: resolved.registry_tls,
+                        in_tree_modules_to_remove: resolved.in_tree_modules_to_remove,
+                    }),
+                    Err(why) => gaps.held_back.push((kernel, taken.clone().unwrap_or(why))),
+                }
+            }
+        }
+    }
+    (lines, gaps, wants_images)
+}
+
+fn taken(images: &Images) -> String {
+    let (kind, name) = images.owner.as_ref().map_or(("somebody", "else"), |(kind, name, _)| (kind, name));
+    format!("the ModuleImagesConfig of this name belongs to {kind} {name}")
+}
+
+/// What the mappings give for a kernel of a cluster, or why nothing.
+pub fn resolve(mappings: &Mappings, module: &FleetModule, kernel: &str) -> Result<Resolved, String> {
+    let kernel = KernelVersion::parse(kernel).map_err(|error| error.to_string())?;
+    match mappings.resolve(&kernel, &module.name, module.spoke_namespace()) {
+        Resolution::Matched(resolved) => Ok(*resolved),
+        Resolution::NoMapping => Err(String::new()),
+        Resolution::Failed(error) => Err(error.to_string()),
+    }
+}
+
+/// The image that travels and its source: the digest that is known, else the one that was sent before for the
+/// same image.
+fn image(
+    kernel: &str,
+    resolved: &Resolved,
+    images: Option<&Images>,
+    work: Option<&Work>,
+) -> Result<(Arc<str>, Arc<str>), String> {
+    let source = intern::text(&render::source_id(&resolved.image));
+    let fact = images.and_then(|images| images.fact(kernel, &resolved.image));
+    let reference = resolved.image.parse::<ImageRef>().map_err(|error| error.to_string());
+    if let (Ok(reference), Some(digest)) = (&reference, fact.and_then(|fact| fact.digest.as_deref()))
+        && let Ok(digest) = digest.parse::<Digest>()
+    {
+        return Ok((intern::text(&reference.with_digest(&digest)), source));
+    }
+    let before = work.into_iter().flat_map(|work| work.sent.iter());
+    if let Some(sent) = before.into_iter().find(|sent| *sent.kernel == *kernel && sent.source == source) {
+        return Ok((Arc::clone(&sent.image), source));
+    }
+    reference?;
+    Err(match fact {
+        Some(fact) if !fact.reason.is_empty() => format!("{}: {}", resolved.image, fact.reason),
+        Some(_) | None => resolved.image.clone(),
+    })
+}

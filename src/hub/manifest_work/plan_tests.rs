@@ -1,0 +1,519 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::observe::Observed;
+use super::plan::{Action, Plan, plan};
+use crate::api::names::ClusterReason;
+use crate::api::ocm::ManifestWork;
+use crate::hub::standing::Phase;
+use crate::hub::testing::{
+    MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, module, module_of, owner, reported, spec,
+    stored, target, work,
+};
+use crate::hub::view::{Cluster, FleetModule, Images, Work};
+
+fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work: Option<Arc<Work>>) -> Observed {
+    Observed {
+        target: target("c1"),
+        module: Some(Arc::new(module)),
+        cluster: Some(Arc::new(cluster)),
+        images: images.map(Arc::new),
+        work,
+    }
+}
+
+fn applied(plan: &Plan) -> &ManifestWork {
+    match &plan.action {
+        Action::Apply { work, .. } => work,
+        other => panic!("no work to be applied: {other:?}"),
+    }
+}
+
+/// Kernel and image of each mapping in the plan's work.
+fn sent(plan: &Plan) -> Vec<(String, String)> {
+    let module = &applied(plan).spec.workload.manifests[1];
+    let mappings = module["spec"]["moduleLoader"]["container"]["kernelMappings"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    mappings.iter().map(|mapping| (text(&mapping["literal"]), text(&mapping["containerImage"]))).collect()
+}
+
+fn pair(kernel: &str, digit: char) -> (String, String) {
+    (kernel.to_owned(), format!("registry.test/gpu@{}", digest(digit)))
+}
+
+fn two_images() -> Images {
+    images(&[
+        ("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a'))),
+        ("6.1.0-b", "registry.test/gpu:6.1.0-b", Ok(&digest('b'))),
+    ])
+}
+
+fn standing(plan: &Plan) -> (Phase, ClusterReason, String) {
+    let standing = plan.standing.as_ref().unwrap();
+    (standing.phase, standing.reason, standing.message.to_string())
+}
+
+#[test]
+fn the_work_holds_a_namespace_and_a_trimmed_module_with_one_literal_mapping_per_kernel() {
+    let kernels = cluster(&["6.1.0-b+", "6.1.0-a", "6.1.0-b"]);
+    let plan = plan(&observed(module(&spec()), kernels, Some(two_images()), None)).unwrap();
+    let rendered = serde_json::to_value(applied(&plan)).unwrap();
+    let hash = hash_in(&rendered);
+    assert_eq!(hash.as_str().unwrap().len(), 32);
+    let mapping = |kernel: &str, digit| {
+        json!({"literal": kernel, "containerImage": pair(kernel, digit).1,
+            "registryTLS": {"insecure": true}, "inTreeModulesToRemove": ["nouveau"]})
+    };
+    let rule = |name: &str, path: &str| json!({"name": name, "path": path});
+    let counters: Vec<Value> = ["devicePlugin", "dra", "moduleLoader"]
+        .iter()
+        .flat_map(|part| {
+            ["availableNumber", "desiredNumber", "nodesMatchingSelectorNumber"]
+                .map(|counter| rule(&format!("{part}.{counter}"), &format!(".status.{part}.{counter}")))
+        })
+        .chain([
+            rule("renderedHash", ".status.renderedHash"),
+            rule("observedGeneration", ".status.observedGeneration"),
+            rule("ready.status", ".status.conditions[?(@.type==\"Ready\")].status"),
+            rule("ready.reason", ".status.conditions[?(@.type==\"Ready\")].reason"),
+            rule("ready.message", ".status.conditions[?(@.type==\"Ready\")].message"),
+        ])
+        .collect();
+    let sources = rendered["metadata"]["annotations"]["kmm.node.kubernetes.io/sent-images"].clone();
+    let kernels_with_source: BTreeMap<String, String> = serde_json::from_str(sources.as_str().unwrap()).unwrap();
+    assert_eq!(kernels_with_source.keys().collect::<Vec<_>>(), ["6.1.0-a", "6.1.0-b"]);
+    let expected = json!({
+        "apiVersion": "work.open-cluster-management.io/v1",
+        "kind": "ManifestWork",
+        "metadata": {
+            "name": "gpu", "namespace": "c1",
+            "labels": {"kmm.node.kubernetes.io/managedclustermodule.name": "gpu"},
+            "annotations": {"kmm.node.kubernetes.io/sent-images": sources},
+            "ownerReferences": [owner("ManagedClusterModule", MODULE, UID)],
+        },
+        "spec": {
+            "deleteOption": {"propagationPolicy": "SelectivelyOrphan", "selectivelyOrphans": {
+                "orphaningRules": [{"resource": "namespaces", "name": "drivers"}]}},
+            "manifestConfigs": [
+                {"feedbackScrapeType": "Poll", "resourceIdentifier": {"resource": "namespaces", "name": "drivers"},
+                    "updateStrategy": {"type": "CreateOnly"}},
+                {"feedbackScrapeType": "Poll",
+                    "resourceIdentifier": {"group": "kmm.sigs.x-k8s.io", "resource": "modules", "name": "gpu", "namespace": "drivers"},
+                    "updateStrategy": {"type": "ServerSideApply", "serverSideApply": {"force": true, "fieldManager": "work-agent-kmm"}},
+                    "feedbackRules": [{"type": "JSONPaths", "jsonPaths": counters}]},
+            ],
+            "workload": {"manifests": [
+                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "drivers"}},
+                {"apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "Module",
+                    "metadata": {"name": "gpu", "namespace": "drivers",
+                        "annotations": {"kmm.node.kubernetes.io/rendered-hash": hash}},
+                    "spec": {
+                        "selector": {"feature": "gpu"},
+                        "imageRepoSecret": {"name": "pull"},
+                        "moduleLoader": {"container": {
+                            "modprobe": {"moduleName": "gpu", "dirName": "/opt"},
+                            "kernelMappings": [mapping("6.1.0-a", 'a'), mapping("6.1.0-b", 'b')],
+                        }},
+                    }},
+            ]},
+        },
+    });
+    assert_eq!(rendered, expected);
+    assert!(
+        plan.standing.is_some_and(|standing| standing.reason == ClusterReason::WaitingForApply && !standing.applied)
+    );
+}
+
+#[test]
+fn a_work_that_the_server_stored_is_not_written_again_whatever_the_server_adds() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let mut older_server = stored(applied(&first));
+    for config in older_server["spec"]["manifestConfigs"].as_array_mut().unwrap() {
+        config.as_object_mut().unwrap().remove("feedbackScrapeType");
+    }
+    for server in [stored(applied(&first)), older_server] {
+        let again =
+            plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server)))).unwrap();
+        assert_eq!(again.action, Action::Nothing);
+    }
+}
+
+#[test]
+fn what_somebody_changed_in_a_work_is_put_back() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let changes: [fn(&mut Value); 5] = [
+        |work| work["spec"]["workload"]["manifests"][1]["spec"]["selector"] = json!({}),
+        |work| work["spec"]["manifestConfigs"] = json!([]),
+        |work| work["spec"]["deleteOption"]["propagationPolicy"] = json!("Orphan"),
+        |work| work["metadata"]["annotations"] = json!({}),
+        |work| work["metadata"]["ownerReferences"] = json!([]),
+    ];
+    for change in changes {
+        let mut server = stored(applied(&first));
+        change(&mut server);
+        let plan =
+            plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server)))).unwrap();
+        assert_eq!(applied(&plan), applied(&first));
+        assert!(matches!(&plan.action, Action::Apply { uid: Some(uid), .. } if &**uid == "uid-of-work"));
+    }
+}
+
+#[test]
+fn a_kernel_without_image_holds_back_only_itself_and_is_named() {
+    let known = || {
+        images(&[
+            ("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a'))),
+            ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("NotFound")),
+        ])
+    };
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known()), None)).unwrap();
+    assert_eq!(sent(&first), [pair("6.1.0-a", 'a')]);
+    let message = "no image yet for kernel 6.1.0-b (registry.test/gpu:6.1.0-b: NotFound)".to_owned();
+    assert_eq!(standing(&first), (Phase::Waiting, ClusterReason::ImagesNotReady, message));
+    assert!(!first.wants_images);
+    let server = stored(applied(&first));
+    let hash = hash_in(&server);
+    let server = reported(
+        server,
+        &[("renderedHash", hash), ("ready.status", json!("True")), ("moduleLoader.availableNumber", json!(2))],
+    );
+    let again =
+        plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known()), Some(work(server)))).unwrap();
+    assert_eq!(again.action, Action::Nothing);
+    let after = again.standing.unwrap();
+    assert_eq!(
+        (after.phase, after.reason, after.applied, after.nodes.available),
+        (Phase::Waiting, ClusterReason::ImagesNotReady, true, 2)
+    );
+}
+
+#[test]
+fn a_digest_once_sent_stays_while_the_image_is_the_same_and_goes_with_another() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(two_images()), None)).unwrap();
+    let server = || Some(work(stored(applied(&first))));
+    let forgotten = || {
+        Some(images(&[
+            ("6.1.0-a", "registry.test/gpu:6.1.0-a", Err("NotFound")),
+            ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("Timeout")),
+        ]))
+    };
+    for known in [forgotten(), None] {
+        let plan = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), known, server())).unwrap();
+        assert_eq!(plan.action, Action::Nothing);
+    }
+    let mut parameters = spec();
+    parameters["moduleSpec"]["moduleLoader"]["container"]["modprobe"]["parameters"] = json!(["debug=1"]);
+    let changed =
+        plan(&observed(module(&parameters), cluster(&["6.1.0-a", "6.1.0-b"]), forgotten(), server())).unwrap();
+    assert_eq!(sent(&changed), [pair("6.1.0-a", 'a'), pair("6.1.0-b", 'b')]);
+    let mut version = spec();
+    version["moduleSpec"]["moduleLoader"]["container"]["containerImage"] =
+        json!("registry.test/gpu:v2-${KERNEL_FULL_VERSION}");
+    let known = images(&[("6.1.0-a", "registry.test/gpu:v2-6.1.0-a", Ok(&digest('c')))]);
+    let upgraded = plan(&observed(module(&version), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known), server())).unwrap();
+    assert_eq!(sent(&upgraded), [pair("6.1.0-a", 'c')]);
+    assert!(upgraded.wants_images, "the image for 6.1.0-b was not asked for");
+}
+
+#[test]
+fn a_work_with_tags_of_the_older_edition_loses_no_kernel_while_digests_are_looked_up() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(two_images()), None)).unwrap();
+    let mut old = stored(applied(&first));
+    old["metadata"]["annotations"] = json!({});
+    let mappings = &mut old["spec"]["workload"]["manifests"][1]["spec"]["moduleLoader"]["container"]["kernelMappings"];
+    *mappings = json!([
+        {"literal": "6.1.0-a", "containerImage": "registry.test/gpu:6.1.0-a"},
+        {"literal": "6.1.0-b", "containerImage": "registry.test/gpu:6.1.0-b"},
+    ]);
+    let known = images(&[("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a')))]);
+    let plan =
+        plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(known), Some(work(old)))).unwrap();
+    assert_eq!(sent(&plan), [pair("6.1.0-a", 'a'), ("6.1.0-b".to_owned(), "registry.test/gpu:6.1.0-b".to_owned())]);
+}
+
+#[test]
+fn what_is_not_known_takes_nothing_away() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(two_images()), None)).unwrap();
+    let server = || Some(work(stored(applied(&first))));
+    let labels = json!({"gpu": "yes"});
+    let claim = |name: &str, value: &str| json!([{"name": name, "value": value}]);
+    let mut broken = spec();
+    broken["moduleSpec"]["moduleLoader"]["container"]["kernelMappings"][0]["regexp"] = json!("[");
+    let mut nothing = spec();
+    nothing.as_object_mut().unwrap().remove("moduleSpec");
+    let mut not_accepted = cluster(&["6.1.0-a"]);
+    not_accepted.accepted = false;
+    let full = || cluster(&["6.1.0-a", "6.1.0-b"]);
+    let unreadable = || {
+        use crate::runtime::store::Projection;
+        let meta = serde_json::from_value(json!({"name": MODULE, "uid": UID, "generation": 2})).unwrap();
+        FleetModule::unreadable(&meta, "spec.selector: not a map", Some(&module(&spec()))).unwrap()
+    };
+    let table = [
+        ("no claims", module(&spec()), cluster(&[]), ClusterReason::NoClaims),
+        (
+            "invalid claim",
+            module(&spec()),
+            cluster_of(&labels, &claim("kernel-versions.kmm.node.kubernetes.io", "6.1 .0")),
+            ClusterReason::ClaimsInvalid,
+        ),
+        ("unmapped kernels", module(&spec()), cluster(&["x86"]), ClusterReason::WaitingForApply),
+        ("a mapping that is no expression", module(&broken), full(), ClusterReason::InvalidSpec),
+        ("no moduleSpec", module(&nothing), full(), ClusterReason::InvalidSpec),
+        ("unreadable", unreadable(), full(), ClusterReason::Unreadable),
+        ("not accepted", module(&spec()), not_accepted, ClusterReason::NotAccepted),
+    ];
+    for (case, module, cluster, reason) in table {
+        let plan = plan(&observed(module, cluster, Some(two_images()), server())).unwrap();
+        assert_eq!(plan.action, Action::Nothing, "{case}");
+        assert_eq!(standing(&plan).1, reason, "{case}");
+    }
+    let gone = Observed { module: None, ..observed(module(&spec()), full(), None, server()) };
+    let deleting = json!({"name": MODULE, "uid": UID, "generation": 2, "deletionTimestamp": "2026-01-01T00:00:00Z"});
+    let going = observed(module_of(&deleting, &spec()), full(), Some(two_images()), None);
+    for observed in [gone, going] {
+        assert_eq!(plan(&observed).unwrap(), Plan { action: Action::Nothing, standing: None, wants_images: false });
+    }
+}
+
+#[test]
+fn an_incomplete_list_of_kernels_adds_and_never_removes() {
+    let kernels: Vec<String> = (0..60).map(|n| format!("6.1.0-{n:02}-some-long-flavour-amd64")).collect();
+    let all: std::collections::BTreeSet<_> =
+        kernels.iter().map(|kernel| crate::core::kernel::KernelVersion::parse(kernel).unwrap()).collect();
+    let claims = crate::core::claims::encode(&all).unwrap();
+    assert!(claims.len() > 1);
+    let value = |skip: Option<usize>| {
+        let kept = claims.iter().enumerate().filter(|(index, _)| Some(*index) != skip);
+        Value::Array(kept.map(|(_, claim)| json!({"name": claim.name, "value": claim.value})).collect())
+    };
+    let facts: Vec<(String, String, String)> =
+        kernels.iter().map(|kernel| (kernel.clone(), format!("registry.test/gpu:{kernel}"), digest('a'))).collect();
+    let facts: Vec<(&str, &str, Result<&str, &str>)> =
+        facts.iter().map(|(kernel, image, digest)| (&**kernel, &**image, Ok(&**digest))).collect();
+    let labels = json!({"gpu": "yes"});
+    let whole =
+        plan(&observed(module(&spec()), cluster_of(&labels, &value(None)), Some(images(&facts)), None)).unwrap();
+    assert_eq!(sent(&whole).len(), 60);
+    for missing in 0..claims.len() {
+        let server = Some(work(stored(applied(&whole))));
+        let part = cluster_of(&labels, &value(Some(missing)));
+        let again = plan(&observed(module(&spec()), part, Some(images(&facts)), server)).unwrap();
+        assert_eq!(again.action, Action::Nothing, "without claim {missing}");
+        assert!(
+            [ClusterReason::ClaimsInvalid, ClusterReason::NoClaims].contains(&standing(&again).1),
+            "{:?}",
+            standing(&again)
+        );
+    }
+}
+
+#[test]
+fn only_a_work_of_ours_is_touched() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let with_owner = |owners: Value| {
+        let mut server = stored(applied(&first));
+        server["metadata"]["ownerReferences"] = owners;
+        server["spec"]["manifestConfigs"] = json!([]);
+        Some(work(server))
+    };
+    let selected = |work| plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), work)).unwrap();
+    let deselected = |work| {
+        let other = cluster_of(&json!({"gpu": "no"}), &json!([]));
+        plan(&observed(module(&spec()), other, Some(two_images()), work)).unwrap()
+    };
+    let touched = |plan: &Plan| plan.action != Action::Nothing;
+    let table = [
+        ("ours", json!([owner("ManagedClusterModule", MODULE, UID)]), true, true, None),
+        ("left behind", json!([]), true, false, None),
+        (
+            "of an earlier one",
+            json!([owner("ManagedClusterModule", MODULE, "old")]),
+            false,
+            false,
+            Some(ClusterReason::Deleting),
+        ),
+        (
+            "of another one",
+            json!([owner("ManagedClusterModule", "other", "x")]),
+            false,
+            false,
+            Some(ClusterReason::OwnedByOther),
+        ),
+        (
+            "of a replica set",
+            json!([owner("ManifestWorkReplicaSet", "gpu", "x")]),
+            false,
+            false,
+            Some(ClusterReason::OwnedByOther),
+        ),
+    ];
+    for (case, owners, written, deleted, reason) in table {
+        let plan = selected(with_owner(owners.clone()));
+        assert_eq!(touched(&plan), written, "{case}");
+        if let Some(reason) = reason {
+            assert_eq!(standing(&plan).1, reason, "{case}");
+        }
+        assert_eq!(touched(&deselected(with_owner(owners))), deleted, "{case}, not selected");
+    }
+    let foreign_label = {
+        let mut server = stored(applied(&first));
+        server["metadata"]["ownerReferences"] = json!([]);
+        server["metadata"]["labels"] = json!({"kmm.node.kubernetes.io/managedclustermodule.name": "other"});
+        work(server)
+    };
+    assert_eq!(standing(&selected(Some(foreign_label))).1, ClusterReason::OwnedByOther);
+}
+
+#[test]
+fn a_cluster_that_is_gone_or_not_selected_loses_its_work_once() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let server = || work(stored(applied(&first)));
+    let mut going = cluster(&["6.1.0-a"]);
+    going.deleting = true;
+    let delete = Plan { action: Action::Delete { uid: "uid-of-work".into() }, standing: None, wants_images: false };
+    let gone = Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(server())) };
+    for seen in [gone, observed(module(&spec()), going, None, Some(server()))] {
+        assert_eq!(plan(&seen).unwrap(), delete);
+    }
+    let mut deleting = stored(applied(&first));
+    deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let seen =
+        Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(work(deleting.clone()))) };
+    assert_eq!(plan(&seen).unwrap().action, Action::Nothing);
+    let back =
+        plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(deleting)))).unwrap();
+    assert_eq!((back.action.clone(), standing(&back).1), (Action::Nothing, ClusterReason::Deleting));
+}
+
+#[test]
+fn without_a_loader_no_kernel_and_no_image_is_needed() {
+    let mut spec = spec();
+    spec["moduleSpec"] = json!({"selector": {}, "devicePlugin": {"container": {"image": "registry.test/plugin:1"}}});
+    let first = plan(&observed(module(&spec), cluster(&[]), None, None)).unwrap();
+    let sent = &applied(&first).spec.workload.manifests[1]["spec"];
+    assert_eq!(*sent, json!({"selector": {}, "devicePlugin": {"container": {"image": "registry.test/plugin:1"}}}));
+    let server = stored(applied(&first));
+    let hash = hash_in(&server);
+    let values = [("renderedHash", hash), ("ready.status", json!("True")), ("devicePlugin.desiredNumber", json!(4))];
+    let again = plan(&observed(module(&spec), cluster(&[]), None, Some(work(reported(server, &values))))).unwrap();
+    assert_eq!((again.action.clone(), standing(&again).0), (Action::Nothing, Phase::Ready));
+    assert_eq!(again.standing.unwrap().nodes.desired, 4);
+}
+
+#[test]
+fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let server = stored(applied(&first));
+    let hash = hash_in(&server);
+    let report = |hash: Value, status: &str, reason: &str| {
+        let counters = [("moduleLoader.desiredNumber", json!(2)), ("moduleLoader.availableNumber", json!(1))];
+        let ready = [
+            ("renderedHash", hash),
+            ("ready.status", json!(status)),
+            ("ready.reason", json!(reason)),
+            ("ready.message", json!("n1")),
+        ];
+        reported(server.clone(), &counters.into_iter().chain(ready).collect::<Vec<_>>())
+    };
+    let mut older = report(hash.clone(), "True", "AllNodesReady");
+    older["status"]["conditions"][0]["observedGeneration"] = json!(2);
+    let mut failed = report(hash.clone(), "True", "AllNodesReady");
+    failed["status"]["conditions"] = json!([condition("Applied", "False", "1 of 2 failed")]);
+    failed["status"]["resourceStatus"]["manifests"][0]["conditions"] =
+        json!([condition("Applied", "False", "forbidden")]);
+    let table = [
+        (report(hash.clone(), "True", "AllNodesReady"), Phase::Ready, ClusterReason::Ready, "", true, 2),
+        (report(hash.clone(), "False", "NoMatchingNodes"), Phase::Ready, ClusterReason::NoMatchingNodes, "", true, 2),
+        (
+            report(hash.clone(), "False", "NodesNotReady"),
+            Phase::Waiting,
+            ClusterReason::NodesNotReady,
+            "NodesNotReady: n1",
+            true,
+            2,
+        ),
+        (
+            report(hash.clone(), "False", "NodesFailing"),
+            Phase::Degraded,
+            ClusterReason::NodesNotReady,
+            "NodesFailing: n1",
+            true,
+            2,
+        ),
+        (
+            report(hash.clone(), "False", "NodesSilent"),
+            Phase::Unknown,
+            ClusterReason::NodesNotReady,
+            "NodesSilent: n1",
+            true,
+            2,
+        ),
+        (report(hash.clone(), "Unknown", ""), Phase::Unknown, ClusterReason::NodesNotReady, "n1", true, 2),
+        (
+            report(json!("other"), "True", "AllNodesReady"),
+            Phase::Unknown,
+            ClusterReason::StaleStatus,
+            "the cluster reports on an older version",
+            true,
+            0,
+        ),
+        (
+            report(json!(""), "True", "AllNodesReady"),
+            Phase::Unknown,
+            ClusterReason::WaitingForStatus,
+            "the cluster has not reported yet",
+            true,
+            0,
+        ),
+        (
+            reported(server.clone(), &[]),
+            Phase::Unknown,
+            ClusterReason::WaitingForStatus,
+            "the cluster has not reported yet",
+            true,
+            0,
+        ),
+        (older, Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet", false, 0),
+        (failed, Phase::Degraded, ClusterReason::NotApplied, "forbidden", false, 0),
+        (
+            server.clone(),
+            Phase::Waiting,
+            ClusterReason::WaitingForApply,
+            "the cluster has not applied it yet",
+            false,
+            0,
+        ),
+    ];
+    for (server, phase, reason, message, applied, desired) in table {
+        let seen = observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server.clone())));
+        let plan = plan(&seen).unwrap();
+        assert_eq!(plan.action, Action::Nothing);
+        assert_eq!(standing(&plan), (phase, reason, message.to_owned()));
+        let standing = plan.standing.unwrap();
+        assert_eq!((standing.applied, standing.nodes.desired), (applied, desired), "{reason}");
+        let mut silent = cluster(&["6.1.0-a"]);
+        silent.silent = true;
+        let seen = observed(module(&spec()), silent, Some(two_images()), Some(work(server)));
+        assert_eq!(
+            super::plan::plan(&seen).unwrap().standing.unwrap().phase,
+            Phase::Unknown,
+            "silence is not {reason}"
+        );
+    }
+}
+
+#[test]
+fn a_name_too_long_for_a_label_gets_a_short_one_and_keeps_its_work() {
+    let name = "a".repeat(100);
+    let long = module_of(&json!({"name": name, "uid": UID, "generation": 1}), &spec());
+    let seen = observed(long.clone(), cluster(&["6.1.0-a"]), Some(two_images()), None);
+    let first = plan(&seen).unwrap();
+    let labels = applied(&first).metadata.labels.clone().unwrap();
+    assert!(labels.values().all(|value| value.len() <= 63));
+    assert_eq!(applied(&first).metadata.name.as_deref(), Some(&*name));
+    let seen = observed(long, cluster(&["6.1.0-a"]), Some(two_images()), Some(work(stored(applied(&first)))));
+    assert_eq!(plan(&seen).unwrap().action, Action::Nothing);
+}

@@ -1,0 +1,131 @@
+//! What becomes of the ModuleImagesConfig of one ManagedClusterModule. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::observe::Observed;
+use crate::api::{ModuleImageSpec, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleSpec};
+use crate::core::hash;
+use crate::core::mapping::{Mappings, Resolved};
+use crate::hub::manifest_work::{owner_reference, resolve};
+use crate::hub::view::{FleetModule, Images};
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Plan {
+    /// Nothing.
+    Nothing,
+    /// Nothing, because an object of that name is not ours.
+    OwnedByOther,
+    /// It is to be as given.
+    Apply(Box<ModuleImagesConfig>),
+    /// It is to go, if it is still the one with this uid.
+    Delete {
+        /// `metadata.uid`.
+        uid: String,
+    },
+}
+
+/// The plan for the images of one ManagedClusterModule.
+///
+/// What was asked for once stays while the mappings still give that image for that kernel: a digest once found is
+/// kept although the cluster may be silent for a while.
+///
+/// # Errors
+/// Something has no JSON form.
+pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
+    let images = observed.images.as_deref();
+    let Some(module) = observed.module.as_deref().filter(|module| !module.deleting) else {
+        return Ok(Plan::Nothing);
+    };
+    if images.is_some_and(|images| !images.is_owned_by(&module.uid)) {
+        // That of an earlier ManagedClusterModule of the name is on its way out and wakes this one when it is gone.
+        return Ok(Plan::OwnedByOther);
+    }
+    if images.is_some_and(|images| images.deleting) {
+        return Ok(Plan::Nothing);
+    }
+    let Some(spec) = module.module_spec() else { return Ok(Plan::Nothing) };
+    let Some(mappings) = module.mappings() else {
+        return Ok(images.map_or(Plan::Nothing, |images| Plan::Delete { uid: images.uid.clone() }));
+    };
+    let entries = entries(module, mappings, spec, observed, images);
+    if images.is_none() && entries.is_empty() {
+        return Ok(Plan::Nothing);
+    }
+    let wanted = requested(spec, entries);
+    if let Some(images) = images
+        && hash::content_hash(&images.spec)? == hash::content_hash(&wanted)?
+    {
+        return Ok(Plan::Nothing);
+    }
+    Ok(Plan::Apply(Box::new(ModuleImagesConfig {
+        metadata: ObjectMeta {
+            name: Some(observed.key.name.clone()),
+            namespace: Some(observed.key.namespace.clone()),
+            uid: images.map(|images| images.uid.clone()),
+            owner_references: Some(vec![owner_reference(module)]),
+            ..ObjectMeta::default()
+        },
+        spec: wanted,
+        status: None,
+    })))
+}
+
+/// Ordered by kernel, then image.
+fn entries(
+    module: &FleetModule,
+    mappings: &Mappings,
+    spec: &ModuleSpec,
+    observed: &Observed,
+    images: Option<&Images>,
+) -> Vec<ModuleImageSpec> {
+    let dir_name = spec.module_loader.as_ref().map(|loader| loader.container.modprobe.dir_name.as_str());
+    let mut entries: BTreeMap<(String, String), ModuleImageSpec> = BTreeMap::new();
+    let mut ask = |kernel: &str, resolved: Resolved| {
+        let key = (kernel.to_owned(), resolved.image.clone());
+        entries.insert(key, entry(kernel, resolved, dir_name.unwrap_or_default()));
+    };
+    for kernel in &observed.kernels {
+        if let Ok(resolved) = resolve(mappings, module, kernel) {
+            ask(kernel, resolved);
+        }
+    }
+    for asked in images.into_iter().flat_map(|images| &images.spec.images) {
+        match resolve(mappings, module, &asked.kernel_version) {
+            Ok(resolved) if resolved.image == asked.image => ask(&asked.kernel_version, resolved),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    entries.into_values().collect()
+}
+
+fn entry(kernel: &str, resolved: Resolved, dir_name: &str) -> ModuleImageSpec {
+    ModuleImageSpec {
+        build: resolved.build,
+        dir_name: dir_name.to_owned(),
+        image: resolved.image,
+        kernel_version: kernel.to_owned(),
+        registry_tls: Some(resolved.registry_tls),
+        sign: resolved.sign,
+        skip_wait_missing_image: false,
+    }
+}
+
+fn requested(spec: &ModuleSpec, images: Vec<ModuleImageSpec>) -> ModuleImagesConfigSpec {
+    let defaults = ModuleImagesConfigSpec::default();
+    let policy = spec.module_loader.as_ref().and_then(|loader| loader.container.image_pull_policy.clone());
+    ModuleImagesConfigSpec {
+        image_pull_policy: policy.unwrap_or(defaults.image_pull_policy),
+        image_rebuild_trigger_generation: spec.image_rebuild_trigger_generation,
+        image_repo_secret: spec.image_repo_secret.clone(),
+        images,
+        push_built_image: true,
+        tolerations: spec.tolerations.clone(),
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,258 @@
+//! Counts over the clusters of each ManagedClusterModule, kept up to date cluster by cluster.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::api::names::ClusterReason;
+use crate::hub::standing::{Nodes, Phase, Standing};
+
+/// The counts of all `ManagedClusterModules`; an event about one cluster costs the same in any fleet.
+#[derive(Debug, Default)]
+pub struct Tally(Mutex<HashMap<Arc<str>, Counts>>);
+
+/// The counts of one ManagedClusterModule.
+#[derive(Debug, Default)]
+struct Counts {
+    clusters: HashMap<Arc<str>, Standing>,
+    phases: BTreeMap<Phase, usize>,
+    applied: usize,
+    nodes: Nodes,
+    /// Clusters that are not ready, by name.
+    not_ready: BTreeSet<Arc<str>>,
+    /// The same by reason.
+    by_reason: BTreeMap<ClusterReason, BTreeSet<Arc<str>>>,
+    /// Kernels without an image, with the number of clusters that wait for it.
+    held_back: BTreeMap<Arc<str>, usize>,
+    /// Clusters that were not looked at since this process leads: until there are none, nothing is told.
+    unseen: HashSet<Arc<str>>,
+}
+
+/// What the status of a ManagedClusterModule is made from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Selected clusters.
+    pub desired: usize,
+    /// Clusters on which it was applied.
+    pub applied: usize,
+    /// Clusters in [`Phase::Ready`].
+    pub ready: usize,
+    /// Clusters in [`Phase::Waiting`].
+    pub waiting: usize,
+    /// Clusters in [`Phase::Unknown`].
+    pub unknown: usize,
+    /// Clusters in [`Phase::Degraded`].
+    pub degraded: usize,
+    /// Nodes of all clusters that report.
+    pub nodes: Nodes,
+    /// The first clusters by name that are not ready.
+    pub first: Vec<(Arc<str>, Standing)>,
+    /// For each reason why clusters are not ready: how many, and the first by name.
+    pub reasons: BTreeMap<ClusterReason, (usize, Arc<str>, Standing)>,
+    /// Kernels without an image, with the number of clusters that wait for it.
+    pub held_back: BTreeMap<Arc<str>, usize>,
+}
+
+/// Clusters that a status names.
+const NAMED: usize = 10;
+
+impl Counts {
+    fn take_out(&mut self, cluster: &Arc<str>) -> Option<Standing> {
+        let old = self.clusters.remove(cluster)?;
+        self.count(cluster, &old, false);
+        Some(old)
+    }
+
+    fn put_in(&mut self, cluster: &Arc<str>, standing: Standing) {
+        self.count(cluster, &standing, true);
+        self.clusters.insert(Arc::clone(cluster), standing);
+    }
+
+    fn count(&mut self, cluster: &Arc<str>, standing: &Standing, add: bool) {
+        let step = |count: &mut usize| *count = if add { *count + 1 } else { count.saturating_sub(1) };
+        step(self.phases.entry(standing.phase).or_default());
+        if standing.applied {
+            step(&mut self.applied);
+        }
+        let sign = if add { 1 } else { -1 };
+        self.nodes.matching += sign * standing.nodes.matching;
+        self.nodes.desired += sign * standing.nodes.desired;
+        self.nodes.available += sign * standing.nodes.available;
+        for kernel in standing.held_back.iter() {
+            let count = self.held_back.entry(Arc::clone(kernel)).or_default();
+            step(count);
+            if *count == 0 {
+                self.held_back.remove(kernel);
+            }
+        }
+        if standing.phase == Phase::Ready {
+            return;
+        }
+        let of_reason = self.by_reason.entry(standing.reason).or_default();
+        if add {
+            self.not_ready.insert(Arc::clone(cluster));
+            of_reason.insert(Arc::clone(cluster));
+        } else {
+            self.not_ready.remove(cluster);
+            of_reason.remove(cluster);
+            if of_reason.is_empty() {
+                self.by_reason.remove(&standing.reason);
+            }
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let phase = |phase| self.phases.get(&phase).copied().unwrap_or_default();
+        let named = |cluster: &Arc<str>| Some((Arc::clone(cluster), self.clusters.get(cluster)?.clone()));
+        Totals {
+            desired: self.clusters.len(),
+            applied: self.applied,
+            ready: phase(Phase::Ready),
+            waiting: phase(Phase::Waiting),
+            unknown: phase(Phase::Unknown),
+            degraded: phase(Phase::Degraded),
+            nodes: self.nodes,
+            first: self.not_ready.iter().take(NAMED).filter_map(named).collect(),
+            reasons: self
+                .by_reason
+                .iter()
+                .filter_map(|(reason, clusters)| {
+                    let (first, standing) = named(clusters.first()?)?;
+                    Some((*reason, (clusters.len(), first, standing)))
+                })
+                .collect(),
+            held_back: self.held_back.clone(),
+        }
+    }
+}
+
+impl Tally {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Counts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cluster will be looked at for the first time: nothing is told about the ManagedClusterModule before.
+    pub fn expect_first(&self, module: &Arc<str>, cluster: &Arc<str>) {
+        self.lock().entry(Arc::clone(module)).or_default().unseen.insert(Arc::clone(cluster));
+    }
+
+    /// How a selected cluster stands now, `None` if it is not selected. Returns whether anything changed for the
+    /// status.
+    pub fn put(&self, module: &Arc<str>, cluster: &Arc<str>, standing: Option<Standing>) -> bool {
+        let mut all = self.lock();
+        if standing.is_none() && !all.contains_key(module) {
+            return false;
+        }
+        let counts = all.entry(Arc::clone(module)).or_default();
+        let last_unseen = counts.unseen.remove(cluster) && counts.unseen.is_empty();
+        if counts.clusters.get(cluster) == standing.as_ref() {
+            return last_unseen;
+        }
+        counts.take_out(cluster);
+        if let Some(standing) = standing {
+            counts.put_in(cluster, standing);
+        }
+        true
+    }
+
+    /// Forgets a ManagedClusterModule that is gone.
+    pub fn forget(&self, module: &str) {
+        self.lock().remove(module);
+    }
+
+    /// The present totals; `None` while a cluster was not looked at since this process leads, because counts of
+    /// half a fleet are wrong.
+    pub fn totals(&self, module: &str) -> Option<Totals> {
+        match self.lock().get(module) {
+            Some(counts) if counts.unseen.is_empty() => Some(counts.totals()),
+            Some(_) => None,
+            None => Some(Totals::default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::intern;
+
+    fn standing(phase: Phase, reason: ClusterReason, available: i64, held_back: &[&str]) -> Standing {
+        let held_back: Vec<Arc<str>> = held_back.iter().map(|kernel| intern::text(kernel)).collect();
+        Standing {
+            applied: phase == Phase::Ready,
+            nodes: Nodes { matching: 3, desired: 2, available },
+            held_back: intern::texts(&held_back),
+            ..Standing::new(phase, reason, "why")
+        }
+    }
+
+    fn name(text: &str) -> Arc<str> {
+        intern::text(text)
+    }
+
+    #[test]
+    fn totals_kept_cluster_by_cluster_equal_those_counted_anew() {
+        let standings = [
+            None,
+            Some(standing(Phase::Ready, ClusterReason::Ready, 2, &[])),
+            Some(standing(Phase::Waiting, ClusterReason::ImagesNotReady, 0, &["6.1", "6.2"])),
+            Some(standing(Phase::Waiting, ClusterReason::ImagesNotReady, 1, &["6.1"])),
+            Some(standing(Phase::Degraded, ClusterReason::NotApplied, 0, &[])),
+            Some(standing(Phase::Unknown, ClusterReason::NoClaims, 0, &[])),
+        ];
+        let (kept, module) = (Tally::default(), name("m"));
+        let mut world: BTreeMap<Arc<str>, Standing> = BTreeMap::new();
+        let mut random = 1u64;
+        for step in 0..2000u64 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let cluster = name(&format!("c{:02}", (random >> 33) % 23));
+            let next = standings[usize::try_from((random >> 50) % 6).unwrap()].clone();
+            let before = world.get(&cluster).cloned();
+            assert_eq!(kept.put(&module, &cluster, next.clone()), before != next, "step {step}");
+            match next {
+                Some(next) => world.insert(cluster, next),
+                None => world.remove(&cluster),
+            };
+            let anew = Tally::default();
+            for (cluster, standing) in &world {
+                anew.put(&module, cluster, Some(standing.clone()));
+            }
+            assert_eq!(kept.totals("m"), anew.totals("m"), "step {step}");
+        }
+        for cluster in world.keys() {
+            kept.put(&module, cluster, None);
+        }
+        assert_eq!(kept.totals("m"), Some(Totals::default()));
+    }
+
+    #[test]
+    fn nothing_is_told_before_every_cluster_was_looked_at() {
+        let (tally, module, a, b) = (Tally::default(), name("m"), name("a"), name("b"));
+        tally.expect_first(&module, &a);
+        tally.expect_first(&module, &b);
+        tally.put(&module, &a, Some(standing(Phase::Ready, ClusterReason::Ready, 1, &[])));
+        assert_eq!(tally.totals("m"), None);
+        assert!(tally.put(&module, &b, None), "the last look wakes the status, also if the cluster is not selected");
+        assert_eq!(tally.totals("m").unwrap().desired, 1);
+        tally.forget("m");
+        assert_eq!(tally.totals("m"), Some(Totals::default()));
+    }
+
+    #[test]
+    fn the_first_clusters_and_the_first_of_each_reason_are_named() {
+        let (tally, module) = (Tally::default(), name("m"));
+        for n in (0..15).rev() {
+            let (phase, reason) = match n % 3 {
+                0 => (Phase::Ready, ClusterReason::Ready),
+                1 => (Phase::Degraded, ClusterReason::NotApplied),
+                _ => (Phase::Unknown, ClusterReason::NoClaims),
+            };
+            tally.put(&module, &name(&format!("c{n:02}")), Some(standing(phase, reason, 0, &[])));
+        }
+        let totals = tally.totals("m").unwrap();
+        let first: Vec<&str> = totals.first.iter().map(|(cluster, _)| &**cluster).collect();
+        assert_eq!(first, ["c01", "c02", "c04", "c05", "c07", "c08", "c10", "c11", "c13", "c14"]);
+        let reasons: Vec<_> =
+            totals.reasons.iter().map(|(reason, (count, first, _))| (*reason, *count, &**first)).collect();
+        assert_eq!(reasons, [(ClusterReason::NoClaims, 5, "c02"), (ClusterReason::NotApplied, 5, "c01")]);
+    }
+}

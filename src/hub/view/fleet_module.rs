@@ -1,0 +1,140 @@
+//! ManagedClusterModule: what is wanted, on which clusters, and what was last said about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::api::names::ClusterReason;
+use crate::api::{ManagedClusterModule, ManagedClusterModuleSpec, ManagedClusterModuleStatus, ModuleSpec};
+use crate::core::mapping::Mappings;
+use crate::core::selector;
+use crate::runtime::client::chain;
+use crate::runtime::store::Projection;
+
+/// What is read of a ManagedClusterModule.
+#[derive(Clone, Debug)]
+pub struct FleetModule {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// The specification; absent if it could never be read.
+    pub spec: Option<Arc<ManagedClusterModuleSpec>>,
+    /// Why nothing can be rendered from it.
+    pub fault: Option<Fault>,
+    /// What the Hub said last.
+    pub status: Arc<ManagedClusterModuleStatus>,
+    /// Compiled from `spec`; absent without `moduleLoader` or with a fault.
+    mappings: Option<Arc<Mappings>>,
+}
+
+/// Why nothing can be rendered. What was rendered before stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// `InvalidSpec` or `Unreadable`.
+    pub reason: ClusterReason,
+    /// Field, value and what is wrong with it.
+    pub message: String,
+}
+
+impl PartialEq for FleetModule {
+    fn eq(&self, other: &Self) -> bool {
+        // `mappings` is a function of `spec`.
+        self.wishes_the_same(other) && self.status == other.status
+    }
+}
+
+impl FleetModule {
+    /// Whether both want the same, whatever was said about them.
+    pub fn wishes_the_same(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.uid == other.uid
+            && self.generation == other.generation
+            && self.deleting == other.deleting
+            && self.spec == other.spec
+            && self.fault == other.fault
+    }
+
+    /// Whether a cluster with these labels is selected. Nothing is selected while the specification is unknown.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.spec.as_ref().is_some_and(|spec| selector::matches(Some(&spec.selector), Some(labels)))
+    }
+
+    /// The Module that is wanted, `None` with a fault.
+    pub fn module_spec(&self) -> Option<&ModuleSpec> {
+        if self.fault.is_some() {
+            return None;
+        }
+        self.spec.as_ref()?.module_spec.as_ref()
+    }
+
+    /// Namespace of the Module on the clusters.
+    pub fn spoke_namespace(&self) -> &str {
+        self.spec.as_ref().map_or("", |spec| &spec.spoke_namespace)
+    }
+
+    /// The kernel mappings, `None` without `moduleLoader` or with a fault.
+    pub fn mappings(&self) -> Option<&Mappings> {
+        self.mappings.as_deref()
+    }
+
+    fn compile(mut self) -> Self {
+        let Some(spec) = &self.spec else { return self };
+        let Some(module) = &spec.module_spec else {
+            self.fault =
+                Some(Fault { reason: ClusterReason::InvalidSpec, message: "spec.moduleSpec is missing".to_owned() });
+            return self;
+        };
+        if let Some(loader) = &module.module_loader {
+            match Mappings::compile(&loader.container) {
+                Ok(mappings) => self.mappings = Some(Arc::new(mappings)),
+                Err(error) => {
+                    let message = format!("spec.moduleSpec.moduleLoader.container: {}", chain(&error));
+                    self.fault = Some(Fault { reason: ClusterReason::InvalidSpec, message });
+                }
+            }
+        }
+        self
+    }
+}
+
+impl Projection for FleetModule {
+    type Kind = ManagedClusterModule;
+
+    fn project(object: ManagedClusterModule) -> Self {
+        let meta = object.metadata;
+        Self {
+            name: meta.name.unwrap_or_default().into(),
+            uid: meta.uid.unwrap_or_default().into(),
+            generation: meta.generation.unwrap_or_default(),
+            deleting: meta.deletion_timestamp.is_some(),
+            spec: Some(Arc::new(object.spec)),
+            fault: None,
+            status: Arc::new(object.status.unwrap_or_default()),
+            mappings: None,
+        }
+        .compile()
+    }
+
+    /// What was read last goes on selecting clusters, so that nothing is taken away from them; nothing new is
+    /// rendered.
+    fn unreadable(meta: &ObjectMeta, error: &str, last: Option<&Self>) -> Option<Self> {
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        let last = last.filter(|last| &*last.uid == uid);
+        Some(Self {
+            name: meta.name.as_deref().unwrap_or_default().into(),
+            uid: uid.into(),
+            generation: meta.generation.unwrap_or_default(),
+            deleting: meta.deletion_timestamp.is_some(),
+            spec: last.and_then(|last| last.spec.clone()),
+            fault: Some(Fault { reason: ClusterReason::Unreadable, message: error.to_owned() }),
+            status: last.map(|last| Arc::clone(&last.status)).unwrap_or_default(),
+            mappings: None,
+        })
+    }
+}

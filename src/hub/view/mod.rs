@@ -1,0 +1,11 @@
+//! What the Hub's stores keep of each kind: the fields that are read, nothing else.
+
+mod cluster;
+mod fleet_module;
+mod images;
+mod work;
+
+pub use cluster::{Cluster, Kernels};
+pub use fleet_module::{Fault, FleetModule};
+pub use images::{ImageFact, Images};
+pub use work::{Applied, Feedback, Owner, Report, Work, fingerprint, rendered_hash};

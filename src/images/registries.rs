@@ -1,0 +1,127 @@
+//! Answers questions by asking the registry, with the pull secret that the object names.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use super::lookup::{Oracle, Reply};
+use super::observe::{Answer, Question};
+use crate::api::names::ImageReason;
+use crate::core::image::ImageRef;
+use crate::oci::credentials::Credentials;
+use crate::oci::registry::{self, Error};
+use crate::runtime::client::{ApiError, Class, within};
+use crate::runtime::metrics::Metrics;
+use crate::runtime::store::ObjectKey;
+
+/// Longest time that one look-up may take.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// The registries, as the manager reaches them.
+pub struct Registries {
+    client: Client,
+    lookups: Family<Labels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    reason: &'static str,
+}
+
+impl std::fmt::Debug for Registries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Registries")
+    }
+}
+
+impl Registries {
+    /// Reads secrets through `client`, each time that a question needs one: nothing secret is kept.
+    pub fn new(client: Client, metrics: &Metrics) -> Self {
+        let lookups = Family::default();
+        metrics.register(|registry| {
+            let help = "Look-ups of images in their registries, by what they came to";
+            registry.register("kmm_image_lookups", help, Family::clone(&lookups));
+        });
+        Self { client, lookups }
+    }
+
+    async fn look_up(&self, question: &Question) -> Reply {
+        let image: ImageRef = match question.image.parse() {
+            Ok(image) => image,
+            Err(error) => return failed(ImageReason::InvalidReference, error.to_string()),
+        };
+        let credentials = match &question.secret {
+            None => Credentials::anonymous(),
+            Some(secret) => match self.credentials(secret).await {
+                Ok(credentials) => credentials,
+                Err((reason, message)) => {
+                    return failed(reason, format!("image {}: {message}", question.image));
+                }
+            },
+        };
+        match registry::resolve(&image, &credentials, &question.options(), DEADLINE).await {
+            Ok(digest) => Reply { answer: Answer::Found(digest), rest: None },
+            Err(error) => Reply { rest: error.retry_after(), ..failed(reason(&error), error.to_string()) },
+        }
+    }
+
+    async fn credentials(&self, secret: &ObjectKey) -> Result<Credentials, (ImageReason, String)> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace);
+        let found = within(|| format!("read the pull secret {secret}"), api.get(&secret.name)).await;
+        let data = found.map_err(|error| refused(secret, &error))?.data.unwrap_or_default();
+        let bytes = data.iter().map(|(key, value)| (key.clone(), &value.0[..])).collect();
+        Credentials::from_secret_data(&bytes)
+            .map_err(|error| (ImageReason::PullSecretInvalid, format!("pull secret {secret}: {error}")))
+    }
+}
+
+impl Oracle for Registries {
+    fn ask(&self, question: Question) -> Pin<Box<dyn Future<Output = Reply> + Send + '_>> {
+        Box::pin(async move {
+            let reply = self.look_up(&question).await;
+            let reason = match &reply.answer {
+                Answer::Found(_) => ImageReason::Resolved,
+                Answer::Failed { reason, .. } => *reason,
+            };
+            self.lookups.get_or_create(&Labels { reason: reason.as_str() }).inc();
+            reply
+        })
+    }
+}
+
+fn failed(reason: ImageReason, message: String) -> Reply {
+    Reply { answer: Answer::Failed { reason, message }, rest: None }
+}
+
+fn refused(secret: &ObjectKey, error: &ApiError) -> (ImageReason, String) {
+    if error.is_not_found() {
+        return (ImageReason::PullSecretMissing, format!("pull secret {secret} does not exist"));
+    }
+    let message = format!("pull secret {secret} cannot be read: {}", error.reason());
+    match error.class() {
+        Class::Denied => (ImageReason::PullSecretForbidden, message),
+        // The API server is away for a moment: nothing is known of the image, and nothing of the secret.
+        Class::Conflict | Class::Transient | Class::Invalid => (ImageReason::Pending, message),
+    }
+}
+
+fn reason(error: &Error) -> ImageReason {
+    match error {
+        Error::NotFound { .. } => ImageReason::NotFound,
+        Error::Unauthorized { .. } => ImageReason::Unauthorized,
+        Error::Forbidden { .. } => ImageReason::Forbidden,
+        Error::RateLimited { .. } => ImageReason::RateLimited,
+        Error::RegistryError { .. } => ImageReason::RegistryError,
+        Error::Timeout { .. } => ImageReason::Timeout,
+        Error::Unreachable { .. } => ImageReason::Unreachable,
+        Error::TlsError { .. } => ImageReason::TlsError,
+        Error::InvalidReference(_) => ImageReason::InvalidReference,
+        Error::InvalidResponse { .. } => ImageReason::InvalidResponse,
+    }
+}

@@ -1,0 +1,272 @@
+//! Fetching manifests and layers by digest, with retries.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher as _, RandomState};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use oci_distribution::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
+
+use crate::core::image::Digest;
+use crate::oci::hash::{self, Hasher};
+use crate::oci::partial::Partial;
+use crate::oci::pull::{Error, Limits, Platform};
+use crate::oci::registry::{self, MAX_MANIFEST, fetch_manifest};
+use crate::oci::session::{Session, next_piece};
+
+/// Times that one thing is asked for.
+const ATTEMPTS: u32 = 4;
+/// Wait before the second attempt; it doubles for each further one, and up to half of it is added by chance.
+const BACKOFF: Duration = Duration::from_millis(400);
+/// Longest wait for which a pull stays alive when a registry asks for one.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// The layers of the image for one platform.
+pub(crate) struct Layers {
+    /// The digest of the manifest that lists them.
+    pub(crate) manifest_digest: Digest,
+    /// Lowest first.
+    pub(crate) layers: Vec<Blob>,
+}
+
+/// Something that a manifest names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Blob {
+    digest: Digest,
+    size: u64,
+}
+
+/// Fetches what belongs to one image.
+pub(crate) struct Fetcher<'a> {
+    session: Session<'a>,
+    limits: &'a Limits,
+    partial: &'a Partial,
+    fetched: BTreeMap<Digest, PathBuf>,
+}
+
+impl<'a> Fetcher<'a> {
+    pub(crate) fn new(session: Session<'a>, limits: &'a Limits, partial: &'a Partial) -> Self {
+        Self { session, limits, partial, fetched: BTreeMap::new() }
+    }
+
+    /// Finds the manifest for the platform and what it lists, all of it proved by digest.
+    pub(crate) async fn layers(&mut self, digest: &Digest, platform: &Platform) -> Result<Layers, Error> {
+        let body = self.manifest(digest).await?;
+        if !is_index(&body)? {
+            let manifest = image_manifest(&body)?;
+            self.check_platform(&manifest, platform).await?;
+            return Ok(Layers { manifest_digest: digest.clone(), layers: self.listed(&manifest)? });
+        }
+        let index: OciImageIndex = serde_json::from_slice(&body).map_err(|error| invalid("index", &error))?;
+        let chosen = choose(&index, platform)?;
+        let body = self.manifest(&chosen).await?;
+        if is_index(&body)? {
+            return Err(Error::InvalidImage { why: "its index leads to another index".to_owned() });
+        }
+        let manifest = image_manifest(&body)?;
+        Ok(Layers { layers: self.listed(&manifest)?, manifest_digest: chosen })
+    }
+
+    async fn manifest(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let mut attempt = 0;
+        loop {
+            let fetched = fetch_manifest(&mut self.session, &digest.to_string()).await;
+            let proved = fetched.map_err(Error::from).and_then(|manifest| {
+                let actual = hash::of(digest.algorithm(), &manifest.body);
+                prove("the manifest", digest, actual).map(|()| manifest.body)
+            });
+            match proved {
+                Ok(body) => return Ok(body),
+                Err(error) => wait(error, &mut attempt).await?,
+            }
+        }
+    }
+
+    /// An image without an index says in its configuration what it is for.
+    async fn check_platform(&mut self, manifest: &OciImageManifest, platform: &Platform) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Config {
+            #[serde(default)]
+            os: String,
+            #[serde(default)]
+            architecture: String,
+        }
+        let blob = blob(&manifest.config)?;
+        if blob.size > MAX_MANIFEST as u64 {
+            return Err(Error::ImageTooLarge { what: "bytes of configuration", limit: MAX_MANIFEST as u64 });
+        }
+        let path = self.blob("the configuration", &blob).await?;
+        let config = tokio::fs::read(&path).await.map_err(|source| Error::Storage { path, source })?;
+        let config: Config = serde_json::from_slice(&config).map_err(|error| invalid("configuration", &error))?;
+        // Artifacts and images of simple tools do not say it; then the author knows best.
+        let fits = |value: &str, wanted: &str| value.is_empty() || value == wanted;
+        if fits(&config.os, "linux") && fits(&config.architecture, &platform.architecture) {
+            Ok(())
+        } else {
+            let offered = vec![format!("{}/{}", config.os, config.architecture)];
+            Err(Error::PlatformMissing { wanted: platform.clone(), offered })
+        }
+    }
+
+    fn listed(&self, manifest: &OciImageManifest) -> Result<Vec<Blob>, Error> {
+        if manifest.layers.len() as u64 > self.limits.layers {
+            return Err(Error::ImageTooLarge { what: "layers", limit: self.limits.layers });
+        }
+        let mut total = 0_u64;
+        let mut layers = Vec::with_capacity(manifest.layers.len());
+        for layer in &manifest.layers {
+            if !is_layer_type(&layer.media_type) {
+                let why = format!("a layer is of the type {:?}, which is not supported", layer.media_type);
+                return Err(Error::InvalidImage { why });
+            }
+            let blob = blob(layer)?;
+            total = total.saturating_add(blob.size);
+            layers.push(blob);
+        }
+        if total > self.limits.fetched_bytes {
+            return Err(Error::ImageTooLarge {
+                what: "bytes in all layers as fetched",
+                limit: self.limits.fetched_bytes,
+            });
+        }
+        Ok(layers)
+    }
+
+    /// Fetches a layer into a file and proves it.
+    pub(crate) async fn layer(&mut self, blob: &Blob) -> Result<PathBuf, Error> {
+        self.blob("a layer", blob).await
+    }
+
+    async fn blob(&mut self, what: &'static str, blob: &Blob) -> Result<PathBuf, Error> {
+        if let Some(path) = self.fetched.get(&blob.digest) {
+            return Ok(path.clone());
+        }
+        let path = self.partial.layer(blob.digest.hex());
+        let mut attempt = 0;
+        while let Err(error) = self.try_blob(what, blob, &path).await {
+            wait(error, &mut attempt).await?;
+        }
+        self.fetched.insert(blob.digest.clone(), path.clone());
+        Ok(path)
+    }
+
+    async fn try_blob(&mut self, what: &'static str, blob: &Blob, path: &PathBuf) -> Result<(), Error> {
+        let storage = |source| Error::Storage { path: path.clone(), source };
+        let mut response = self.session.send(Method::GET, &format!("blobs/{}", blob.digest), false).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => {
+                let why = format!("{what} with the digest {} is not there", blob.digest);
+                return Err(self.session.invalid(why).into());
+            }
+            _ => return Err(self.session.refused(&response).into()),
+        }
+        let mut file = tokio::fs::File::create(path).await.map_err(storage)?;
+        let mut hasher = Hasher::new(blob.digest.algorithm());
+        let mut size = 0_u64;
+        while let Some(piece) = next_piece(&self.session, &mut response).await? {
+            size += piece.len() as u64;
+            if size > blob.size {
+                let why = format!("{what} is larger than the {} bytes that the manifest tells", blob.size);
+                return Err(self.session.invalid(why).into());
+            }
+            hasher.update(&piece);
+            file.write_all(&piece).await.map_err(storage)?;
+        }
+        file.flush().await.map_err(storage)?;
+        if size < blob.size {
+            let why = format!("{what} ended after {size} of {} bytes", blob.size);
+            let image = self.session.image();
+            let registry = image.registry_api().to_owned();
+            return Err(registry::Error::Unreachable { image: image.to_string(), registry, why }.into());
+        }
+        prove(what, &blob.digest, hasher.finish())
+    }
+}
+
+fn prove(what: &'static str, expected: &Digest, actual: Digest) -> Result<(), Error> {
+    if *expected == actual { Ok(()) } else { Err(Error::DigestMismatch { what, expected: expected.clone(), actual }) }
+}
+
+/// Waits before another attempt, or gives the error back when another one is of no use.
+async fn wait(error: Error, attempt: &mut u32) -> Result<(), Error> {
+    let asked = match &error {
+        Error::Registry(error) if error.is_passing() => error.retry_after(),
+        // A broken proxy in between may be circumvented the next time; a wrong image stays wrong.
+        Error::DigestMismatch { .. } => None,
+        _ => return Err(error),
+    };
+    *attempt += 1;
+    if *attempt >= ATTEMPTS || asked.is_some_and(|asked| asked > MAX_WAIT) {
+        return Err(error);
+    }
+    let backoff = BACKOFF * 2_u32.pow(*attempt - 1);
+    let chance = RandomState::new().build_hasher().finish() % 1000;
+    let backoff = backoff + backoff / 2 * u32::try_from(chance).unwrap_or(0) / 1000;
+    tracing::debug!(reason = error.reason(), attempt = *attempt, "pull is retried");
+    tokio::time::sleep(asked.unwrap_or(backoff).max(backoff)).await;
+    Ok(())
+}
+
+fn is_index(body: &[u8]) -> Result<bool, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Shape {
+        schema_version: u64,
+        manifests: Option<serde::de::IgnoredAny>,
+    }
+    let shape: Shape = serde_json::from_slice(body).map_err(|error| invalid("manifest", &error))?;
+    match shape.schema_version {
+        2 => Ok(shape.manifests.is_some()),
+        version => Err(Error::InvalidImage { why: format!("its manifest is of schema version {version}, not 2") }),
+    }
+}
+
+fn image_manifest(body: &[u8]) -> Result<OciImageManifest, Error> {
+    serde_json::from_slice(body).map_err(|error| invalid("manifest", &error))
+}
+
+fn invalid(what: &str, error: &serde_json::Error) -> Error {
+    Error::InvalidImage { why: format!("its {what} breaks the format: {error}") }
+}
+
+fn blob(descriptor: &OciDescriptor) -> Result<Blob, Error> {
+    let digest = descriptor.digest.parse().map_err(|error| Error::InvalidImage { why: format!("{error}") })?;
+    let size = u64::try_from(descriptor.size)
+        .map_err(|_| Error::InvalidImage { why: format!("something in it has {} bytes", descriptor.size) })?;
+    Ok(Blob { digest, size })
+}
+
+/// The first entry for the platform.
+fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Digest, Error> {
+    let mut offered: Vec<String> = Vec::new();
+    for entry in &index.manifests {
+        let Some(listed) = &entry.platform else { continue };
+        let (os, architecture) = (listed.os.to_string(), listed.architecture.to_string());
+        if os == "linux" && architecture == platform.architecture {
+            return entry.digest.parse().map_err(|error| Error::InvalidImage { why: format!("{error}") });
+        }
+        let name = format!("{os}/{architecture}");
+        // Attestations are listed beside images, for an unknown platform.
+        if os != "unknown" && !offered.contains(&name) && offered.len() < 32 {
+            offered.push(name);
+        }
+    }
+    Err(Error::PlatformMissing { wanted: platform.clone(), offered })
+}
+
+/// The types of layers that are archives: of OCI and docker, plain or compressed, also those not to be passed on.
+fn is_layer_type(media_type: &str) -> bool {
+    let Some(kind) = media_type
+        .strip_prefix("application/vnd.oci.image.layer.v1.tar")
+        .or_else(|| media_type.strip_prefix("application/vnd.oci.image.layer.nondistributable.v1.tar"))
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.diff.tar"))
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.foreign.diff.tar"))
+    else {
+        return false;
+    };
+    matches!(kind, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd")
+}

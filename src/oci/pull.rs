@@ -1,0 +1,294 @@
+//! From a digest to files on the node.
+//!
+//! Layers are first fetched whole into files and proved by digest and size; only then is anything of them read. What is
+//! unpacked lies in a folder of its own beside the destination and takes its name when it is complete and on the disk.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::core::image::{Digest, ImageRef};
+use crate::oci::credentials::Credentials;
+use crate::oci::fetch::{Fetcher, Layers};
+use crate::oci::layer::{self, clean};
+use crate::oci::partial::Partial;
+use crate::oci::registry::{self, RegistryOptions, candidates, worse};
+use crate::oci::session::{Connection, Session};
+
+/// Why there is no tree. One variant for one reason.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry gave no answer; see there.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// The image is named by a tag, which may mean something else tomorrow.
+    #[error("image {image} is not named by digest: resolve it first")]
+    NotPinned {
+        /// The image as asked for.
+        image: String,
+    },
+    /// The image has nothing for this machine.
+    #[error("the image is not for {wanted}, only for {}", offered.join(", "))]
+    PlatformMissing {
+        /// The platform of this machine.
+        wanted: Platform,
+        /// The platforms that the image has, `os/architecture`, in its order.
+        offered: Vec<String>,
+    },
+    /// What came is not what the digest names.
+    #[error("{what} has the digest {actual}, not {expected}")]
+    DigestMismatch {
+        /// Manifest, configuration or layer.
+        what: &'static str,
+        /// The digest that was asked for.
+        expected: Digest,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// The image holds something that must not be unpacked.
+    #[error("the image cannot be unpacked: {}: {why}", path.display())]
+    UnsafeImage {
+        /// The path inside the image.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The image is larger than the limits allow.
+    #[error("the image is too large: more than {limit} {what}")]
+    ImageTooLarge {
+        /// What there is too much of, in words.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// The image breaks its format.
+    #[error("the image cannot be read: {why}")]
+    InvalidImage {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Our own disk.
+    #[error("{} cannot be written", path.display())]
+    Storage {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller has given up; nobody sees this.
+    #[error("unpacking was given up")]
+    Cancelled,
+}
+
+impl Error {
+    /// The name of the reason, as it stands in conditions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Registry(error) => error.reason(),
+            Self::NotPinned { .. } => "InvalidReference",
+            Self::PlatformMissing { .. } => "PlatformMissing",
+            Self::DigestMismatch { .. } => "DigestMismatch",
+            Self::UnsafeImage { .. } => "UnsafeImage",
+            Self::ImageTooLarge { .. } => "ImageTooLarge",
+            Self::InvalidImage { .. } => "InvalidResponse",
+            Self::Storage { .. } => "StoreFailed",
+            Self::Cancelled => "Timeout",
+        }
+    }
+}
+
+/// An operating system and an architecture as images name them; the operating system is always Linux.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// The architecture by its name in Go: `amd64`, `arm64`, …
+    pub architecture: String,
+}
+
+impl Platform {
+    /// The platform that this program was built for.
+    pub fn of_this_machine() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            other => other,
+        };
+        Self { architecture: architecture.to_owned() }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linux/{}", self.architecture)
+    }
+}
+
+/// The paths of the image that are written; everything below them is, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep {
+    roots: Vec<PathBuf>,
+}
+
+impl Keep {
+    /// `<dir_name>/lib/modules/<kernel>` for every candidate, and the firmware folder.
+    ///
+    /// Names are cleaned as paths inside the image: `..` cannot leave it. What is not in the image is not missed.
+    pub fn new(dir_name: &str, kernels: &[&str], firmware_path: Option<&str>) -> Self {
+        let modules = kernels.iter().map(|kernel| Path::new(dir_name).join("lib/modules").join(kernel));
+        let roots = modules.chain(firmware_path.map(PathBuf::from)).map(|path| clean(&path)).collect();
+        Self { roots }
+    }
+
+    pub(crate) fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+}
+
+/// Bounds of what is fetched and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Layers of the image.
+    pub layers: u64,
+    /// Bytes of all layers as they are fetched.
+    pub fetched_bytes: u64,
+    /// Bytes of all layers after decompression, wanted or not.
+    pub unpacked_bytes: u64,
+    /// Bytes of all files that are kept.
+    pub kept_bytes: u64,
+    /// Bytes of one file that is kept.
+    pub file_bytes: u64,
+    /// Files, links and folders that are kept.
+    pub entries: u64,
+    /// Bytes of one path that is kept.
+    pub path_bytes: u64,
+}
+
+impl Default for Limits {
+    /// Generous for kernel modules with firmware, and far below what fills a node.
+    fn default() -> Self {
+        Self {
+            layers: 256,
+            fetched_bytes: 4 << 30,
+            unpacked_bytes: 16 << 30,
+            kept_bytes: 2 << 30,
+            file_bytes: 1 << 30,
+            entries: 50_000,
+            path_bytes: 1024,
+        }
+    }
+}
+
+/// Something below the kept paths that was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// The path inside the image.
+    pub path: PathBuf,
+    /// Why it is not there.
+    pub why: String,
+}
+
+/// What [`pull`] has written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledTree {
+    /// The digest of the manifest for this platform; for an index it differs from the digest that was asked for.
+    pub manifest_digest: Digest,
+    /// Regular files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Symbolic links that were left out because they lead to something that is not kept; the first hundred.
+    pub skipped: Vec<Skipped>,
+}
+
+/// What to pull, how, and where to.
+#[derive(Debug, Clone, Copy)]
+pub struct PullRequest<'a> {
+    /// The image, named by digest.
+    pub image: &'a ImageRef,
+    /// The platform to choose from an index, and that the image must be for.
+    pub platform: &'a Platform,
+    /// Credentials for the registry.
+    pub credentials: &'a Credentials,
+    /// How the registry is reached.
+    pub options: RegistryOptions,
+    /// The folder to make; it must not exist, its parent must.
+    pub destination: &'a Path,
+    /// What of the image is wanted.
+    pub keep: &'a Keep,
+    /// Bounds of all kinds.
+    pub limits: Limits,
+    /// Longest time for everything together.
+    pub deadline: Duration,
+}
+
+/// Fetches, proves and unpacks an image. Paths below the destination are those of the image.
+///
+/// The destination appears complete and on the disk, or not at all; leftovers of a crash are removed by the next pull to
+/// the same destination. Passing failures of the registry are retried a few times within the deadline. Memory use does
+/// not depend on the size of the image. Dropping the future ends everything soon.
+pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
+    let image = request.image;
+    let Some(digest) = image.digest() else { return Err(Error::NotPinned { image: image.to_string() }) };
+    let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+    let pulled = async {
+        let partial = Partial::create(request.destination)?;
+        let (layers, manifest_digest) = fetch(&request, digest, &partial).await?;
+        let (keep, limits, cancelled) = (request.keep.clone(), request.limits, Arc::clone(&cancel.0));
+        let destination = request.destination.to_owned();
+        // The thread owns the folder: it is removed when the thread is done with it, not before.
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let unpacked = layer::unpack(&layers, &partial.tree(), &keep, &limits, &cancelled)?;
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            partial.publish(&destination)?;
+            Ok(unpacked)
+        });
+        let unpacked = match unpacking.await {
+            Ok(unpacked) => unpacked?,
+            Err(error) => return Err(Error::InvalidImage { why: format!("unpacking broke off: {error}") }),
+        };
+        let layer::Unpacked { files, bytes, skipped } = unpacked;
+        Ok(PulledTree { manifest_digest, files, bytes, skipped })
+    };
+    tokio::time::timeout(request.deadline, pulled)
+        .await
+        .unwrap_or_else(|_| Err(registry::Error::Timeout { image: image.to_string(), after: request.deadline }.into()))
+}
+
+/// Fetches every layer with the first credential that works; returns the files, lowest layer first.
+async fn fetch(request: &PullRequest<'_>, digest: &Digest, partial: &Partial) -> Result<(Vec<PathBuf>, Digest), Error> {
+    let connection = Connection::open(request.image, request.options, request.deadline).await?;
+    let mut refused = None;
+    for candidate in candidates(request.image, request.credentials) {
+        let session = Session::new(&connection, candidate);
+        let mut fetcher = Fetcher::new(session, &request.limits, partial);
+        let fetched = async {
+            let Layers { manifest_digest, layers } = fetcher.layers(digest, request.platform).await?;
+            let mut files = Vec::with_capacity(layers.len());
+            for layer in &layers {
+                files.push(fetcher.layer(layer).await?);
+            }
+            Ok((files, manifest_digest))
+        };
+        match fetched.await {
+            Err(Error::Registry(error)) if error.depends_on_credentials() => refused = Some(worse(refused, error)),
+            answer => return answer,
+        }
+    }
+    Err(refused.unwrap_or_else(|| registry::Error::NotFound { image: request.image.to_string() }).into())
+}
+
+/// Tells the unpacking thread that nobody waits any more.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

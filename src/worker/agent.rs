@@ -1,0 +1,358 @@
+//! The loop: API server, clock and finished tasks in; plans, fetches, jobs and status out.
+
+mod reporting;
+mod tasks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::core::DeserializeGuard;
+use kube::{Api, Client, ResourceExt};
+use kube_runtime::WatchStreamExt;
+use kube_runtime::watcher::{self, watcher};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::reporting::Reporting;
+use self::tasks::{Backoff, Finished};
+use super::fetch::Fetch;
+use super::kernel::Kernel;
+use super::plan::{Attempt, Observed, Plan, Preparation, Prepared, plan};
+use super::record::{KeptPlan, Owner, Record, StateDir};
+use super::{Error, WorkerSettings, observe, wanted};
+use crate::api::{ModuleState, NodeModulesConfig};
+use crate::runtime::client::chain;
+
+type Watched = DeserializeGuard<NodeModulesConfig>;
+
+/// A watch that says nothing for so long is begun anew.
+const WATCH_TIMEOUT_SECS: u32 = 120;
+/// How long a load must last before earlier failures are forgotten.
+const LASTED: Duration = Duration::from_secs(60);
+
+/// The worker's state. One task owns it; what takes time runs beside it and comes back as [`Finished`].
+pub struct Agent {
+    settings: WorkerSettings,
+    kernel: Arc<dyn Kernel>,
+    fetch: Arc<dyn Fetch>,
+    state: Arc<StateDir>,
+    client: Client,
+    shutdown: CancellationToken,
+    boot_id: String,
+    release: String,
+    /// Start of the worker's own clock.
+    started: Instant,
+    /// `None` while a job has it.
+    record: Option<Record>,
+    /// What is to be carried out; `None` until the API server or the kept plan said so.
+    wanted: Option<KeptPlan>,
+    /// A kept plan that waits for its time.
+    kept: Option<KeptPlan>,
+    prepared: BTreeMap<Owner, Prepared>,
+    /// Number of the latest preparation of each Module; what an earlier one brings is dropped.
+    preparing: BTreeMap<Owner, (u64, tokio::task::AbortHandle)>,
+    attempts: BTreeMap<Owner, Attempt>,
+    backoff: BTreeMap<Owner, Backoff>,
+    fetch_backoff: BTreeMap<Owner, Backoff>,
+    tasks: JoinSet<Finished>,
+    fetches: tasks::Fetches,
+    reporting: Reporting,
+    /// Objects seen since the watch began its list.
+    listing: Option<NodeModulesConfig>,
+    /// Unpacked images may lie there that nobody needs.
+    tidy: bool,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("settings", &self.settings).field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
+enum Woken {
+    Shutdown,
+    Watch(Option<Result<watcher::Event<Watched>, watcher::Error>>),
+    Task(Result<Finished, tokio::task::JoinError>),
+    Time,
+}
+
+impl Agent {
+    /// Reads who the kernel is and what the node's disk remembers.
+    pub fn new(
+        settings: WorkerSettings,
+        kernel: Arc<dyn Kernel>,
+        fetch: Arc<dyn Fetch>,
+        state: StateDir,
+        client: Client,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let boot_id = kernel.boot_id().map_err(|source| Error::Kernel { what: "boot id", source })?;
+        let release = kernel.release().map_err(|source| Error::Kernel { what: "release", source })?;
+        let (record, record_aside) = state.record(&boot_id)?;
+        let (kept, plan_aside) = state.plan()?;
+        for aside in record_aside.into_iter().chain(plan_aside) {
+            warn!(file = %aside.display(), "a file of the worker could not be read and was put aside");
+        }
+        info!(node = settings.node_name, boot_id, release, recorded = record.entries.len(), "started");
+        Ok(Self {
+            settings,
+            kernel,
+            fetch,
+            state: Arc::new(state),
+            client,
+            shutdown,
+            boot_id,
+            release,
+            started: Instant::now(),
+            record: Some(record),
+            wanted: None,
+            kept,
+            prepared: BTreeMap::new(),
+            preparing: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            fetch_backoff: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            fetches: tasks::Fetches::default(),
+            reporting: Reporting::default(),
+            listing: None,
+            tidy: true,
+        })
+    }
+
+    /// Runs until shutdown.
+    pub async fn run(mut self) -> Result<(), Error> {
+        let api: Api<Watched> = Api::all(self.client.clone());
+        let config = watcher::Config::default()
+            .fields(&format!("metadata.name={}", self.settings.node_name))
+            .timeout(WATCH_TIMEOUT_SECS);
+        let mut watch = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut look = tokio::time::interval(self.settings.look_every);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let shutdown = self.shutdown.clone();
+        loop {
+            let wake = self.next_wake();
+            let woken = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Woken::Shutdown,
+                Some(done) = self.tasks.join_next() => Woken::Task(done),
+                event = watch.next() => Woken::Watch(event),
+                _ = look.tick() => Woken::Time,
+                () = tokio::time::sleep(wake) => Woken::Time,
+            };
+            match woken {
+                Woken::Shutdown => return self.end().await,
+                Woken::Watch(None) => return Err(Error::WatchEnded(self.settings.node_name)),
+                Woken::Watch(Some(Ok(event))) => self.hear(event)?,
+                Woken::Watch(Some(Err(error))) => warn!("watch: {}", chain(&error)),
+                Woken::Task(Ok(finished)) => self.finish(finished),
+                Woken::Task(Err(error)) if error.is_cancelled() => {}
+                Woken::Task(Err(error)) => return Err(Error::Task(error)),
+                Woken::Time => {}
+            }
+            self.use_kept_plan();
+            self.pass();
+            self.write_status();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Time until something is due besides the regular look at the kernel.
+    fn next_wake(&self) -> Duration {
+        let now = self.now();
+        let retries = self.attempts.values().map(|attempt| attempt.retry_at);
+        let fetches = self.prepared.values().filter_map(|prepared| match &prepared.state {
+            Preparation::Failed(_, retry_at) => Some(*retry_at),
+            Preparation::Running | Preparation::Ready(_) => None,
+        });
+        let kept = self.kept.is_some().then_some(self.settings.kept_plan_after);
+        let due = retries.chain(fetches).chain(kept).chain(self.reporting.due()).filter(|at| *at > now).min();
+        due.map_or(self.settings.look_every, |at| (at - now).max(Duration::from_millis(10)))
+    }
+
+    /// Takes in what the API server says.
+    fn hear(&mut self, event: watcher::Event<Watched>) -> Result<(), Error> {
+        match event {
+            watcher::Event::Init => self.listing = None,
+            watcher::Event::InitApply(object) => {
+                self.listing = self.readable(object);
+                // An unreadable object is there all the same: it must not be taken for a missing one.
+                if self.listing.is_none() {
+                    self.kept = self.kept.take().or_else(|| self.wanted.clone());
+                }
+            }
+            watcher::Event::InitDone => match self.listing.take() {
+                Some(object) => self.want(Some(object))?,
+                None if self.reporting.unreadable.is_none() => self.want(None)?,
+                None => {}
+            },
+            watcher::Event::Apply(object) => {
+                if let Some(object) = self.readable(object) {
+                    self.want(Some(object))?;
+                }
+            }
+            watcher::Event::Delete(_) => {
+                self.reporting.unreadable = None;
+                self.want(None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn readable(&mut self, object: Watched) -> Option<NodeModulesConfig> {
+        match object.0 {
+            Ok(object) => {
+                self.reporting.unreadable = None;
+                Some(object)
+            }
+            Err(error) => {
+                warn!("NodeModulesConfig {} cannot be read and the last one is kept: {}", self.settings.node_name, error.error);
+                self.reporting.unreadable = Some(error.error);
+                None
+            }
+        }
+    }
+
+    /// Keeps the specification on the disk, then makes it what is wanted. Nothing of it is carried out before.
+    fn want(&mut self, object: Option<NodeModulesConfig>) -> Result<(), Error> {
+        let next = match object {
+            Some(object) => {
+                let next = KeptPlan::new(
+                    object.uid().unwrap_or_default(),
+                    object.metadata.generation.unwrap_or_default(),
+                    object.spec.clone(),
+                );
+                self.reporting.know(object);
+                next
+            }
+            None => {
+                self.reporting.forget();
+                KeptPlan::default()
+            }
+        };
+        let kept = self.kept.take();
+        if self.wanted.as_ref() != Some(&next) {
+            if self.wanted.is_some() || kept.as_ref() != Some(&next) {
+                self.state.save_plan(&next)?;
+            }
+            info!(generation = next.generation, modules = next.spec.modules.len(), unload = next.spec.unload.len(), "wanted");
+            self.wanted = Some(next);
+            self.tidy = true;
+        }
+        Ok(())
+    }
+
+    /// The API server did not answer for long enough: what it said last counts.
+    fn use_kept_plan(&mut self) {
+        if self.wanted.is_none() && self.now() >= self.settings.kept_plan_after
+            && let Some(kept) = self.kept.take()
+        {
+            info!(generation = kept.generation, "no answer from the API server; carrying out the last plan that was kept");
+            self.wanted = Some(kept);
+        }
+    }
+
+    /// One look at the kernel and what follows from it.
+    fn pass(&mut self) {
+        let Some(wanted) = &self.wanted else { return };
+        let Some(record) = &self.record else { return };
+        let names = Observed::interesting(record, &wanted.spec, &self.prepared);
+        let kernel = match observe::kernel(self.kernel.as_ref(), &names) {
+            Ok(kernel) => kernel,
+            Err(error) => return warn!("the kernel cannot be looked at: {error}"),
+        };
+        let generation = wanted.generation;
+        let observed = Observed {
+            release: self.release.clone(),
+            now: self.now(),
+            desired: wanted.spec.clone(),
+            record: record.clone(),
+            kernel,
+            prepared: self.prepared.clone(),
+            attempts: self.attempts.clone(),
+        };
+        let plan = plan(&observed);
+        self.forget_what_is_over(&observed, &plan);
+        let quiet = plan.is_quiet() && self.preparing.is_empty();
+        for spec in plan.prepare {
+            let loaded = observed.kernel.listed.keys().cloned().collect();
+            self.prepare(spec, loaded);
+        }
+        self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
+        if !plan.jobs.is_empty() {
+            self.work(plan.jobs);
+        } else if quiet && self.tidy {
+            self.tidy_up(&observed);
+        }
+    }
+
+    /// Drops preparations and failures that the plan does not look at any more.
+    fn forget_what_is_over(&mut self, observed: &Observed, plan: &Plan) {
+        let wanted: BTreeSet<Owner> = observed.desired.modules.iter().map(Owner::of).collect();
+        let mut settled = BTreeSet::new();
+        for report in &plan.reports {
+            let owner = Owner::of(&report.spec);
+            if report.state == ModuleState::Loaded && !plan.jobs.iter().any(|job| job.owner == owner) {
+                settled.insert(owner);
+            }
+        }
+        let now = observed.now;
+        let recorded: BTreeSet<Owner> = observed.record.entries.iter().map(super::record::Entry::owner).collect();
+        self.prepared.retain(|owner, _| wanted.contains(owner) && !settled.contains(owner));
+        self.preparing.retain(|owner, (_, task)| {
+            let needed = wanted.contains(owner) && !settled.contains(owner);
+            if !needed {
+                task.abort();
+            }
+            needed
+        });
+        self.fetch_backoff.retain(|owner, _| wanted.contains(owner) && !settled.contains(owner));
+        self.attempts.retain(|owner, attempt| {
+            let known = wanted.contains(owner) || recorded.contains(owner);
+            known && !(settled.contains(owner) && now > attempt.retry_at + LASTED)
+        });
+        let attempts = &self.attempts;
+        self.backoff.retain(|owner, _| attempts.contains_key(owner));
+    }
+
+    /// Removes unpacked images that neither a wanted entry nor one of the record came from.
+    fn tidy_up(&mut self, observed: &Observed) {
+        let recorded = observed.record.entries.iter().map(|entry| &entry.spec);
+        let keys = observed
+            .desired
+            .modules
+            .iter()
+            .chain(recorded)
+            .filter_map(|spec| Some(wanted::identity(spec).ok()?.tree_key(&self.release)))
+            .collect();
+        match self.state.keep_trees(&keys) {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "removed unpacked images that are not needed any more"),
+            Err(error) => warn!("{}", chain(&error)),
+        }
+        self.tidy = false;
+    }
+
+    /// Waits for the kernel to finish what it has begun; everything else is dropped.
+    async fn end(mut self) -> Result<(), Error> {
+        for (_, task) in self.preparing.values() {
+            task.abort();
+        }
+        while self.record.is_none() {
+            match self.tasks.join_next().await {
+                Some(Ok(finished)) => self.finish(finished),
+                Some(Err(error)) if error.is_cancelled() => {}
+                Some(Err(error)) => return Err(Error::Task(error)),
+                None => break,
+            }
+        }
+        info!("ended; what is loaded stays loaded");
+        Ok(())
+    }
+}

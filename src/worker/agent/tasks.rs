@@ -1,0 +1,189 @@
+//! What runs beside the loop: fetching and reading images, and jobs for the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Semaphore};
+use tracing::info;
+
+use super::Agent;
+use crate::api::names::NodeReason;
+use crate::api::{NodeModuleSpec, NodeModulesConfig};
+use crate::runtime::client::ApiError;
+use crate::worker::apply::{self, Outcome};
+use crate::worker::examine::{self, Place};
+use crate::worker::kernel::Trouble;
+use crate::worker::plan::{Attempt, Job, LoadSet, Preparation, Prepared, Step};
+use crate::worker::record::{Owner, Record};
+use crate::worker::wanted::{self, LoadIdentity};
+
+/// Images that are fetched at the same time.
+const FETCHES: usize = 4;
+/// First and longest pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// The end of a task.
+pub(super) enum Finished {
+    /// An image was fetched and read.
+    Prepared { number: u64, spec: Box<NodeModuleSpec>, result: Result<LoadSet, Trouble> },
+    /// Jobs were carried out.
+    Worked { record: Record, jobs: Vec<Job>, outcomes: BTreeMap<Owner, Outcome> },
+    /// A status was written.
+    Written(Result<Box<NodeModulesConfig>, ApiError>),
+}
+
+/// Pauses that double with every failure of the same thing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Backoff {
+    what: Option<LoadIdentity>,
+    failures: u32,
+}
+
+impl Backoff {
+    fn next(&mut self, what: Option<&LoadIdentity>) -> Duration {
+        if self.what.as_ref() != what {
+            *self = Self { what: what.cloned(), failures: 0 };
+        }
+        let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+}
+
+/// Keeps fetches few, and two of the same image apart.
+#[derive(Debug)]
+pub(super) struct Fetches {
+    slots: Arc<Semaphore>,
+    trees: BTreeMap<String, Arc<Mutex<()>>>,
+    number: u64,
+}
+
+impl Default for Fetches {
+    fn default() -> Self {
+        Self { slots: Arc::new(Semaphore::new(FETCHES)), trees: BTreeMap::new(), number: 0 }
+    }
+}
+
+impl Agent {
+    /// Starts to fetch the image of an entry, unless it is on the node, and to read its modules.
+    pub(super) fn prepare(&mut self, spec: NodeModuleSpec, loaded: BTreeSet<String>) {
+        let Ok(identity) = wanted::identity(&spec) else { return };
+        let owner = Owner::of(&spec);
+        if let Some((_, task)) = self.preparing.remove(&owner) {
+            task.abort();
+        }
+        self.fetches.number += 1;
+        let number = self.fetches.number;
+        self.fetches.trees.retain(|_, lock| Arc::strong_count(lock) > 1);
+        let key = identity.tree_key(&self.release);
+        let turn = Arc::clone(self.fetches.trees.entry(key.clone()).or_default());
+        let slots = Arc::clone(&self.fetches.slots);
+        let fetch = Arc::clone(&self.fetch);
+        let tree = self.state.tree(&key);
+        let host_modules = self.settings.lib_modules.clone();
+        let release = self.release.clone();
+        self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
+        let task = self.tasks.spawn(async move {
+            let _turn = turn.lock().await;
+            let fetched = if tree.is_dir() {
+                Ok(())
+            } else {
+                let _slot = slots.acquire().await;
+                fetch.fetch(spec.clone(), release.clone(), tree.clone()).await
+            };
+            let result = match fetched {
+                Ok(()) => tokio::task::spawn_blocking(move || {
+                    let place = Place {
+                        tree: &tree,
+                        host_modules: &host_modules,
+                        release: &release,
+                        machine: std::env::consts::ARCH,
+                        loaded: &loaded,
+                    };
+                    examine::load_set(&place, &identity)
+                })
+                .await
+                .unwrap_or_else(|error| Err(Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))),
+                Err(trouble) => Err(trouble),
+            };
+            Finished::Prepared { number, spec: Box::new(spec), result }
+        });
+        self.preparing.insert(owner, (number, task));
+    }
+
+    /// Starts jobs. Until they are done nothing new is planned: there is one kernel.
+    pub(super) fn work(&mut self, jobs: Vec<Job>) {
+        let Some(mut record) = self.record.take() else { return };
+        let kernel = Arc::clone(&self.kernel);
+        let state = Arc::clone(&self.state);
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn_blocking(move || {
+            let outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &mut record, &jobs, &shutdown);
+            Finished::Worked { record, jobs, outcomes }
+        });
+    }
+
+    /// Takes in what a task came to.
+    pub(super) fn finish(&mut self, finished: Finished) {
+        match finished {
+            Finished::Prepared { number, spec, result } => self.prepared(number, *spec, result),
+            Finished::Worked { record, jobs, outcomes } => {
+                self.record = Some(record);
+                for job in jobs {
+                    if let Some(outcome) = outcomes.get(&job.owner) {
+                        self.worked(&job, outcome);
+                    }
+                }
+                self.tidy = true;
+            }
+            Finished::Written(result) => self.reporting.written(result.map(|object| *object), self.started.elapsed()),
+        }
+    }
+
+    fn prepared(&mut self, number: u64, spec: NodeModuleSpec, result: Result<LoadSet, Trouble>) {
+        let owner = Owner::of(&spec);
+        if self.preparing.get(&owner).is_none_or(|(latest, _)| *latest != number) {
+            return;
+        }
+        self.preparing.remove(&owner);
+        let state = match result {
+            Ok(set) => {
+                if !set.unknown_parameters.is_empty() {
+                    info!(module = %owner, "parameters that the module does not know: {}", set.unknown_parameters.join(", "));
+                }
+                self.fetch_backoff.remove(&owner);
+                Preparation::Ready(Arc::new(set))
+            }
+            Err(trouble) => {
+                let identity = wanted::identity(&spec).ok();
+                let pause = self.fetch_backoff.entry(owner.clone()).or_default().next(identity.as_ref());
+                Preparation::Failed(trouble, self.now() + pause)
+            }
+        };
+        self.prepared.insert(owner, Prepared { spec, state });
+    }
+
+    fn worked(&mut self, job: &Job, outcome: &Outcome) {
+        let loads = job.steps.iter().any(|step| matches!(step, Step::Load { .. }));
+        let trouble = match outcome {
+            Outcome::Failed(trouble) => trouble.clone(),
+            // Held against a module that leaves again at once; forgotten when it has lasted.
+            Outcome::Done(took) if loads => {
+                info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
+                Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
+            }
+            Outcome::Done(took) => {
+                if job.steps.iter().any(|step| matches!(step, Step::Unload { .. })) {
+                    info!(module = %job.owner, took_ms = took.as_millis(), "unloaded");
+                }
+                return;
+            }
+            Outcome::Interrupted => return,
+        };
+        let pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
+        let attempt = Attempt { identity: job.identity.clone(), trouble, retry_at: self.now() + pause };
+        self.attempts.insert(job.owner.clone(), attempt);
+    }
+}

@@ -1,0 +1,374 @@
+//! Reads the module files of an unpacked image, and of the host where they are needed, into an order of loading.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::kernel::Trouble;
+use super::plan::{LoadFile, LoadSet};
+use super::unpack;
+use super::wanted::{self, LoadIdentity};
+use crate::api::names::NodeReason;
+use crate::core::kmod::elf::{self, ModuleFile};
+use crate::core::kmod::modules_dep::{self, Entry};
+use crate::core::kmod::names::{self, Packing};
+use crate::core::kmod::order::{self, Candidate, Candidates, Role, Source};
+use crate::core::kmod::{params, vermagic};
+
+/// Deepest folder and most files that are looked at.
+const MAX_DEPTH: usize = 32;
+const MAX_FILES: usize = 100_000;
+/// Largest of the text files beside modules.
+const MAX_TEXT: u64 = 64 * 1024 * 1024;
+
+/// Where to look, and what the kernel is.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// Folder with the unpacked image.
+    pub tree: &'a Path,
+    /// The host's `/lib/modules`.
+    pub host_modules: &'a Path,
+    /// Release of the running kernel.
+    pub release: &'a str,
+    /// Architecture by Rust's name.
+    pub machine: &'a str,
+    /// Modules that are loaded now.
+    pub loaded: &'a BTreeSet<String>,
+}
+
+/// Everything that must be loaded for an entry, checked as the kernel will check it.
+pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, Trouble> {
+    let folder = image_folder(place, identity)?;
+    let host = Modules::of_folder(&place.host_modules.join(place.release), false).map_err(store_failed)?;
+    let image = Modules::of_folder(&folder, true).map_err(store_failed)?;
+    let builtin = modules_dep::parse_builtin(&text(&host.folder.join("modules.builtin")).unwrap_or_default());
+    let mut present: BTreeSet<String> = place.loaded.clone();
+    present.extend(builtin);
+
+    let (candidates, read) = gather(place, identity, &image, &host)?;
+    let steps = order::load_order(&identity.named, &candidates, &present).map_err(|error| {
+        let reason = match error {
+            order::Error::NotFound(_) => NodeReason::ModuleNotFound,
+            order::Error::Missing { .. } | order::Error::Circle(_) | order::Error::TooLong(_) => NodeReason::DependencyMissing,
+        };
+        Trouble::new(reason, error.to_string())
+    })?;
+
+    let kernel_magic = host.kernel_vermagic(place.machine);
+    let mut files = Vec::with_capacity(steps.len());
+    for step in steps {
+        let Some((path, packing, file)) = read.get(&step.name) else { continue };
+        if step.source == Source::Image && step.role != Role::Optional {
+            let magic = file.info.vermagic.as_deref();
+            vermagic::check(magic, file.has_symbol_versions, kernel_magic.as_deref(), place.release)
+                .map_err(|why| Trouble::new(NodeReason::VermagicMismatch, format!("{}: {why}", path.display())))?;
+        }
+        files.push(LoadFile {
+            name: step.name,
+            path: path.clone(),
+            packing: *packing,
+            role: step.role,
+            identity: file.identity.clone(),
+        });
+    }
+    let known = read.get(identity.main()).map(|(_, _, file)| file.info.parameters.clone()).unwrap_or_default();
+    let unknown_parameters =
+        params::decode(&identity.parameters).into_iter().map(|(name, _)| name).filter(|name| !known.contains(name)).collect();
+    Ok(LoadSet { files, unknown_parameters })
+}
+
+fn store_failed(error: io::Error) -> Trouble {
+    Trouble::new(NodeReason::StoreFailed, format!("the unpacked image cannot be read: {error}"))
+}
+
+/// `<dirName>/lib/modules/<release>`, or with the release as the planner writes it.
+fn image_folder(place: &Place<'_>, identity: &LoadIdentity) -> Result<PathBuf, Trouble> {
+    let inside = Path::new(&identity.dir_name);
+    let mut modules = place.tree.to_owned();
+    // Cleaned as the unpacking cleans it: nothing leads out of the tree.
+    for part in inside.components() {
+        match part {
+            std::path::Component::Normal(part) => modules.push(part),
+            std::path::Component::ParentDir => {
+                if modules != place.tree {
+                    modules.pop();
+                }
+            }
+            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => {}
+        }
+    }
+    modules.push("lib/modules");
+    let candidates = [place.release, wanted::trimmed(place.release)];
+    candidates.iter().map(|release| modules.join(release)).find(|folder| folder.is_dir()).ok_or_else(|| {
+        let message = format!("the image holds no folder {}/lib/modules/{}", identity.dir_name, wanted::trimmed(place.release));
+        Trouble::new(NodeReason::ModuleNotFound, message)
+    })
+}
+
+/// The modules of one folder `lib/modules/<release>`.
+struct Modules {
+    folder: PathBuf,
+    files: BTreeMap<String, (PathBuf, Packing)>,
+    dep: BTreeMap<String, Entry>,
+    has_dep: bool,
+}
+
+impl Modules {
+    /// `search`: look for files too, not only at what `modules.dep` lists.
+    fn of_folder(folder: &Path, search: bool) -> io::Result<Self> {
+        let dep = text(&folder.join("modules.dep"));
+        let has_dep = dep.is_some();
+        let dep = modules_dep::parse(&dep.unwrap_or_default());
+        let mut files = BTreeMap::new();
+        for (name, entry) in &dep {
+            let Some((_, packing)) = names::of_file(&entry.path) else { continue };
+            // Relative paths without `..` only: an image must not point at the host.
+            let inside = Path::new(&entry.path);
+            if inside.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+                let path = folder.join(inside);
+                if path.is_file() {
+                    files.insert(name.clone(), (path, packing));
+                }
+            }
+        }
+        if search {
+            walk(folder, 0, &mut files)?;
+        }
+        Ok(Self { folder: folder.to_owned(), files, dep, has_dep })
+    }
+
+    /// What the kernel's own build writes into modules, flags included.
+    fn kernel_vermagic(&self, machine: &str) -> Option<String> {
+        let own = self.dep.iter().filter(|(_, entry)| entry.path.starts_with("kernel/"));
+        // The first readable one is as good as any: they are all of the kernel's own build.
+        own.take(8).find_map(|(name, _)| {
+            let (path, packing) = self.files.get(name)?;
+            elf::read(&unpack::read(path, *packing).ok()?, machine).ok()?.info.vermagic
+        })
+    }
+}
+
+/// Adds module files below the folder that are not known yet; links are not followed.
+fn walk(folder: &Path, depth: usize, files: &mut BTreeMap<String, (PathBuf, Packing)>) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Ok(());
+    }
+    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let kind = entry.file_type()?;
+        let path = entry.path();
+        if kind.is_dir() {
+            walk(&path, depth + 1, files)?;
+        } else if (kind.is_file() || (kind.is_symlink() && path.is_file()))
+            && files.len() < MAX_FILES
+            && let Some((name, packing)) = entry.file_name().to_str().and_then(names::of_file)
+        {
+            files.entry(name).or_insert((path, packing));
+        }
+    }
+    Ok(())
+}
+
+fn text(path: &Path) -> Option<String> {
+    if fs::metadata(path).ok()?.len() > MAX_TEXT {
+        return None;
+    }
+    Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
+}
+
+type Read = BTreeMap<String, (PathBuf, Packing, ModuleFile)>;
+
+/// Reads the named modules and everything that they lead to.
+fn gather(place: &Place<'_>, identity: &LoadIdentity, image: &Modules, host: &Modules) -> Result<(Candidates, Read), Trouble> {
+    let mut candidates = Candidates::new();
+    let mut read = Read::new();
+    let mut providers: Option<BTreeMap<String, String>> = None;
+    let mut open: Vec<(String, bool)> = identity.named.iter().map(|name| (name.clone(), true)).collect();
+    while let Some((name, required)) = open.pop() {
+        if candidates.contains_key(&name) {
+            continue;
+        }
+        let (source, modules) = if image.files.contains_key(&name) { (Source::Image, image) } else { (Source::Host, host) };
+        let Some((path, packing)) = modules.files.get(&name) else { continue };
+        let file = match read_module(path, *packing, place.machine) {
+            Ok(file) => file,
+            Err(_) if !required => continue,
+            Err(why) => return Err(Trouble::new(NodeReason::InvalidModule, format!("{}: {why}", path.display()))),
+        };
+        let mut needs = match modules.dep.get(&name) {
+            Some(entry) => entry.needs.clone(),
+            None => file.info.depends.clone(),
+        };
+        if source == Source::Image && !image.has_dep {
+            let providers = match &mut providers {
+                Some(providers) => providers,
+                None => providers.insert(exports(image, place.machine)),
+            };
+            needs.extend(file.undefined.iter().filter_map(|symbol| providers.get(symbol)).cloned());
+        }
+        needs.sort();
+        needs.dedup();
+        needs.retain(|need| *need != name);
+        open.extend(needs.iter().map(|need| (need.clone(), required)));
+        let soft = file.info.soft_before.iter().chain(&file.info.soft_after);
+        open.extend(soft.map(|soft| (soft.clone(), false)));
+        let (soft_before, soft_after) = (file.info.soft_before.clone(), file.info.soft_after.clone());
+        candidates.insert(name.clone(), Candidate { source, needs, soft_before, soft_after });
+        read.insert(name, (path.clone(), *packing, file));
+    }
+    Ok((candidates, read))
+}
+
+fn read_module(path: &Path, packing: Packing, machine: &str) -> Result<ModuleFile, String> {
+    let image = unpack::read(path, packing).map_err(|error| error.to_string())?;
+    elf::read(&image, machine).map_err(|error| error.to_string())
+}
+
+/// Which module of the image provides which symbol, for an image without `modules.dep`.
+fn exports(image: &Modules, machine: &str) -> BTreeMap<String, String> {
+    let mut providers = BTreeMap::new();
+    for (name, (path, packing)) in &image.files {
+        if let Ok(file) = read_module(path, *packing, machine) {
+            providers.extend(file.exported.into_iter().map(|symbol| (symbol, name.clone())));
+        }
+    }
+    providers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::kmod::Identity;
+    use crate::core::kmod::elf::testing::module;
+
+    const RELEASE: &str = "6.12.1+";
+    const MAGIC: &str = "vermagic=6.12.1+ SMP mod_unload";
+
+    struct Case {
+        _root: tempfile::TempDir,
+        tree: PathBuf,
+        host: PathBuf,
+    }
+
+    impl Case {
+        fn new(image: &[(&str, Vec<u8>)], host: &[(&str, Vec<u8>)]) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let (tree, modules) = (root.path().join("tree"), root.path().join("modules"));
+            for (folder, files) in [(tree.join("opt/lib/modules/6.12.1"), image), (modules.join(RELEASE), host)] {
+                fs::create_dir_all(&folder).unwrap();
+                for (name, content) in files {
+                    fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
+                    fs::write(folder.join(name), content).unwrap();
+                }
+            }
+            Self { _root: root, tree, host: modules }
+        }
+
+        fn examine(&self, named: &[&str], parameters: &str) -> Result<LoadSet, Trouble> {
+            let identity = LoadIdentity {
+                digest: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
+                dir_name: "/opt".into(),
+                named: named.iter().map(|name| (*name).to_owned()).collect(),
+                parameters: parameters.into(),
+            };
+            let place = Place {
+                tree: &self.tree,
+                host_modules: &self.host,
+                release: RELEASE,
+                machine: "x86_64",
+                loaded: &BTreeSet::new(),
+            };
+            load_set(&place, &identity)
+        }
+
+        fn order(&self, named: &[&str]) -> Result<Vec<String>, NodeReason> {
+            let set = self.examine(named, "").map_err(|trouble| trouble.reason)?;
+            Ok(set.files.into_iter().map(|file| format!("{:?} {}", file.role, file.name)).collect())
+        }
+    }
+
+    fn ko(info: &str, id: u8) -> Vec<u8> {
+        module(&format!("{MAGIC}\0{info}\0"), &[id])
+    }
+
+    #[test]
+    fn dependencies_come_from_the_image_then_from_the_host() {
+        let host: [(&str, Vec<u8>); 4] = [
+            ("modules.dep", b"kernel/h.ko: kernel/g.ko\nkernel/g.ko:\n".to_vec()),
+            ("modules.builtin", b"kernel/built-in-one.ko\n".to_vec()),
+            ("kernel/h.ko", ko("name=h", 8)),
+            ("kernel/g.ko", ko("name=g", 9)),
+        ];
+        let with_dep = Case::new(
+            &[
+                ("modules.dep", b"extra/kmm-top.ko: kmm-base.ko host/kernel/h.ko host/kernel/g.ko\nkmm-base.ko:\n".to_vec()),
+                ("extra/kmm-top.ko", ko("depends=", 1)),
+                ("kmm-base.ko", ko("softdep=pre: g absent", 2)),
+            ],
+            &host,
+        );
+        assert_eq!(with_dep.order(&["kmm_top"]).unwrap(), ["Needed g", "Needed h", "Needed kmm_base", "Named kmm_top"]);
+        let without = Case::new(
+            &[("extra/kmm-top.ko", ko("depends=kmm_base,h,built_in_one", 1)), ("kmm-base.ko", ko("", 2))],
+            &host,
+        );
+        assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed g", "Needed h", "Needed kmm_base", "Named kmm_top"]);
+    }
+
+    #[test]
+    fn a_packed_module_is_found_and_known_by_its_build_id() {
+        let case = Case::new(&[("kmm-a.ko.zst", zstd::encode_all(ko("parm=level:x", 7).as_slice(), 1).unwrap())], &[]);
+        let set = case.examine(&["kmm_a"], "level=1 colour=2").unwrap();
+        assert_eq!(set.unknown_parameters, ["colour"]);
+        assert_eq!(
+            set.files,
+            [LoadFile {
+                name: "kmm_a".into(),
+                path: case.tree.join("opt/lib/modules/6.12.1/kmm-a.ko.zst"),
+                packing: Packing::Zstd,
+                role: Role::Named,
+                identity: Identity { build_id: Some("07".into()), srcversion: None },
+            }]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_told_before_the_kernel_is_asked() {
+        let host: [(&str, Vec<u8>); 2] = [("modules.dep", b"kernel/g.ko:\n".to_vec()), ("kernel/g.ko", ko("name=g", 9))];
+        let case = Case::new(
+            &[
+                ("needs.ko", ko("depends=nowhere", 1)),
+                ("text.ko", b"no module at all, just text".to_vec()),
+                ("other.ko", module("vermagic=5.10.0 SMP mod_unload\0", &[3])),
+                ("broken.ko.xz", b"\xfd7zXZ\0rest".to_vec()),
+                ("c1.ko", ko("depends=c2", 4)),
+                ("c2.ko", ko("depends=c1", 5)),
+            ],
+            &host,
+        );
+        for (name, expected) in [
+            ("absent", NodeReason::ModuleNotFound),
+            ("g", NodeReason::ModuleNotFound),
+            ("needs", NodeReason::DependencyMissing),
+            ("c1", NodeReason::DependencyMissing),
+            ("text", NodeReason::InvalidModule),
+            ("broken", NodeReason::InvalidModule),
+            ("other", NodeReason::VermagicMismatch),
+        ] {
+            assert_eq!(case.order(&[name]), Err(expected), "{name}");
+        }
+        let empty = Case::new(&[], &[]);
+        fs::remove_dir_all(empty.tree.join("opt")).unwrap();
+        assert_eq!(empty.order(&["a"]), Err(NodeReason::ModuleNotFound));
+    }
+
+    #[test]
+    fn modules_dep_of_an_image_cannot_lead_out_of_it() {
+        let case = Case::new(&[("modules.dep", b"../../../../../etc/evil.ko:\n/etc/evil2.ko:\n".to_vec())], &[]);
+        fs::create_dir_all(case.tree.join("../etc")).unwrap();
+        fs::write(case.tree.join("../etc/evil.ko"), ko("", 1)).unwrap();
+        assert_eq!(case.order(&["evil"]), Err(NodeReason::ModuleNotFound));
+    }
+}

@@ -1,0 +1,206 @@
+//! The running Linux kernel, by system calls, `/proc` and `/sys`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
+use nix::libc::O_NONBLOCK;
+
+use super::kernel::{Kernel, Refused, Running};
+use super::unpack;
+use crate::core::kmod::names::{self, Packing};
+use crate::core::kmod::proc_modules::{self, Listed};
+use crate::core::kmod::{Identity, elf};
+
+/// Longest value of a parameter that is read; the kernel itself prints at most a page.
+const MAX_SYSFS: u64 = 16 * 1024;
+/// Lines of the kernel's log that go into a message, and their length.
+const MAX_LOG_LINES: usize = 4;
+const MAX_LOG_LINE: usize = 200;
+
+/// The kernel under the given mounts of `/proc`, `/sys` and `/dev`.
+#[derive(Clone, Debug)]
+pub struct LinuxKernel {
+    proc: PathBuf,
+    sys: PathBuf,
+    kmsg: PathBuf,
+}
+
+impl LinuxKernel {
+    /// `proc` and `sys` are where the host's `/proc` and `/sys` are seen; `kmsg` is the kernel's log, used for messages
+    /// only and allowed to be absent.
+    pub fn new(proc: impl Into<PathBuf>, sys: impl Into<PathBuf>, kmsg: impl Into<PathBuf>) -> Self {
+        Self { proc: proc.into(), sys: sys.into(), kmsg: kmsg.into() }
+    }
+
+    fn line(&self, path: &str) -> io::Result<String> {
+        Ok(fs::read_to_string(self.proc.join(path))?.trim().to_owned())
+    }
+}
+
+/// A file of sysfs; `None` if it is not there or not readable.
+fn sysfs(path: &Path) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path).ok()?.take(MAX_SYSFS).read_to_end(&mut content).ok()?;
+    Some(content)
+}
+
+fn text(path: &Path) -> Option<String> {
+    let content = String::from_utf8_lossy(&sysfs(path)?).trim().to_owned();
+    (!content.is_empty()).then_some(content)
+}
+
+fn build_id(notes: &Path) -> Option<String> {
+    // The usual name first: reading all notes of a big module is wasteful.
+    if let Some(id) = sysfs(&notes.join(".note.gnu.build-id")).and_then(|note| elf::build_id_of_notes(&note)) {
+        return Some(id);
+    }
+    let mut files: Vec<PathBuf> = fs::read_dir(notes).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    files.iter().find_map(|file| elf::build_id_of_notes(&sysfs(file)?))
+}
+
+impl Kernel for LinuxKernel {
+    fn boot_id(&self) -> io::Result<String> {
+        self.line("sys/kernel/random/boot_id")
+    }
+
+    fn release(&self) -> io::Result<String> {
+        self.line("sys/kernel/osrelease")
+    }
+
+    fn listed(&self) -> io::Result<BTreeMap<String, Listed>> {
+        Ok(proc_modules::parse(&fs::read_to_string(self.proc.join("modules"))?))
+    }
+
+    fn running(&self, name: &str, parameters: &BTreeSet<String>) -> io::Result<Option<Running>> {
+        let module = self.sys.join("module").join(name);
+        // Modules that are part of the kernel have a folder too, without state.
+        if !names::is_valid(name) || !module.join("initstate").exists() {
+            return Ok(None);
+        }
+        let identity = Identity { build_id: build_id(&module.join("notes")), srcversion: text(&module.join("srcversion")) };
+        let parameters = parameters
+            .iter()
+            .filter(|parameter| names::is_valid(parameter))
+            .filter_map(|parameter| {
+                let value = sysfs(&module.join("parameters").join(parameter))?;
+                Some((parameter.clone(), String::from_utf8_lossy(&value).trim_end_matches('\n').to_owned()))
+            })
+            .collect();
+        Ok(Some(Running { identity, parameters }))
+    }
+
+    fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused> {
+        let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
+        let mut log = Log::open(&self.kmsg);
+        let errno_of = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        // A plain file goes in by descriptor, so that the kernel's policies see where it comes from.
+        let answer = match packing {
+            Packing::Plain => {
+                let file = File::open(file).map_err(|error| Refused::from(errno_of(error)))?;
+                finit_module(&file, &parameters, ModuleInitFlags::empty())
+            }
+            Packing::Gzip | Packing::Xz | Packing::Zstd => {
+                let image = unpack::read(file, packing).map_err(|error| Refused::from(errno_of(error)))?;
+                init_module(&image, &parameters)
+            }
+        };
+        answer.map_err(|errno| Refused { errno, log: log.about(name) })
+    }
+
+    fn unload(&self, name: &str) -> Result<(), Refused> {
+        let c_name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let mut log = Log::open(&self.kmsg);
+        delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK).map_err(|errno| Refused { errno, log: log.about(name) })
+    }
+}
+
+/// The kernel's log from the moment of opening on.
+struct Log(Option<File>);
+
+impl Log {
+    fn open(path: &Path) -> Self {
+        let open = || -> io::Result<File> {
+            let mut file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+            file.seek(SeekFrom::End(0))?;
+            Ok(file)
+        };
+        Self(open().ok())
+    }
+
+    /// What was written meanwhile and begins with the module's name.
+    fn about(&mut self, module: &str) -> Vec<String> {
+        let Some(file) = &mut self.0 else { return Vec::new() };
+        let mut lines = Vec::new();
+        let mut record = [0; 8 * 1024];
+        // One read is one record. Bounded, for a kernel that logs faster than it is read.
+        for _ in 0..1000 {
+            match file.read(&mut record) {
+                Ok(length) if length > 0 => lines.extend(message_about(&record[..length], module)),
+                // Records that were overwritten before they were read.
+                Err(error) if error.raw_os_error() == Some(Errno::EPIPE as i32) => {}
+                _ => break,
+            }
+            if lines.len() >= MAX_LOG_LINES {
+                break;
+            }
+        }
+        lines
+    }
+}
+
+/// The message of one record of `/dev/kmsg` (`priority,sequence,time,flags;message`), if it is about the module.
+fn message_about(record: &[u8], module: &str) -> Option<String> {
+    let record = String::from_utf8_lossy(record);
+    let message = record.split_once(';')?.1.lines().next()?.trim();
+    (message.strip_prefix(module)?.starts_with(':')).then(|| message.chars().take(MAX_LOG_LINE).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_kernel_says_of_the_module_is_taken_from_its_log() {
+        for (record, expected) in [
+            ("4,1234,99,-;kmm_a: Unknown symbol f (err -2)\n SUBSYSTEM=x\n", Some("kmm_a: Unknown symbol f (err -2)")),
+            ("4,1235,99,-;kmm_ab: other\n", None),
+            ("4,1236,99,-;net: kmm_a: x\n", None),
+            ("garbage", None),
+            ("", None),
+        ] {
+            assert_eq!(message_about(record.as_bytes(), "kmm_a").as_deref(), expected, "{record}");
+        }
+    }
+
+    #[test]
+    fn proof_is_read_from_the_folders_of_the_module() {
+        let root = tempfile::tempdir().unwrap();
+        let module = root.path().join("module/kmm_a");
+        fs::create_dir_all(module.join("notes")).unwrap();
+        fs::create_dir_all(module.join("parameters")).unwrap();
+        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        let asked = BTreeSet::from(["level".to_owned(), "absent".to_owned(), "../initstate".to_owned()]);
+        assert_eq!(kernel.running("kmm_a", &asked).unwrap(), None, "no initstate: part of the kernel");
+        fs::write(module.join("initstate"), "live\n").unwrap();
+        fs::write(module.join("srcversion"), "S1\n").unwrap();
+        fs::write(module.join("parameters/level"), "3\n").unwrap();
+        fs::write(module.join("notes/.note.gnu.build-id"), elf::testing::note(&[0xab])).unwrap();
+        assert_eq!(
+            kernel.running("kmm_a", &asked).unwrap(),
+            Some(Running {
+                identity: Identity { build_id: Some("ab".into()), srcversion: Some("S1".into()) },
+                parameters: BTreeMap::from([("level".into(), "3".into())]),
+            })
+        );
+        fs::rename(module.join("notes/.note.gnu.build-id"), module.join("notes/.note.all")).unwrap();
+        assert_eq!(kernel.running("kmm_a", &BTreeSet::new()).unwrap().unwrap().identity.build_id.as_deref(), Some("ab"));
+        assert_eq!(kernel.running("../module", &asked).unwrap(), None);
+    }
+}

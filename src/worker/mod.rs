@@ -1,0 +1,137 @@
+//! The node side: drives the kernel of one node and reports what it really holds.
+//!
+//! The worker watches its own NodeModulesConfig only. What stands in `spec.modules` is loaded, what stands in
+//! `spec.unload` is taken out, and nothing else is touched: a missing object, a lost API server, a restart of
+//! the worker or its end unload nothing. It asks the kernel, never its memory, and says so in the status.
+//!
+//! - [`observe`] reads the kernel, [`plan`] decides, [`apply`] carries out, [`status`] tells; [`agent`] connects them.
+//! - [`record`] is what survives the process: what was inserted, the last plan, unpacked images.
+//! - [`fetch`] and [`examine`] bring an image onto the node and read its modules.
+
+pub mod agent;
+pub mod apply;
+pub mod examine;
+pub mod fetch;
+pub mod kernel;
+pub mod kernel_linux;
+pub mod observe;
+pub mod plan;
+pub mod record;
+pub mod status;
+pub mod unpack;
+pub mod wanted;
+
+#[cfg(test)]
+mod simulated;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::agent::Agent;
+use self::fetch::RegistryFetch;
+use self::kernel_linux::LinuxKernel;
+use self::record::{StateDir, StoreError};
+
+/// How often a worker that waits for another looks again.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Where the worker finds the host, and its patience.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Name of the node; also that of its NodeModulesConfig.
+    pub node_name: String,
+    /// Folder of the worker's own, on the host's disk.
+    pub state_dir: PathBuf,
+    /// The host's `/proc`.
+    pub proc: PathBuf,
+    /// The host's `/sys`.
+    pub sys: PathBuf,
+    /// The host's `/lib/modules`.
+    pub lib_modules: PathBuf,
+    /// The kernel's log; for messages only, may be absent.
+    pub kmsg: PathBuf,
+    /// How often the kernel is looked at while nothing else happens.
+    pub look_every: Duration,
+    /// How long the API server is waited for at start before the kept plan is carried out.
+    pub kept_plan_after: Duration,
+    /// Longest time that fetching one image may take.
+    pub pull_deadline: Duration,
+}
+
+impl WorkerSettings {
+    /// The usual places and times.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            state_dir: "/var/lib/kmm".into(),
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            lib_modules: "/lib/modules".into(),
+            kmsg: "/dev/kmsg".into(),
+            look_every: Duration::from_secs(5),
+            kept_plan_after: Duration::from_secs(10),
+            pull_deadline: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its own files.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel does not tell who it is.
+    #[error("failed to read the {what} of the kernel")]
+    Kernel {
+        /// What was to be read.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A task of the worker broke off.
+    #[error("a task of the worker broke off")]
+    Task(#[source] tokio::task::JoinError),
+    /// The watch ended for good.
+    #[error("the watch of NodeModulesConfig {0} ended")]
+    WatchEnded(String),
+}
+
+/// Runs the worker until `shutdown`.
+///
+/// At shutdown a step that the kernel has begun is finished, and nothing is unloaded. A second worker on the same node
+/// waits until the first has gone.
+pub async fn run(settings: WorkerSettings, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+    let Some(state) = lock(&settings, &shutdown).await? else { return Ok(()) };
+    let kernel = Arc::new(LinuxKernel::new(&settings.proc, &settings.sys, &settings.kmsg));
+    let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.pull_deadline));
+    Agent::new(settings, kernel, fetch, state, client, shutdown)?.run().await
+}
+
+/// The state folder, as soon as no other worker has it; `None` at shutdown.
+async fn lock(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Option<StateDir>, Error> {
+    let mut waiting = false;
+    loop {
+        if let Some(state) = StateDir::open(&settings.state_dir)? {
+            if waiting {
+                info!("the other worker has gone");
+            }
+            return Ok(Some(state));
+        }
+        if !waiting {
+            waiting = true;
+            warn!(folder = %settings.state_dir.display(), "another worker runs on this node; waiting until it has gone");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = tokio::time::sleep(LOCK_WAIT) => {}
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What is to be done, and what is to be reported, given what was observed. Pure: no kernel, no client, no clock.
+//!
+//! Nothing is unloaded unless an intent says so, and only what the record says that the Module has in the kernel.
+//! Carried out in the observed world, the next plan does nothing.
+
+mod loading;
+mod unloading;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::kernel::{Running, Trouble};
+use super::record::{Entry, Owner, Record};
+use super::wanted::{self, LoadIdentity, Wanted};
+use crate::api::names::NodeReason;
+use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
+use crate::core::kmod::Identity;
+use crate::core::kmod::names::Packing;
+use crate::core::kmod::order::Role;
+use crate::core::kmod::proc_modules::Listed;
+
+/// A file that can be handed to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadFile {
+    /// Name as the kernel has it.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// How it is packed.
+    pub packing: Packing,
+    /// Why it is loaded.
+    pub role: Role,
+    /// What to find again in the kernel.
+    pub identity: Identity,
+}
+
+/// Everything that an entry needs in the kernel, in the order of insertion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadSet {
+    /// The files.
+    pub files: Vec<LoadFile>,
+    /// Parameters that the module does not know; the kernel ignores them.
+    pub unknown_parameters: Vec<String>,
+}
+
+/// How far fetching an image and reading its modules is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Preparation {
+    /// The image is being fetched or read.
+    Running,
+    /// Its files are on the node and fit this kernel.
+    Ready(Arc<LoadSet>),
+    /// It failed, and is tried again at this time on the worker's own clock.
+    Failed(Trouble, Duration),
+}
+
+/// A preparation and what it was for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// The entry that it was started for.
+    pub spec: NodeModuleSpec,
+    /// How far it is.
+    pub state: Preparation,
+}
+
+/// A job that the kernel refused, or whose result did not last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What was tried: `None` to unload.
+    pub identity: Option<LoadIdentity>,
+    /// How it ended.
+    pub trouble: Trouble,
+    /// Not tried again before this time on the worker's own clock.
+    pub retry_at: Duration,
+}
+
+/// What the kernel holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KernelView {
+    /// All loaded modules.
+    pub listed: BTreeMap<String, Listed>,
+    /// Proof of those that matter.
+    pub running: BTreeMap<String, Running>,
+}
+
+/// The world as it was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Release of the running kernel.
+    pub release: String,
+    /// Time on the worker's own clock.
+    pub now: Duration,
+    /// What the API server, or the kept plan, says.
+    pub desired: NodeModulesConfigSpec,
+    /// The record of this boot.
+    pub record: Record,
+    /// The kernel.
+    pub kernel: KernelView,
+    /// Preparations by Module.
+    pub prepared: BTreeMap<Owner, Prepared>,
+    /// Failures by Module.
+    pub attempts: BTreeMap<Owner, Attempt>,
+}
+
+/// One step of a job. Steps carry all that they need and are not judged again.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Put this into the record.
+    Write(Entry),
+    /// Drop this from the record.
+    Forget(Owner),
+    /// Take a module out of the kernel, if it still is this file.
+    Unload {
+        /// Its name.
+        name: String,
+        /// Which file it was when the plan was made.
+        identity: Identity,
+    },
+    /// Hand a file to the kernel.
+    Load {
+        /// The file.
+        file: LoadFile,
+        /// Parameters in the kernel's grammar.
+        parameters: String,
+    },
+}
+
+/// Steps for one Module, in order; the first failure ends the job. Jobs do not depend on one another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// The Module.
+    pub owner: Owner,
+    /// What is to be loaded; `None` if the job only unloads.
+    pub identity: Option<LoadIdentity>,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// What is true of one Module on this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The wanted entry, or the one that was loaded.
+    pub spec: NodeModuleSpec,
+    /// Where it is on its way.
+    pub state: ModuleState,
+    /// Why.
+    pub reason: NodeReason,
+    /// Why, in a sentence; empty if there is nothing to add.
+    pub message: String,
+    /// Generation that this speaks of: that of the wanted entry, or of the unload intent.
+    pub generation: Option<i64>,
+    /// What is in the kernel.
+    pub loaded: Option<InKernel>,
+}
+
+/// What a Module has in the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InKernel {
+    /// Its record.
+    pub entry: Entry,
+    /// Proof of the module itself.
+    pub identity: Identity,
+}
+
+/// What to do and what to say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Images to fetch and to read.
+    pub prepare: Vec<NodeModuleSpec>,
+    /// What to tell the kernel.
+    pub jobs: Vec<Job>,
+    /// What holds now. A Module that is in neither list and not in the kernel is not in here: it is gone.
+    pub reports: Vec<Report>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_quiet(&self) -> bool {
+        self.prepare.is_empty() && self.jobs.is_empty()
+    }
+}
+
+/// Decides. Never panics, whatever the objects say.
+pub fn plan(observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let mut wanted_owners = BTreeSet::new();
+    for spec in &observed.desired.modules {
+        let owner = Owner::of(spec);
+        // A newer intent than the entry: the planner took it back and has not removed the entry yet.
+        if observed.intent(&owner, spec.generation.unwrap_or(0)).is_some() || !wanted_owners.insert(owner.clone()) {
+            continue;
+        }
+        match wanted::check(spec, &observed.release) {
+            Ok(wanted) => loading::plan(observed, &wanted, &mut plan),
+            Err(trouble) => {
+                let loaded = observed.in_kernel(&owner);
+                plan.reports.push(report(spec, ModuleState::Failed, trouble, loaded));
+            }
+        }
+    }
+    for entry in &observed.record.entries {
+        if !wanted_owners.contains(&entry.owner()) {
+            unloading::plan(observed, entry, &mut plan);
+        }
+    }
+    plan.reports.sort_by_key(|report| Owner::of(&report.spec));
+    plan
+}
+
+/// A report on a wanted entry.
+fn report(spec: &NodeModuleSpec, state: ModuleState, trouble: Trouble, loaded: Option<InKernel>) -> Report {
+    let Trouble { reason, message } = trouble;
+    Report { spec: spec.clone(), state, reason, message, generation: spec.generation, loaded }
+}
+
+impl Observed {
+    /// The generation of an intent by which what was loaded for `generation` must go.
+    fn intent(&self, owner: &Owner, generation: i64) -> Option<i64> {
+        self.desired
+            .unload
+            .iter()
+            .filter(|intent| {
+                intent.module_uid == owner.uid
+                    && intent.namespace == owner.namespace
+                    && intent.name == owner.name
+                    && intent.generation >= generation
+            })
+            .map(|intent| intent.generation)
+            .max()
+    }
+
+    /// What a Module has in the kernel: its record, if the module itself is there and is the recorded file.
+    fn in_kernel(&self, owner: &Owner) -> Option<InKernel> {
+        let entry = self.record.entry(owner)?;
+        let main = entry.modules.iter().rfind(|module| module.named)?;
+        let running = self.kernel.running.get(&main.name)?;
+        let same = running.identity.compare(&main.identity) != crate::core::kmod::Sameness::Different;
+        same.then(|| InKernel { entry: entry.clone(), identity: running.identity.clone() })
+    }
+
+    /// A failure of the same job that is too fresh to try again.
+    fn held_back(&self, owner: &Owner, identity: Option<&LoadIdentity>) -> Option<&Trouble> {
+        let attempt = self.attempts.get(owner)?;
+        (attempt.identity.as_ref() == identity && self.now < attempt.retry_at).then_some(&attempt.trouble)
+    }
+
+    /// Names of every kernel module, and for each the parameters, that a plan looks at.
+    pub fn interesting(record: &Record, desired: &NodeModulesConfigSpec, prepared: &BTreeMap<Owner, Prepared>) -> BTreeMap<String, BTreeSet<String>> {
+        let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for module in record.entries.iter().flat_map(|entry| &entry.modules) {
+            names.entry(module.name.clone()).or_default();
+        }
+        for preparation in prepared.values() {
+            if let Preparation::Ready(set) = &preparation.state {
+                for file in &set.files {
+                    names.entry(file.name.clone()).or_default();
+                }
+            }
+        }
+        for spec in &desired.modules {
+            if let Ok(identity) = wanted::identity(spec) {
+                names.entry(identity.main().to_owned()).or_default().extend(identity.parameter_names());
+            }
+            let in_tree = spec.config.in_tree_modules_to_remove.iter().chain(&spec.config.in_tree_module_to_remove);
+            for name in in_tree {
+                names.entry(crate::core::kmod::kernel_name(name)).or_default();
+            }
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! Wanted entries: proved, fetched, loaded, or told why not.
+
+use std::collections::BTreeSet;
+
+use super::unloading::{blocked, heirs, is_recorded, removal, unload_steps};
+use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, report};
+use crate::api::ModuleState;
+use crate::api::names::NodeReason;
+use crate::core::kmod::order::Role;
+use crate::core::kmod::proc_modules::InitState;
+use crate::core::kmod::{Identity, Sameness, params};
+use crate::worker::kernel::Trouble;
+use crate::worker::record::{Entry, RecordedModule};
+use crate::worker::wanted::{self, Wanted};
+
+/// Plans for a wanted entry.
+pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
+    let entry = observed.record.entry(&wanted.owner);
+    if let Some(entry) = entry.filter(|entry| wanted::identity(&entry.spec).as_ref() == Ok(&wanted.identity))
+        && is_there(observed, entry)
+    {
+        if entry.spec != wanted.spec {
+            // Only how the image is fetched, or the generation, is another: the kernel is not concerned.
+            let steps = vec![Step::Write(Entry { spec: wanted.spec.clone(), ..entry.clone() })];
+            plan.jobs.push(Job { owner: wanted.owner.clone(), identity: Some(wanted.identity.clone()), steps });
+        }
+        let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
+        let mut loaded = observed.in_kernel(&wanted.owner);
+        if let Some(loaded) = &mut loaded {
+            loaded.entry.spec = wanted.spec.clone();
+        }
+        plan.reports.push(report(&wanted.spec, ModuleState::Loaded, Trouble::new(reason, drift(observed, wanted)), loaded));
+        return;
+    }
+    match ready(observed, wanted) {
+        Ok(set) => Loading { observed, wanted, entry, set }.plan(plan),
+        Err((state, trouble, start)) => {
+            if start {
+                plan.prepare.push(wanted.spec.clone());
+            }
+            plan.reports.push(report(&wanted.spec, state, trouble, observed.in_kernel(&wanted.owner)));
+        }
+    }
+}
+
+/// Whether every named module of the entry is live and the recorded file.
+fn is_there(observed: &Observed, entry: &Entry) -> bool {
+    entry.modules.iter().filter(|module| module.named).all(|module| {
+        let live = observed.kernel.listed.get(&module.name).is_some_and(|listed| listed.state == InitState::Live);
+        live && observed.kernel.running.get(&module.name).is_some_and(|running| is_recorded(module, &running.identity))
+    })
+}
+
+/// Parameters that are readable and show something else than was asked for.
+fn drift(observed: &Observed, wanted: &Wanted) -> String {
+    let Some(running) = observed.kernel.running.get(wanted.identity.main()) else { return String::new() };
+    let mut differing = Vec::new();
+    for (name, asked) in params::decode(&wanted.identity.parameters) {
+        if let Some(shown) = running.parameters.get(&name)
+            && !params::shows(asked.as_deref(), shown)
+        {
+            differing.push(format!("{name} is `{shown}`, asked for `{}`", asked.unwrap_or_default()));
+        }
+    }
+    if differing.is_empty() { String::new() } else { format!("parameters differ: {}", differing.join(", ")) }
+}
+
+/// The files, or what to report meanwhile and whether to start fetching them.
+fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (ModuleState, Trouble, bool)> {
+    let pulling = |start| {
+        let message = format!("fetching {}", wanted.spec.config.container_image);
+        Err((ModuleState::Pulling, Trouble::new(NodeReason::Pulling, message), start))
+    };
+    let Some(prepared) = observed.prepared.get(&wanted.owner) else { return pulling(true) };
+    let same_load = wanted::identity(&prepared.spec).as_ref() == Ok(&wanted.identity);
+    let same_fetch = prepared.spec.config == wanted.spec.config
+        && prepared.spec.image_repo_secret == wanted.spec.image_repo_secret
+        && same_load;
+    match &prepared.state {
+        Preparation::Ready(set) if same_load => Ok(set),
+        Preparation::Running if same_fetch => pulling(false),
+        Preparation::Failed(trouble, retry_at) if same_fetch => {
+            Err((ModuleState::Failed, trouble.clone(), observed.now >= *retry_at))
+        }
+        Preparation::Ready(_) | Preparation::Running | Preparation::Failed(..) => pulling(true),
+    }
+}
+
+/// A wanted entry whose files are there.
+struct Loading<'a> {
+    observed: &'a Observed,
+    wanted: &'a Wanted,
+    entry: Option<&'a Entry>,
+    set: &'a LoadSet,
+}
+
+/// What stands under the name of a file in the kernel.
+enum Found {
+    Absent,
+    Same,
+    Other(Identity),
+    Passing,
+}
+
+impl Loading<'_> {
+    fn plan(&self, plan: &mut Plan) {
+        let named = || self.set.files.iter().filter(|file| file.role == Role::Named);
+        if let Some(file) = self.set.files.iter().find(|file| matches!(self.found(file), Found::Passing)) {
+            let message = format!("module {} is starting or ending", file.name);
+            return self.tell(plan, ModuleState::Loading, Trouble::new(NodeReason::Loading, message));
+        }
+        let others: Vec<(&LoadFile, Identity)> = named()
+            .filter_map(|file| match self.found(file) {
+                Found::Other(identity) => Some((file, identity)),
+                Found::Absent | Found::Same | Found::Passing => None,
+            })
+            .collect();
+        let all_same = named().all(|file| matches!(self.found(file), Found::Same));
+        let parameters = if all_same { self.other_parameters() } else { None };
+        if all_same && parameters.is_none() {
+            return self.adopt(plan);
+        }
+        let stale: Vec<&str> =
+            if parameters.is_some() { vec![self.wanted.identity.main()] } else { others.iter().map(|(file, _)| file.name.as_str()).collect() };
+        let replaced = match self.make_room(&stale, others.first(), parameters) {
+            Ok(replaced) => replaced,
+            Err((state, trouble)) => return self.tell(plan, state, trouble),
+        };
+        self.load(plan, &replaced);
+    }
+
+    fn found(&self, file: &LoadFile) -> Found {
+        let Some(listed) = self.observed.kernel.listed.get(&file.name) else { return Found::Absent };
+        if listed.state != InitState::Live {
+            return Found::Passing;
+        }
+        let Some(running) = self.observed.kernel.running.get(&file.name) else { return Found::Passing };
+        match running.identity.compare(&file.identity) {
+            Sameness::Same => Found::Same,
+            Sameness::Different => Found::Other(running.identity.clone()),
+            // Nothing to compare by: it is the same only if it was inserted from the same image.
+            Sameness::Unknown => {
+                let ours = self.entry.is_some_and(|entry| {
+                    entry.module(&file.name).is_some_and(|module| module.inserted)
+                        && wanted::identity(&entry.spec).is_ok_and(|known| known.digest == self.wanted.identity.digest)
+                });
+                if ours { Found::Same } else { Found::Other(running.identity.clone()) }
+            }
+        }
+    }
+
+    /// In words, how the loaded module's parameters are other than the wanted ones; `None` if they are not.
+    fn other_parameters(&self) -> Option<String> {
+        let asked = &self.wanted.identity.parameters;
+        let recorded = self.observed.record.entries.iter().find_map(|entry| {
+            let identity = wanted::identity(&entry.spec).ok()?;
+            let main = entry.module(self.wanted.identity.main())?;
+            (identity.main() == self.wanted.identity.main() && main.inserted).then_some(identity.parameters)
+        });
+        match recorded {
+            Some(recorded) if recorded == *asked => None,
+            Some(recorded) => Some(format!("it was loaded with parameters `{recorded}`, wanted are `{asked}`")),
+            None => Some(drift(self.observed, self.wanted)).filter(|text| !text.is_empty()),
+        }
+    }
+
+    /// Everything wanted is in the kernel already: it becomes this Module's.
+    fn adopt(&self, plan: &mut Plan) {
+        let entry = self.new_entry(self.entry.is_none_or(|entry| entry.adopted), &[]);
+        let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
+        let identity = self.identity_of_main();
+        plan.jobs.push(Job {
+            owner: self.wanted.owner.clone(),
+            identity: Some(self.wanted.identity.clone()),
+            steps: vec![Step::Write(entry.clone())],
+        });
+        let trouble = Trouble::new(reason, drift(self.observed, self.wanted));
+        let loaded = Some(super::InKernel { entry, identity });
+        plan.reports.push(report(&self.wanted.spec, ModuleState::Loaded, trouble, loaded));
+    }
+
+    fn identity_of_main(&self) -> Identity {
+        let running = self.observed.kernel.running.get(self.wanted.identity.main());
+        running.map(|running| running.identity.clone()).unwrap_or_default()
+    }
+
+    /// What will be in the kernel for this Module. A module is `inserted` if this or another entry inserted it, or if
+    /// it is absent and about to be.
+    fn new_entry(&self, adopted: bool, leaving: &[String]) -> Entry {
+        let inserted = |file: &LoadFile| {
+            let known = self.observed.record.entries.iter().any(|entry| entry.module(&file.name).is_some_and(|m| m.inserted));
+            known || !self.observed.kernel.listed.contains_key(&file.name)
+        };
+        let modules = self.set.files.iter().map(|file| RecordedModule {
+            name: file.name.clone(),
+            named: file.role == Role::Named,
+            inserted: inserted(file),
+            identity: file.identity.clone(),
+        });
+        let took_ms = self.entry.and_then(|entry| entry.took_ms);
+        let mut modules: Vec<RecordedModule> = modules.collect();
+        // What an earlier version of the entry brought stays this Module's as long as it is there.
+        for known in self.entry.iter().flat_map(|entry| &entry.modules) {
+            let there = self.observed.kernel.listed.contains_key(&known.name) && !leaving.contains(&known.name);
+            if there && (known.named || known.inserted) && !modules.iter().any(|module| module.name == known.name) {
+                modules.push(RecordedModule { named: false, inserted: true, ..known.clone() });
+            }
+        }
+        // The module itself stands last, whatever its soft dependencies load after it.
+        if let Some(at) = modules.iter().position(|module| module.name == self.wanted.identity.main()) {
+            let main = modules.remove(at);
+            modules.push(main);
+        }
+        Entry { spec: self.wanted.spec.clone(), modules, adopted, took_ms }
+    }
+
+    /// Modules that must leave before the load, users first; or why they cannot.
+    fn make_room(
+        &self,
+        stale: &[&str],
+        other: Option<&(&LoadFile, Identity)>,
+        parameters: Option<String>,
+    ) -> Result<Vec<String>, (ModuleState, Trouble)> {
+        let failed = |reason, message: String| Err((ModuleState::Failed, Trouble::new(reason, message)));
+        let mut leaving = Vec::new();
+        if let Some(entry) = self.entry
+            && self.observed.intent(&self.wanted.owner, entry.generation()).is_some()
+        {
+            let names = removal(&self.observed.record, entry, &self.observed.kernel)
+                .map_err(|trouble| (ModuleState::UnloadFailed, trouble))?;
+            leaving.extend(names);
+        }
+        let listed = &self.observed.kernel.listed;
+        let in_tree: Vec<&str> = self
+            .wanted
+            .in_tree
+            .iter()
+            .map(String::as_str)
+            .filter(|name| listed.contains_key(*name) && !leaving.iter().any(|going| going == name) && !self.is_ours(name))
+            .collect();
+        let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(in_tree.iter().copied()).collect();
+        for name in stale.iter().filter(|name| !all.contains(**name)) {
+            let by = self.observed.record.entries.iter().find(|entry| entry.owner() != self.wanted.owner && entry.module(name).is_some());
+            let own = self.entry.is_some_and(|entry| entry.module(name).is_some());
+            let which = other.map_or_else(String::new, |(file, identity)| {
+                format!("the kernel runs {} ({}), wanted is {}", file.name, identity.describe(), file.identity.describe())
+            });
+            if let Some(by) = by {
+                return failed(NodeReason::Conflict, format!("module {name} belongs to {}: {which}{}", by.owner(), parameters.unwrap_or_default()));
+            }
+            let wait = if own { "reloading waits for an order to unload, or for a reboot" } else { "it was not loaded for this Module and is not touched; unload it, or name it in inTreeModulesToRemove" };
+            return match parameters {
+                Some(how) => failed(NodeReason::LoadedOtherParameters, format!("module {name}: {how}; {wait}")),
+                None => failed(NodeReason::LoadedOtherFile, format!("{which}; {wait}")),
+            };
+        }
+        for name in &in_tree {
+            if let Some(why) = blocked(name, &all, &self.observed.kernel) {
+                return failed(NodeReason::InTreeModuleStays, format!("to be removed first: {why}"));
+            }
+        }
+        // In-tree modules among themselves: users first too.
+        let mut open = in_tree;
+        while !open.is_empty() {
+            let free = open.iter().position(|name| {
+                listed.get(*name).is_none_or(|entry| !entry.holders.iter().any(|holder| open.contains(&holder.as_str())))
+            });
+            leaving.push(open.remove(free.unwrap_or(0)).to_owned());
+        }
+        Ok(leaving)
+    }
+
+    /// Whether what is loaded under the name is a wanted file, or in the record.
+    fn is_ours(&self, name: &str) -> bool {
+        let wanted = self.set.files.iter().any(|file| file.name == name && matches!(self.found(file), Found::Same));
+        wanted || self.observed.record.entries.iter().any(|entry| {
+            entry.module(name).is_some_and(|module| {
+                self.observed.kernel.running.get(name).is_some_and(|running| is_recorded(module, &running.identity))
+            })
+        })
+    }
+
+    fn load(&self, plan: &mut Plan, leaving: &[String]) {
+        if let Some(trouble) = self.observed.held_back(&self.wanted.owner, Some(&self.wanted.identity)) {
+            return self.tell(plan, ModuleState::Failed, trouble.clone());
+        }
+        let mut steps = unload_steps(leaving, &self.observed.kernel);
+        if let Some(entry) = self.entry {
+            steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::Write));
+        }
+        let mut entry = self.new_entry(false, leaving);
+        for module in entry.modules.iter_mut().filter(|module| leaving.contains(&module.name)) {
+            module.inserted = true;
+        }
+        // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
+        steps.push(Step::Write(entry));
+        for file in &self.set.files {
+            if matches!(self.found(file), Found::Absent) || leaving.contains(&file.name) {
+                let main = file.name == self.wanted.identity.main();
+                let parameters = if main { self.wanted.identity.parameters.clone() } else { String::new() };
+                steps.push(Step::Load { file: file.clone(), parameters });
+            }
+        }
+        plan.jobs.push(Job { owner: self.wanted.owner.clone(), identity: Some(self.wanted.identity.clone()), steps });
+        self.tell(plan, ModuleState::Loading, Trouble::new(NodeReason::Loading, String::new()));
+    }
+
+    fn tell(&self, plan: &mut Plan, state: ModuleState, trouble: Trouble) {
+        plan.reports.push(report(&self.wanted.spec, state, trouble, self.observed.in_kernel(&self.wanted.owner)));
+    }
+}

@@ -1,0 +1,163 @@
+//! Entries of the record that are not wanted: taken out by intent, otherwise left and told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Job, KernelView, Observed, Plan, Report, Step};
+use crate::api::ModuleState;
+use crate::api::names::NodeReason;
+use crate::core::kmod::proc_modules::{InitState, Listed};
+use crate::core::kmod::{Identity, Sameness};
+use crate::worker::kernel::Trouble;
+use crate::worker::record::{Entry, Record, RecordedModule};
+
+/// Plans for an entry that is not wanted.
+pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
+    let owner = entry.owner();
+    let loaded = observed.in_kernel(&owner);
+    let Some(intent) = observed.intent(&owner, entry.generation()) else {
+        if targets(&observed.record, entry, &observed.kernel).is_empty() && loaded.is_none() {
+            // Somebody else took it out: nothing is left to speak of.
+            plan.jobs.push(Job { owner: owner.clone(), identity: None, steps: vec![Step::Forget(owner)] });
+            return;
+        }
+        let message = "neither wanted nor to go; it stays loaded until the planner says either".to_owned();
+        plan.reports.push(Report {
+            spec: entry.spec.clone(),
+            state: ModuleState::Orphaned,
+            reason: NodeReason::NotWanted,
+            message,
+            generation: Some(entry.generation()),
+            loaded,
+        });
+        return;
+    };
+    let tell = |state, trouble: Trouble| Report {
+        spec: entry.spec.clone(),
+        state,
+        reason: trouble.reason,
+        message: trouble.message,
+        generation: Some(intent),
+        loaded: loaded.clone(),
+    };
+    match removal(&observed.record, entry, &observed.kernel) {
+        Err(trouble) => plan.reports.push(tell(ModuleState::UnloadFailed, trouble)),
+        Ok(_) if observed.held_back(&owner, None).is_some() => {
+            let trouble = observed.held_back(&owner, None).cloned();
+            plan.reports.extend(trouble.map(|trouble| tell(ModuleState::UnloadFailed, trouble)));
+        }
+        Ok(names) => {
+            let mut steps = unload_steps(&names, &observed.kernel);
+            steps.extend(heirs(&observed.record, entry).into_iter().map(Step::Write));
+            steps.push(Step::Forget(owner.clone()));
+            plan.jobs.push(Job { owner, identity: None, steps });
+            plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
+        }
+    }
+}
+
+/// One step for each module, in order.
+pub(super) fn unload_steps(names: &[String], kernel: &KernelView) -> Vec<Step> {
+    names
+        .iter()
+        .map(|name| {
+            let identity = kernel.running.get(name).map(|running| running.identity.clone()).unwrap_or_default();
+            Step::Unload { name: name.clone(), identity }
+        })
+        .collect()
+}
+
+/// Modules of an entry that must go with it: in the kernel, still the recorded file, inserted for it or named by it, and
+/// in no other entry.
+fn targets<'a>(record: &Record, entry: &'a Entry, kernel: &KernelView) -> Vec<&'a RecordedModule> {
+    let owner = entry.owner();
+    let elsewhere = |name: &str| record.entries.iter().any(|other| other.owner() != owner && other.module(name).is_some());
+    entry
+        .modules
+        .iter()
+        .filter(|module| {
+            (module.named || module.inserted)
+                && kernel.listed.contains_key(&module.name)
+                && kernel
+                    .running
+                    .get(&module.name)
+                    .is_none_or(|running| running.identity.compare(&module.identity) != Sameness::Different)
+                && !elsewhere(&module.name)
+        })
+        .collect()
+}
+
+/// Other entries with a module that this one inserted: it becomes theirs.
+pub(super) fn heirs(record: &Record, entry: &Entry) -> Vec<Entry> {
+    let owner = entry.owner();
+    let mut heirs = Vec::new();
+    for other in record.entries.iter().filter(|other| other.owner() != owner) {
+        let mut heir = other.clone();
+        for module in &mut heir.modules {
+            module.inserted |= entry.module(&module.name).is_some_and(|known| known.inserted);
+        }
+        if heir != *other {
+            heirs.push(heir);
+        }
+    }
+    heirs
+}
+
+/// The modules of an entry that are taken out, users first; or why a named one cannot go.
+///
+/// A module that is only needed, and that something else uses by now, is left where it is.
+pub(super) fn removal(record: &Record, entry: &Entry, kernel: &KernelView) -> Result<Vec<String>, Trouble> {
+    let targets = targets(record, entry, kernel);
+    let mut leaving: BTreeSet<&str> = targets.iter().map(|module| module.name.as_str()).collect();
+    loop {
+        let stays = targets
+            .iter()
+            .find(|module| leaving.contains(module.name.as_str()) && blocked(&module.name, &leaving, kernel).is_some());
+        let Some(stays) = stays else { break };
+        if stays.named {
+            let why = blocked(&stays.name, &leaving, kernel).unwrap_or_default();
+            return Err(Trouble::new(NodeReason::InUse, why));
+        }
+        leaving.remove(stays.name.as_str());
+    }
+    Ok(users_first(&leaving, &kernel.listed))
+}
+
+/// Why a module cannot go although all of `leaving` go; `None` if it can.
+pub(super) fn blocked(name: &str, leaving: &BTreeSet<&str>, kernel: &KernelView) -> Option<String> {
+    let listed = kernel.listed.get(name)?;
+    if listed.state != InitState::Live {
+        return Some(format!("module {name} is starting or ending"));
+    }
+    if listed.permanent {
+        return Some(format!("module {name} has no exit function; it leaves only by a reboot"));
+    }
+    let Some(refcnt) = listed.refcnt else {
+        return Some("this kernel cannot unload modules; it leaves only by a reboot".to_owned());
+    };
+    let staying: Vec<&str> = listed.holders.iter().map(String::as_str).filter(|holder| !leaving.contains(holder)).collect();
+    let going = u32::try_from(listed.holders.len() - staying.len()).unwrap_or(u32::MAX);
+    if staying.is_empty() && refcnt <= going {
+        return None;
+    }
+    let holders = if staying.is_empty() { String::new() } else { format!(", modules that use it: {}", staying.join(", ")) };
+    Some(format!("module {name} is in use (reference count {refcnt}{holders}); it goes as soon as nothing uses it"))
+}
+
+/// The names so that each stands before what it uses.
+fn users_first(names: &BTreeSet<&str>, listed: &BTreeMap<String, Listed>) -> Vec<String> {
+    let mut open: Vec<&str> = names.iter().copied().collect();
+    let mut ordered = Vec::with_capacity(open.len());
+    while !open.is_empty() {
+        let free = open.iter().position(|name| {
+            listed.get(*name).is_none_or(|entry| !entry.holders.iter().any(|holder| open.contains(&holder.as_str())))
+        });
+        // Holders form no circle; should a kernel ever show one, it refuses by itself.
+        ordered.push(open.remove(free.unwrap_or(0)).to_owned());
+    }
+    ordered
+}
+
+/// Whether the module that runs under this name is the recorded file.
+pub(super) fn is_recorded(module: &RecordedModule, running: &Identity) -> bool {
+    running.compare(&module.identity) != Sameness::Different
+}

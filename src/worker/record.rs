@@ -1,0 +1,353 @@
+//! What the worker keeps on the node: one lock, the record of what it inserted, the last plan, unpacked images.
+//!
+//! Every file is replaced whole: written beside, flushed to the disk, renamed. The record is written before the
+//! kernel is told anything, so whatever the worker put into a kernel is in it, also after a crash at any point.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
+use crate::core::kmod::Identity;
+
+/// Version of the files; a higher one in a file is of a later worker.
+const VERSION: u32 = 1;
+const RECORD: &str = "record.json";
+const PLAN: &str = "plan.json";
+const LOCK: &str = "lock";
+const TREES: &str = "trees";
+
+/// The Module that an entry belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid; empty where a planner of the old edition did not say.
+    pub uid: String,
+}
+
+impl Owner {
+    /// The Module that a wanted entry belongs to.
+    pub fn of(spec: &NodeModuleSpec) -> Self {
+        Self {
+            namespace: spec.namespace.clone(),
+            name: spec.name.clone(),
+            uid: spec.module_uid.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A kernel module of an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedModule {
+    /// Name as the kernel has it.
+    pub name: String,
+    /// The Module names it, so it goes with the Module whoever inserted it; others go only if this worker inserted them.
+    pub named: bool,
+    /// This worker inserted it, or was about to.
+    pub inserted: bool,
+    /// Which file it is.
+    pub identity: Identity,
+}
+
+/// What one Module has in the kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// The wanted entry that it was loaded for.
+    pub spec: NodeModuleSpec,
+    /// Its kernel modules in the order of insertion.
+    pub modules: Vec<RecordedModule>,
+    /// It was in the kernel before the worker came.
+    pub adopted: bool,
+    /// How long the last load took, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+}
+
+impl Entry {
+    /// The Module that it belongs to.
+    pub fn owner(&self) -> Owner {
+        Owner::of(&self.spec)
+    }
+
+    /// Generation of the Module for which it was loaded.
+    pub fn generation(&self) -> i64 {
+        self.spec.generation.unwrap_or(0)
+    }
+
+    /// The module of that name.
+    pub fn module(&self, name: &str) -> Option<&RecordedModule> {
+        self.modules.iter().find(|module| module.name == name)
+    }
+}
+
+/// Everything that is in the kernel on behalf of Modules, in one boot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    version: u32,
+    /// The boot that it speaks of.
+    #[serde(rename = "bootID")]
+    pub boot_id: String,
+    /// One for each Module.
+    pub entries: Vec<Entry>,
+}
+
+impl Record {
+    /// An empty one for this boot.
+    pub fn new(boot_id: impl Into<String>) -> Self {
+        Self { version: VERSION, boot_id: boot_id.into(), entries: Vec::new() }
+    }
+
+    /// The entry of a Module.
+    pub fn entry(&self, owner: &Owner) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.owner() == *owner)
+    }
+
+    /// Puts an entry in the place of the one of the same Module.
+    pub fn put(&mut self, entry: Entry) {
+        let owner = entry.owner();
+        match self.entries.iter_mut().find(|known| known.owner() == owner) {
+            Some(known) => *known = entry,
+            None => self.entries.push(entry),
+        }
+    }
+
+    /// Drops a Module's entry.
+    pub fn remove(&mut self, owner: &Owner) {
+        self.entries.retain(|entry| entry.owner() != *owner);
+    }
+}
+
+/// The last specification that was read from the API server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptPlan {
+    version: u32,
+    /// Uid of the NodeModulesConfig; empty if there was none.
+    pub uid: String,
+    /// Its generation.
+    pub generation: i64,
+    /// What it said.
+    pub spec: NodeModulesConfigSpec,
+}
+
+impl KeptPlan {
+    /// What was read, or an empty plan where there is no NodeModulesConfig.
+    pub fn new(uid: impl Into<String>, generation: i64, spec: NodeModulesConfigSpec) -> Self {
+        Self { version: VERSION, uid: uid.into(), generation, spec }
+    }
+}
+
+/// The worker's own files could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {action} {}", path.display())]
+pub struct StoreError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On which file.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError { action, path: path.to_owned(), source }
+}
+
+/// The folder; whoever has one has the lock.
+#[derive(Debug)]
+pub struct StateDir {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl StateDir {
+    /// Takes the folder if no other worker has it; `None` if one has.
+    pub fn open(root: &Path) -> Result<Option<Self>, StoreError> {
+        let trees = root.join(TREES);
+        fs::create_dir_all(&trees).map_err(failed("create", &trees))?;
+        let path = root.join(LOCK);
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
+            Err((_, Errno::EAGAIN)) => Ok(None),
+            Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
+        }
+    }
+
+    /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel.
+    ///
+    /// A file that cannot be read is put aside under another name and told by the second value.
+    pub fn record(&self, boot_id: &str) -> Result<(Record, Option<PathBuf>), StoreError> {
+        let (record, aside) = self.load::<Record>(RECORD, |record| record.version)?;
+        Ok((record.filter(|record| record.boot_id == boot_id).unwrap_or_else(|| Record::new(boot_id)), aside))
+    }
+
+    /// Replaces the record; on return it is on the disk.
+    pub fn save_record(&self, record: &Record) -> Result<(), StoreError> {
+        self.save(RECORD, record)
+    }
+
+    /// The last plan, if one was kept and can be read.
+    pub fn plan(&self) -> Result<(Option<KeptPlan>, Option<PathBuf>), StoreError> {
+        self.load::<KeptPlan>(PLAN, |plan| plan.version)
+    }
+
+    /// Replaces the kept plan; on return it is on the disk.
+    pub fn save_plan(&self, plan: &KeptPlan) -> Result<(), StoreError> {
+        self.save(PLAN, plan)
+    }
+
+    /// Where an unpacked image is, or would be.
+    pub fn tree(&self, key: &str) -> PathBuf {
+        self.root.join(TREES).join(key)
+    }
+
+    /// Removes every unpacked image that is not named, and what an interrupted unpacking left. Returns how many.
+    pub fn keep_trees(&self, keys: &BTreeSet<String>) -> Result<usize, StoreError> {
+        let trees = self.root.join(TREES);
+        let mut removed = 0;
+        for found in fs::read_dir(&trees).map_err(failed("list", &trees))? {
+            let path = found.map_err(failed("list", &trees))?.path();
+            if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| keys.contains(name)) {
+                continue;
+            }
+            let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            gone.map_err(failed("remove", &path))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    fn load<T: DeserializeOwned>(
+        &self,
+        file: &str,
+        version: impl Fn(&T) -> u32,
+    ) -> Result<(Option<T>, Option<PathBuf>), StoreError> {
+        let path = self.root.join(file);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        if let Ok(value) = serde_json::from_slice::<T>(&text)
+            && version(&value) == VERSION
+        {
+            return Ok((Some(value), None));
+        }
+        let aside = (0..)
+            .map(|n: u32| self.root.join(format!("{file}.unreadable-{n}")))
+            .find(|aside| !aside.exists())
+            .unwrap_or_else(|| self.root.join(format!("{file}.unreadable")));
+        fs::rename(&path, &aside).map_err(failed("put aside", &path))?;
+        Ok((None, Some(aside)))
+    }
+
+    fn save<T: Serialize>(&self, file: &str, value: &T) -> Result<(), StoreError> {
+        let path = self.root.join(file);
+        let beside = self.root.join(format!("{file}.new"));
+        let write = || -> io::Result<()> {
+            let mut out = File::create(&beside)?;
+            out.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
+            out.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(&self.root)?.sync_all()
+        };
+        write().map_err(failed("write", &path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str) -> Entry {
+        Entry {
+            spec: NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() },
+            modules: vec![RecordedModule { name: "m".into(), named: true, inserted: true, identity: Identity::default() }],
+            adopted: false,
+            took_ms: Some(3),
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_in_the_same_boot_and_empty_in_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap().unwrap();
+        assert_eq!(state.record("b1").unwrap(), (Record::new("b1"), None));
+        let mut record = Record::new("b1");
+        record.put(entry("a"));
+        record.put(entry("b"));
+        record.put(Entry { adopted: true, ..entry("a") });
+        record.remove(&entry("b").owner());
+        state.save_record(&record).unwrap();
+        assert_eq!(state.record("b1").unwrap(), (record, None));
+        assert_eq!(state.record("b2").unwrap(), (Record::new("b2"), None));
+    }
+
+    #[test]
+    fn only_one_has_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateDir::open(folder.path()).unwrap();
+        assert!(first.is_some());
+        assert!(StateDir::open(folder.path()).unwrap().is_none());
+        drop(first);
+        assert!(StateDir::open(folder.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_put_aside_and_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap().unwrap();
+        for (n, text) in ["{\"version\":1,\"boot", "", "{\"version\":99,\"bootID\":\"b\",\"entries\":[]}", "null"].iter().enumerate() {
+            fs::write(folder.path().join(RECORD), text).unwrap();
+            let (record, aside) = state.record("b").unwrap();
+            assert_eq!(record, Record::new("b"));
+            let aside = aside.unwrap();
+            assert_eq!(aside, folder.path().join(format!("record.json.unreadable-{n}")));
+            assert_eq!(fs::read_to_string(aside).unwrap(), *text);
+        }
+    }
+
+    #[test]
+    fn trees_that_nobody_names_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap().unwrap();
+        for name in ["keep/lib", "drop/lib", ".half/lib"] {
+            fs::create_dir_all(state.tree(name)).unwrap();
+        }
+        fs::write(state.tree("file"), "").unwrap();
+        assert_eq!(state.keep_trees(&BTreeSet::from(["keep".to_owned()])).unwrap(), 3);
+        assert!(state.tree("keep/lib").exists() && !state.tree("drop").exists() && !state.tree(".half").exists());
+    }
+
+    #[test]
+    fn the_last_plan_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap().unwrap();
+        assert_eq!(state.plan().unwrap(), (None, None));
+        let spec = NodeModulesConfigSpec { modules: vec![entry("a").spec], ..NodeModulesConfigSpec::default() };
+        let plan = KeptPlan::new("u1", 7, spec);
+        state.save_plan(&plan).unwrap();
+        assert_eq!(state.plan().unwrap(), (Some(plan), None));
+    }
+}

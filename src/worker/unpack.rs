@@ -1,0 +1,72 @@
+//! Reads a module's file whole, unpacked where it is packed.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use crate::core::kmod::names::Packing;
+
+/// Largest unpacked module. The largest real ones, of graphics cards, are below 200 MiB with debug information.
+pub const MAX_MODULE: u64 = 512 * 1024 * 1024;
+/// Memory that xz may take for its dictionary; the kernel's build uses 2 MiB.
+const XZ_MEMORY: u64 = 128 * 1024 * 1024;
+
+/// The module, at most [`MAX_MODULE`] bytes of it.
+///
+/// # Errors
+/// `InvalidData` for a packed file that is damaged, `FileTooLarge` above the limit, else what reading gave.
+pub fn read(path: &Path, packing: Packing) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    match packing {
+        Packing::Plain => whole(file),
+        Packing::Gzip => whole(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
+        Packing::Xz => {
+            let stream = liblzma::stream::Stream::new_auto_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
+            whole(liblzma::bufread::XzDecoder::new_stream(BufReader::new(file), stream))
+        }
+        Packing::Zstd => whole(zstd::Decoder::with_buffer(BufReader::new(file))?),
+    }
+}
+
+fn whole(mut source: impl Read) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    source.by_ref().take(MAX_MODULE + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_MODULE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_MODULE} bytes unpacked")));
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn every_packing_gives_the_same_bytes_and_a_cut_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..200_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&content).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&content).unwrap();
+        for (packing, packed) in [
+            (Packing::Plain, content.clone()),
+            (Packing::Gzip, gzip.finish().unwrap()),
+            (Packing::Xz, xz.finish().unwrap()),
+            (Packing::Zstd, zstd::encode_all(content.as_slice(), 1).unwrap()),
+        ] {
+            let path = folder.path().join("m");
+            fs::write(&path, &packed).unwrap();
+            assert!(read(&path, packing).unwrap() == content, "{packing:?}");
+            if packing != Packing::Plain {
+                fs::write(&path, &packed[..packed.len() / 2]).unwrap();
+                assert!(read(&path, packing).is_err(), "{packing:?} cut");
+                fs::write(&path, b"no such format").unwrap();
+                assert!(read(&path, packing).is_err(), "{packing:?} of nonsense");
+            }
+        }
+    }
+}

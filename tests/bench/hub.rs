@@ -1,0 +1,141 @@
+//! A Hub: from the ManagedClusterModule to a right ManifestWork in every cluster's namespace.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use kmm::api::ocm::ManifestWork;
+use kube::Resource;
+use kube::api::{Api, ApiResource, ListParams, Patch};
+use serde_json::json;
+
+use crate::bare::{Write, configuration, time};
+use crate::ocm;
+use crate::report::Run;
+use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
+use crate::support::eventually;
+use crate::support::images::{Image, Layer};
+use crate::support::manager::{Edition, Manager, NAMESPACE, install};
+use crate::support::registry::{Registry, RegistryOptions};
+
+const KERNELS: [&str; 5] = [
+    "5.14.0-284.52.1.el9_2.x86_64",
+    "5.14.0-427.13.1.el9_4.x86_64",
+    "6.1.0-55-cloud-amd64",
+    "6.1.0-56-cloud-amd64",
+    "6.12.0+",
+];
+
+pub(crate) async fn run(size: usize) -> Result<Run> {
+    let hub = ControlPlane::start(ControlPlaneOptions { audit: true, ..ControlPlaneOptions::default() }).await?;
+    let registry = Registry::start(RegistryOptions::default()).await?;
+    for kernel in KERNELS {
+        let layer = Layer::new().file(format!("opt/lib/modules/{kernel}/x.ko"), kernel.as_bytes());
+        registry.push("kmods/x", &kernel.replace('+', "_"), &Image::new().layer(layer).build()?).await?;
+    }
+    hub.install_crds(&ocm::crds()).await?;
+    install(&hub, Edition::Hub).await?;
+    let admin = hub.admin().await?;
+    let clusters = (0..size).map(|index| {
+        let admin = admin.clone();
+        async move {
+            let first = KERNELS[index % KERNELS.len()];
+            let second = KERNELS[(index / KERNELS.len()) % KERNELS.len()];
+            let mut kernels = vec![first, second];
+            kernels.sort_unstable();
+            kernels.dedup();
+            let claims =
+                [(kmm::api::names::KERNEL_CLAIM, kernels.join("\n")), ("id.k8s.io", format!("cluster-{index:05}"))];
+            let claims: Vec<_> = claims.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            ocm::fake::fake_cluster(&admin, &format!("cluster-{index:05}"), &[("env", "bench")], &claims).await
+        }
+    });
+    stream::iter(clusters).buffer_unordered(16).try_collect::<()>().await?;
+
+    let mut manager = Manager::start(&hub, Edition::Hub).await?;
+    let started = Instant::now();
+    hub.apply_yaml(&managed_cluster_module(&registry.address())).await?;
+    let works: Api<ManifestWork> = Api::all(admin.clone());
+    let all = wait_for_works(&works, size, started).await?;
+    let product_seconds = started.elapsed().as_secs_f64();
+    // What follows the works (status) belongs to the writes, not to the time.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let user = format!("system:serviceaccount:{NAMESPACE}:{}", Edition::Hub.manager());
+    let requests = hub.requests()?;
+    let written = requests.iter().filter(|r| r.user == user && r.is_write() && r.resource == "manifestworks").count();
+
+    let before = writes(&hub, &user)?;
+    manager.restart().await?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let writes_after_restart = writes(&hub, &user)? - before;
+    let peak_memory_bytes = manager.peak_memory()?;
+    drop(manager);
+
+    let kind = ApiResource::erase::<ManifestWork>(&());
+    let bare = all
+        .iter()
+        .map(|work| {
+            let name = format!("bare-{}", work.meta().name.as_deref().unwrap_or_default());
+            Ok(Write {
+                kind: kind.clone(),
+                namespace: work.meta().namespace.clone().unwrap_or_default(),
+                patch: Patch::Apply(configuration(serde_json::to_value(work)?, &name)),
+                name,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let bare_seconds = time(&admin, bare).await?;
+    Ok(Run {
+        name: "Hub, clusters".into(),
+        objects: size,
+        product_seconds,
+        bare_seconds,
+        writes_per_object: written as f64 / size as f64,
+        writes_after_restart,
+        peak_memory_bytes,
+    })
+}
+
+async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant) -> Result<Vec<ManifestWork>> {
+    let limit = Duration::from_secs(300);
+    eventually(limit, &format!("{size} ManifestWorks"), || async {
+        let count = works.list_metadata(&ListParams::default().limit(1)).await?;
+        let rest = count.metadata.remaining_item_count.unwrap_or(0);
+        let found = count.items.len() + usize::try_from(rest)?;
+        Ok((found >= size).then_some(()))
+    })
+    .await?;
+    let elapsed = started.elapsed();
+    let all = works.list(&ListParams::default()).await?.items;
+    for work in &all {
+        let manifests = &work.spec.workload.manifests;
+        let module = manifests.iter().find(|manifest| manifest["kind"] == "Module");
+        let mappings = module.map(|m| m["spec"]["moduleLoader"]["container"]["kernelMappings"].to_string());
+        ensure!(
+            mappings.is_some_and(|text| text.contains("@sha256:")),
+            "{:?} is not right after {elapsed:?}",
+            work.meta().namespace
+        );
+    }
+    Ok(all)
+}
+
+/// Writes of `user` so far, its lease apart.
+pub(crate) fn writes(cluster: &ControlPlane, user: &str) -> Result<usize> {
+    Ok(cluster.requests()?.iter().filter(|r| r.user == user && r.is_write() && r.resource != "leases").count())
+}
+
+fn managed_cluster_module(registry: &str) -> String {
+    json!({
+        "apiVersion": "hub.kmm.sigs.x-k8s.io/v1beta1", "kind": "ManagedClusterModule", "metadata": {"name": "bench"},
+        "spec": {"spokeNamespace": "kmm-bench", "selector": {"env": "bench"}, "moduleSpec": {
+            "selector": {},
+            "moduleLoader": {"container": {
+                "registryTLS": {"insecure": true},
+                "modprobe": {"moduleName": "x"},
+                "kernelMappings": [{"regexp": "^.+$", "containerImage": format!("{registry}/kmods/x:${{KERNEL_FULL_VERSION}}")}],
+            }},
+        }},
+    })
+    .to_string()
+}

@@ -1,0 +1,44 @@
+//! `make bench`: what the product costs, against a bare client in the same run.
+//!
+//! The bare client writes the same objects, with the same number of requests in flight, to the same kind of API
+//! server. Times are told as a ratio to it; writes are counted in the API server's audit log; memory is the highest
+//! resident size of the manager's process.
+
+#[path = "../support/ocm/mod.rs"]
+mod ocm;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bare;
+mod hub;
+mod report;
+mod spoke;
+
+use anyhow::Result;
+
+use report::Report;
+
+/// Clusters of a Hub and nodes of a Spoke, one run each.
+const SIZES: [usize; 2] = [200, 1000];
+/// Requests in flight of the bare client: as many as the product's queues have workers.
+const IN_FLIGHT: usize = 16;
+
+fn main() -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|filter| name.contains(filter.as_str()));
+    let mut report = Report::default();
+    for size in SIZES {
+        if runs(&format!("hub-{size}")) {
+            report.add(runtime.block_on(hub::run(size))?);
+        }
+        if runs(&format!("spoke-{size}")) {
+            report.add(runtime.block_on(spoke::run(size))?);
+        }
+    }
+    if runs("image") {
+        report.image()?;
+    }
+    report.print()
+}

@@ -1,0 +1,90 @@
+//! The table and the JSON.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+const MIB: f64 = 1024.0 * 1024.0;
+/// Goal for time: at most this much longer than the bare client.
+const RATIO: f64 = 1.2;
+/// Goal for memory: a base and a share for each cluster or node.
+const BASE_BYTES: u64 = 48 << 20;
+const BYTES_EACH: u64 = 6 << 10;
+/// Goal for the product image, compressed.
+const IMAGE_BYTES: u64 = 24 << 20;
+
+/// What one run measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Run {
+    pub name: String,
+    pub objects: usize,
+    pub product_seconds: f64,
+    pub bare_seconds: f64,
+    pub writes_per_object: f64,
+    pub writes_after_restart: usize,
+    pub peak_memory_bytes: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    runs: Vec<Run>,
+    image_bytes: Option<u64>,
+}
+
+fn verdict(good: bool) -> &'static str {
+    if good { "ok" } else { "MISSED" }
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, run: Run) {
+        println!("{run:?}");
+        self.runs.push(run);
+    }
+
+    /// Compressed size of the product image: all blobs of its OCI layout.
+    pub(crate) fn image(&mut self) -> Result<()> {
+        let blobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/kmm/blobs/sha256");
+        let entries = std::fs::read_dir(&blobs).context("the product image is missing; `make image` builds it")?;
+        let sizes = entries.map(|entry| Ok(entry?.metadata()?.len())).collect::<std::io::Result<Vec<u64>>>()?;
+        self.image_bytes = Some(sizes.iter().sum());
+        Ok(())
+    }
+
+    /// Prints the table and writes `target/bench.json`.
+    pub(crate) fn print(&self) -> Result<()> {
+        println!(
+            "\n| Run | Objects | Time | Bare client | Ratio (≤ {RATIO}) | Writes per object (1) | Writes after restart (0) | Peak memory (≤ 48 MiB + 6 KiB each) |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+        for run in &self.runs {
+            let ratio = run.product_seconds / run.bare_seconds;
+            let limit = BASE_BYTES + BYTES_EACH * run.objects as u64;
+            println!(
+                "| {} | {} | {:.2} s | {:.2} s | {ratio:.2} {} | {:.3} {} | {} {} | {:.1} MiB {} |",
+                run.name,
+                run.objects,
+                run.product_seconds,
+                run.bare_seconds,
+                verdict(ratio <= RATIO),
+                run.writes_per_object,
+                verdict((run.writes_per_object - 1.0).abs() < f64::EPSILON),
+                run.writes_after_restart,
+                verdict(run.writes_after_restart == 0),
+                run.peak_memory_bytes as f64 / MIB,
+                verdict(run.peak_memory_bytes <= limit),
+            );
+        }
+        if let Some(bytes) = self.image_bytes {
+            println!(
+                "\nProduct image: {:.1} MiB compressed (≤ 24 MiB) {}",
+                bytes as f64 / MIB,
+                verdict(bytes <= IMAGE_BYTES)
+            );
+        }
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
+        std::fs::write(&file, serde_json::to_vec_pretty(self)?)?;
+        println!("\nThe same as JSON: target/bench.json");
+        Ok(())
+    }
+}
