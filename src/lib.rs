@@ -23,9 +23,11 @@
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 
 pub mod api;
+pub mod cli;
 pub mod core;
 pub mod hub;
 pub mod images;
 pub mod oci;
 pub mod runtime;
+pub mod spoke;
 pub mod worker;

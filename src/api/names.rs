@@ -79,8 +79,12 @@ pub mod field_manager {
 
 /// Domain of the labels on nodes. Upstream: `internal/utils/kmmlabels.go`.
 const NODE_LABEL_DOMAIN: &str = "kmm.node.kubernetes.io/";
-/// Domain of labels of ordered upgrades. Upstream: `internal/constants`.
+/// Domain of labels of ordered upgrades and on NodeModulesConfigs. Upstream: `internal/constants`.
 const BETA_LABEL_DOMAIN: &str = "beta.kmm.node.kubernetes.io/";
+/// End of the label on a NodeModulesConfig whose specification wants a Module. Upstream: `internal/nmc/labels.go`.
+const CONFIGURED_LABEL_END: &str = ".module-configured";
+/// End of the label on a NodeModulesConfig that names a Module in any way. Upstream: `internal/nmc/labels.go`.
+const IN_USE_LABEL_END: &str = ".module-in-use";
 
 /// Label on a node with the kernel module loaded, no value. Upstream: `GetKernelModuleReadyNodeLabel`.
 #[must_use]
@@ -128,6 +132,32 @@ pub fn parse_ready_label(key: &str) -> Option<(&str, &str)> {
     let (namespace, name) = owner.split_once('.')?;
     let whole = !namespace.is_empty() && !name.is_empty() && name != "version" && !name.ends_with(".version");
     whole.then_some((namespace, name))
+}
+
+/// Whether this is a [`ready_label`], a [`version_ready_label`] or a [`deprecated_ready_label`] of some Module.
+#[must_use]
+pub fn is_ready_label(key: &str) -> bool {
+    let owner = key.strip_prefix(NODE_LABEL_DOMAIN).and_then(|rest| rest.strip_suffix(".ready"));
+    owner.is_some_and(|owner| !owner.is_empty() && !owner.starts_with('.') && !owner.ends_with('.'))
+}
+
+/// Label on a NodeModulesConfig that wants a Module, no value. Upstream: `ModuleConfiguredLabel`.
+#[must_use]
+pub fn module_configured_label(namespace: &str, name: &str) -> String {
+    format!("{BETA_LABEL_DOMAIN}{namespace}.{name}{CONFIGURED_LABEL_END}")
+}
+
+/// Label on a NodeModulesConfig that names a Module in any way, no value. Upstream: `ModuleInUseLabel`.
+#[must_use]
+pub fn module_in_use_label(namespace: &str, name: &str) -> String {
+    format!("{BETA_LABEL_DOMAIN}{namespace}.{name}{IN_USE_LABEL_END}")
+}
+
+/// Whether this is a [`module_configured_label`] or a [`module_in_use_label`] of some Module.
+#[must_use]
+pub fn is_module_label(key: &str) -> bool {
+    key.strip_prefix(BETA_LABEL_DOMAIN)
+        .is_some_and(|rest| rest.ends_with(CONFIGURED_LABEL_END) || rest.ends_with(IN_USE_LABEL_END))
 }
 
 #[cfg(test)]

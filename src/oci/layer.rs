@@ -134,8 +134,7 @@ impl<'a> Pass<'a> {
         let mut archive = tar::Archive::new(Metered { inner: content, meter: &meter });
         self.tree.begin_layer();
         let failed = |error: io::Error| meter.error(self.limits, number, &error);
-        let mut entries = archive.entries().map_err(failed)?;
-        while let Some(entry) = entries.next() {
+        for entry in archive.entries().map_err(failed)? {
             let mut entry = entry.map_err(failed)?;
             // A sparse file is longer than what the archive holds of it.
             let stored = if entry.header().entry_type().is_gnu_sparse() {

@@ -268,7 +268,7 @@ async fn fetch(request: &PullRequest<'_>, digest: &Digest, partial: &Partial) ->
     for candidate in candidates(request.image, request.credentials) {
         let session = Session::new(&connection, candidate);
         let mut fetcher = Fetcher::new(session, &request.limits, partial);
-        let fetched = async {
+        let answer = async {
             let Layers { manifest_digest, layers } = fetcher.layers(digest, request.platform).await?;
             let mut files = Vec::with_capacity(layers.len());
             for layer in &layers {
@@ -276,7 +276,7 @@ async fn fetch(request: &PullRequest<'_>, digest: &Digest, partial: &Partial) ->
             }
             Ok((files, manifest_digest))
         };
-        match fetched.await {
+        match answer.await {
             Err(Error::Registry(error)) if error.depends_on_credentials() => refused = Some(worse(refused, error)),
             answer => return answer,
         }

@@ -30,7 +30,7 @@ const PROBE: Duration = Duration::from_secs(5);
 /// Longest time between two pieces of an answer.
 const STALL: Duration = Duration::from_secs(30);
 /// Longest wait that a registry may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// Whether a content type is that of an image or an index.
 pub(crate) fn is_manifest_type(content_type: &str) -> bool {
@@ -137,10 +137,7 @@ impl<'a> Session<'a> {
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        match self.authorize(&response).await? {
-            true => self.request(method, &url, manifest).await,
-            false => Ok(response),
-        }
+        if self.authorize(&response).await? { self.request(method, &url, manifest).await } else { Ok(response) }
     }
 
     /// Whether the registry's API root answers as one.

@@ -37,8 +37,14 @@ impl Tree {
         self.written.clear();
     }
 
-    /// A folder at `path`; one that is there stays.
+    /// A folder at `path`, in place of a link or file of a lower layer; one that is there stays.
     pub(crate) fn put_folder(&mut self, path: &Path) -> Result<(), Error> {
+        self.put_folders(path, Some(path))
+    }
+
+    /// The folders down to `path`. A link is replaced only at `named`, where the image itself has a folder: elsewhere
+    /// the image means something behind the link.
+    fn put_folders(&mut self, path: &Path, named: Option<&Path>) -> Result<(), Error> {
         let mut so_far = PathBuf::new();
         for part in path.components() {
             so_far.push(part);
@@ -46,7 +52,9 @@ impl Tree {
             match lookup(&full)? {
                 Some(metadata) if metadata.is_dir() => {}
                 Some(_) if self.written.contains(&so_far) => return Err(Error::Blocked(so_far)),
-                Some(metadata) if metadata.is_symlink() && so_far != path => return Err(Error::Blocked(so_far)),
+                Some(metadata) if metadata.is_symlink() && named != Some(so_far.as_path()) => {
+                    return Err(Error::Blocked(so_far));
+                }
                 Some(_) => {
                     fs::remove_file(&full).map_err(|error| Error::Io(full.clone(), error))?;
                     make_folder(&full)?;
@@ -84,7 +92,7 @@ impl Tree {
         Ok(true)
     }
 
-    /// Takes away what lower layers have at and below `path`.
+    /// Takes away what lower layers have at and below `path`; empty folders above it stay.
     pub(crate) fn hide(&mut self, path: &Path) -> Result<(), Error> {
         if self.is_reachable(path)? { self.hide_reachable(path) } else { Ok(()) }
     }
@@ -136,7 +144,7 @@ impl Tree {
 
     fn make_room(&mut self, path: &Path) -> Result<PathBuf, Error> {
         if let Some(parent) = path.parent() {
-            self.put_folder(parent)?;
+            self.put_folders(parent, None)?;
         }
         let full = self.root.join(path);
         let removed = match lookup(&full)? {

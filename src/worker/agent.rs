@@ -23,7 +23,7 @@ use super::kernel::Kernel;
 use super::plan::{Attempt, Observed, Plan, Preparation, Prepared, plan};
 use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
-use crate::api::{ModuleState, NodeModulesConfig};
+use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
 
 type Watched = DeserializeGuard<NodeModulesConfig>;
@@ -31,7 +31,7 @@ type Watched = DeserializeGuard<NodeModulesConfig>;
 /// A watch that says nothing for so long is begun anew.
 const WATCH_TIMEOUT_SECS: u32 = 120;
 /// How long a load must last before earlier failures are forgotten.
-const LASTED: Duration = Duration::from_secs(60);
+const LASTED: Duration = Duration::from_mins(1);
 
 /// The worker's state. One task owns it; what takes time runs beside it and comes back as [`Finished`].
 pub struct Agent {
@@ -60,8 +60,8 @@ pub struct Agent {
     tasks: JoinSet<Finished>,
     fetches: tasks::Fetches,
     reporting: Reporting,
-    /// Objects seen since the watch began its list.
-    listing: Option<NodeModulesConfig>,
+    /// What the watch's list has shown so far.
+    listing: Listing,
     /// Unpacked images may lie there that nobody needs.
     tidy: bool,
 }
@@ -72,9 +72,18 @@ impl std::fmt::Debug for Agent {
     }
 }
 
+/// What a list that is not complete yet has shown.
+#[derive(Default)]
+enum Listing {
+    #[default]
+    Empty,
+    Unreadable,
+    Found(Box<NodeModulesConfig>),
+}
+
 enum Woken {
     Shutdown,
-    Watch(Option<Result<watcher::Event<Watched>, watcher::Error>>),
+    Watch(Option<Box<Result<watcher::Event<Watched>, watcher::Error>>>),
     Task(Result<Finished, tokio::task::JoinError>),
     Time,
 }
@@ -118,7 +127,7 @@ impl Agent {
             tasks: JoinSet::new(),
             fetches: tasks::Fetches::default(),
             reporting: Reporting::default(),
-            listing: None,
+            listing: Listing::Empty,
             tidy: true,
         })
     }
@@ -139,15 +148,17 @@ impl Agent {
                 biased;
                 () = shutdown.cancelled() => Woken::Shutdown,
                 Some(done) = self.tasks.join_next() => Woken::Task(done),
-                event = watch.next() => Woken::Watch(event),
+                event = watch.next() => Woken::Watch(event.map(Box::new)),
                 _ = look.tick() => Woken::Time,
                 () = tokio::time::sleep(wake) => Woken::Time,
             };
             match woken {
                 Woken::Shutdown => return self.end().await,
                 Woken::Watch(None) => return Err(Error::WatchEnded(self.settings.node_name)),
-                Woken::Watch(Some(Ok(event))) => self.hear(event)?,
-                Woken::Watch(Some(Err(error))) => warn!("watch: {}", chain(&error)),
+                Woken::Watch(Some(event)) => match *event {
+                    Ok(event) => self.hear(event)?,
+                    Err(error) => warn!("watch: {}", chain(&error)),
+                },
                 Woken::Task(Ok(finished)) => self.finish(finished),
                 Woken::Task(Err(error)) if error.is_cancelled() => {}
                 Woken::Task(Err(error)) => return Err(Error::Task(error)),
@@ -173,24 +184,25 @@ impl Agent {
         });
         let kept = self.kept.is_some().then_some(self.settings.kept_plan_after);
         let due = retries.chain(fetches).chain(kept).chain(self.reporting.due()).filter(|at| *at > now).min();
-        due.map_or(self.settings.look_every, |at| (at - now).max(Duration::from_millis(10)))
+        due.map_or(self.settings.look_every, |at| at.saturating_sub(now).max(Duration::from_millis(10)))
     }
 
     /// Takes in what the API server says.
     fn hear(&mut self, event: watcher::Event<Watched>) -> Result<(), Error> {
         match event {
-            watcher::Event::Init => self.listing = None,
+            watcher::Event::Init => self.listing = Listing::Empty,
             watcher::Event::InitApply(object) => {
-                self.listing = self.readable(object);
-                // An unreadable object is there all the same: it must not be taken for a missing one.
-                if self.listing.is_none() {
-                    self.kept = self.kept.take().or_else(|| self.wanted.clone());
-                }
+                self.listing =
+                    self.readable(object).map_or(Listing::Unreadable, |object| Listing::Found(Box::new(object)));
             }
-            watcher::Event::InitDone => match self.listing.take() {
-                Some(object) => self.want(Some(object))?,
-                None if self.reporting.unreadable.is_none() => self.want(None)?,
-                None => {}
+            watcher::Event::InitDone => match std::mem::take(&mut self.listing) {
+                Listing::Found(object) => self.want(Some(*object))?,
+                Listing::Empty => {
+                    self.reporting.unreadable = None;
+                    self.want(None)?;
+                }
+                // It is there all the same: it must not be taken for a missing one.
+                Listing::Unreadable => {}
             },
             watcher::Event::Apply(object) => {
                 if let Some(object) = self.readable(object) {
@@ -212,7 +224,10 @@ impl Agent {
                 Some(object)
             }
             Err(error) => {
-                warn!("NodeModulesConfig {} cannot be read and the last one is kept: {}", self.settings.node_name, error.error);
+                warn!(
+                    "NodeModulesConfig {} cannot be read and the last one is kept: {}",
+                    self.settings.node_name, error.error
+                );
                 self.reporting.unreadable = Some(error.error);
                 None
             }
@@ -221,27 +236,26 @@ impl Agent {
 
     /// Keeps the specification on the disk, then makes it what is wanted. Nothing of it is carried out before.
     fn want(&mut self, object: Option<NodeModulesConfig>) -> Result<(), Error> {
-        let next = match object {
-            Some(object) => {
-                let next = KeptPlan::new(
-                    object.uid().unwrap_or_default(),
-                    object.metadata.generation.unwrap_or_default(),
-                    object.spec.clone(),
-                );
-                self.reporting.know(object);
-                next
-            }
-            None => {
-                self.reporting.forget();
-                KeptPlan::default()
-            }
+        let next = if let Some(object) = object {
+            let generation = object.metadata.generation.unwrap_or_default();
+            let next = KeptPlan::new(object.uid().unwrap_or_default(), generation, object.spec.clone());
+            self.reporting.know(object);
+            next
+        } else {
+            self.reporting.forget();
+            KeptPlan::new("", 0, NodeModulesConfigSpec::default())
         };
         let kept = self.kept.take();
         if self.wanted.as_ref() != Some(&next) {
             if self.wanted.is_some() || kept.as_ref() != Some(&next) {
                 self.state.save_plan(&next)?;
             }
-            info!(generation = next.generation, modules = next.spec.modules.len(), unload = next.spec.unload.len(), "wanted");
+            info!(
+                generation = next.generation,
+                modules = next.spec.modules.len(),
+                unload = next.spec.unload.len(),
+                "wanted"
+            );
             self.wanted = Some(next);
             self.tidy = true;
         }
@@ -250,10 +264,14 @@ impl Agent {
 
     /// The API server did not answer for long enough: what it said last counts.
     fn use_kept_plan(&mut self) {
-        if self.wanted.is_none() && self.now() >= self.settings.kept_plan_after
+        if self.wanted.is_none()
+            && self.now() >= self.settings.kept_plan_after
             && let Some(kept) = self.kept.take()
         {
-            info!(generation = kept.generation, "no answer from the API server; carrying out the last plan that was kept");
+            info!(
+                generation = kept.generation,
+                "no answer from the API server; carrying out the last plan that was kept"
+            );
             self.wanted = Some(kept);
         }
     }

@@ -72,7 +72,7 @@ fn carry_out(
             return Outcome::Interrupted;
         }
         let done = match step {
-            Step::Write(entry) => change(store, record, |record| record.put(entry.clone())),
+            Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
             Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
             Step::Unload { name, identity } => unload(kernel, name, identity),
             Step::Load { file, parameters } => load(kernel, file, parameters),
@@ -116,10 +116,13 @@ fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Tr
 }
 
 fn unload(kernel: &dyn Kernel, name: &str, identity: &Identity) -> Result<(), Trouble> {
-    let failed = |error: std::io::Error| Trouble::new(NodeReason::KernelRefused, format!("module {name} cannot be looked at: {error}"));
+    let failed = |error: std::io::Error| {
+        Trouble::new(NodeReason::KernelRefused, format!("module {name} cannot be looked at: {error}"))
+    };
     let Some(running) = kernel.running(name, &BTreeSet::new()).map_err(failed)? else { return Ok(()) };
     if running.identity.compare(identity) == Sameness::Different {
-        let message = format!("module {name} was replaced meanwhile by {}; it is not touched", running.identity.describe());
+        let message =
+            format!("module {name} was replaced meanwhile by {}; it is not touched", running.identity.describe());
         return Err(Trouble::new(NodeReason::LoadedOtherFile, message));
     }
     info!(module = name, "unloading");

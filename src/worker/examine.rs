@@ -40,8 +40,9 @@ pub struct Place<'a> {
 /// Everything that must be loaded for an entry, checked as the kernel will check it.
 pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, Trouble> {
     let folder = image_folder(place, identity)?;
-    let host = Modules::of_folder(&place.host_modules.join(place.release), false).map_err(store_failed)?;
-    let image = Modules::of_folder(&folder, true).map_err(store_failed)?;
+    let host =
+        Modules::of_folder(&place.host_modules.join(place.release), false).map_err(|error| store_failed(&error))?;
+    let image = Modules::of_folder(&folder, true).map_err(|error| store_failed(&error))?;
     let builtin = modules_dep::parse_builtin(&text(&host.folder.join("modules.builtin")).unwrap_or_default());
     let mut present: BTreeSet<String> = place.loaded.clone();
     present.extend(builtin);
@@ -50,7 +51,9 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
     let steps = order::load_order(&identity.named, &candidates, &present).map_err(|error| {
         let reason = match error {
             order::Error::NotFound(_) => NodeReason::ModuleNotFound,
-            order::Error::Missing { .. } | order::Error::Circle(_) | order::Error::TooLong(_) => NodeReason::DependencyMissing,
+            order::Error::Missing { .. } | order::Error::Circle(_) | order::Error::TooLong(_) => {
+                NodeReason::DependencyMissing
+            }
         };
         Trouble::new(reason, error.to_string())
     })?;
@@ -73,12 +76,15 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
         });
     }
     let known = read.get(identity.main()).map(|(_, _, file)| file.info.parameters.clone()).unwrap_or_default();
-    let unknown_parameters =
-        params::decode(&identity.parameters).into_iter().map(|(name, _)| name).filter(|name| !known.contains(name)).collect();
+    let unknown_parameters = params::decode(&identity.parameters)
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| !known.contains(name))
+        .collect();
     Ok(LoadSet { files, unknown_parameters })
 }
 
-fn store_failed(error: io::Error) -> Trouble {
+fn store_failed(error: &io::Error) -> Trouble {
     Trouble::new(NodeReason::StoreFailed, format!("the unpacked image cannot be read: {error}"))
 }
 
@@ -101,7 +107,8 @@ fn image_folder(place: &Place<'_>, identity: &LoadIdentity) -> Result<PathBuf, T
     modules.push("lib/modules");
     let candidates = [place.release, wanted::trimmed(place.release)];
     candidates.iter().map(|release| modules.join(release)).find(|folder| folder.is_dir()).ok_or_else(|| {
-        let message = format!("the image holds no folder {}/lib/modules/{}", identity.dir_name, wanted::trimmed(place.release));
+        let message =
+            format!("the image holds no folder {}/lib/modules/{}", identity.dir_name, wanted::trimmed(place.release));
         Trouble::new(NodeReason::ModuleNotFound, message)
     })
 }
@@ -181,7 +188,12 @@ fn text(path: &Path) -> Option<String> {
 type Read = BTreeMap<String, (PathBuf, Packing, ModuleFile)>;
 
 /// Reads the named modules and everything that they lead to.
-fn gather(place: &Place<'_>, identity: &LoadIdentity, image: &Modules, host: &Modules) -> Result<(Candidates, Read), Trouble> {
+fn gather(
+    place: &Place<'_>,
+    identity: &LoadIdentity,
+    image: &Modules,
+    host: &Modules,
+) -> Result<(Candidates, Read), Trouble> {
     let mut candidates = Candidates::new();
     let mut read = Read::new();
     let mut providers: Option<BTreeMap<String, String>> = None;
@@ -190,7 +202,8 @@ fn gather(place: &Place<'_>, identity: &LoadIdentity, image: &Modules, host: &Mo
         if candidates.contains_key(&name) {
             continue;
         }
-        let (source, modules) = if image.files.contains_key(&name) { (Source::Image, image) } else { (Source::Host, host) };
+        let (source, modules) =
+            if image.files.contains_key(&name) { (Source::Image, image) } else { (Source::Host, host) };
         let Some((path, packing)) = modules.files.get(&name) else { continue };
         let file = match read_module(path, *packing, place.machine) {
             Ok(file) => file,
@@ -303,7 +316,10 @@ mod tests {
         ];
         let with_dep = Case::new(
             &[
-                ("modules.dep", b"extra/kmm-top.ko: kmm-base.ko host/kernel/h.ko host/kernel/g.ko\nkmm-base.ko:\n".to_vec()),
+                (
+                    "modules.dep",
+                    b"extra/kmm-top.ko: kmm-base.ko host/kernel/h.ko host/kernel/g.ko\nkmm-base.ko:\n".to_vec(),
+                ),
                 ("extra/kmm-top.ko", ko("depends=", 1)),
                 ("kmm-base.ko", ko("softdep=pre: g absent", 2)),
             ],
@@ -336,7 +352,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_loaded_is_told_before_the_kernel_is_asked() {
-        let host: [(&str, Vec<u8>); 2] = [("modules.dep", b"kernel/g.ko:\n".to_vec()), ("kernel/g.ko", ko("name=g", 9))];
+        let host: [(&str, Vec<u8>); 2] =
+            [("modules.dep", b"kernel/g.ko:\n".to_vec()), ("kernel/g.ko", ko("name=g", 9))];
         let case = Case::new(
             &[
                 ("needs.ko", ko("depends=nowhere", 1)),

@@ -58,7 +58,8 @@ impl Fetch for RegistryFetch {
 }
 
 async fn credentials(client: &Client, spec: &NodeModuleSpec) -> Result<Credentials, Trouble> {
-    let Some(name) = spec.image_repo_secret.as_ref().map(|secret| secret.name.as_str()).filter(|name| !name.is_empty()) else {
+    let Some(name) = spec.image_repo_secret.as_ref().map(|secret| secret.name.as_str()).filter(|name| !name.is_empty())
+    else {
         return Ok(Credentials::anonymous());
     };
     let which = format!("pull secret {}/{name}", spec.namespace);

@@ -87,9 +87,15 @@ pub fn load_trouble(name: &str, refused: &Refused) -> Trouble {
             (NodeReason::ParameterRefused, "the kernel refuses the value of a parameter")
         }
         Errno::EINVAL => (NodeReason::KernelRefused, "the kernel refuses a parameter or the module itself"),
-        Errno::EKEYREJECTED | Errno::ENOKEY | Errno::EBADMSG | Errno::EKEYREVOKED | Errno::EKEYEXPIRED | Errno::ENOPKG => {
-            (NodeReason::SignatureRejected, "the kernel does not trust its signature; sign it with a key that the kernel knows")
-        }
+        Errno::EKEYREJECTED
+        | Errno::ENOKEY
+        | Errno::EBADMSG
+        | Errno::EKEYREVOKED
+        | Errno::EKEYEXPIRED
+        | Errno::ENOPKG => (
+            NodeReason::SignatureRejected,
+            "the kernel does not trust its signature; sign it with a key that the kernel knows",
+        ),
         Errno::EPERM | Errno::EACCES => (
             NodeReason::NotPermitted,
             "loading modules is not permitted (lockdown, modules_disabled, or the worker is not privileged)",
@@ -106,9 +112,10 @@ pub fn unload_trouble(name: &str, refused: &Refused) -> Trouble {
     let (reason, what) = match refused.errno {
         Errno::EAGAIN => (NodeReason::InUse, "something uses it"),
         Errno::EBUSY => (NodeReason::InUse, "it is starting or ending, or has no exit function"),
-        Errno::EPERM | Errno::EACCES => {
-            (NodeReason::NotPermitted, "unloading modules is not permitted (modules_disabled, or the worker is not privileged)")
-        }
+        Errno::EPERM | Errno::EACCES => (
+            NodeReason::NotPermitted,
+            "unloading modules is not permitted (modules_disabled, or the worker is not privileged)",
+        ),
         _ => (NodeReason::KernelRefused, "the kernel refused"),
     };
     Trouble::new(reason, format!("module {name} was not unloaded, {what}: {refused}"))
@@ -137,9 +144,11 @@ mod tests {
             let log: Vec<String> = (!log.is_empty()).then(|| log.to_owned()).into_iter().collect();
             assert_eq!(load_trouble("kmm_a", &Refused { errno, log }).reason, expected, "{errno}");
         }
-        for (errno, expected) in
-            [(Errno::EAGAIN, NodeReason::InUse), (Errno::EBUSY, NodeReason::InUse), (Errno::EPERM, NodeReason::NotPermitted)]
-        {
+        for (errno, expected) in [
+            (Errno::EAGAIN, NodeReason::InUse),
+            (Errno::EBUSY, NodeReason::InUse),
+            (Errno::EPERM, NodeReason::NotPermitted),
+        ] {
             assert_eq!(unload_trouble("kmm_a", &errno.into()).reason, expected, "{errno}");
         }
         let refused = Refused { errno: Errno::ENOENT, log: vec!["kmm_a: Unknown symbol f (err -2)".into()] };

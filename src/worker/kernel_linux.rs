@@ -84,7 +84,8 @@ impl Kernel for LinuxKernel {
         if !names::is_valid(name) || !module.join("initstate").exists() {
             return Ok(None);
         }
-        let identity = Identity { build_id: build_id(&module.join("notes")), srcversion: text(&module.join("srcversion")) };
+        let identity =
+            Identity { build_id: build_id(&module.join("notes")), srcversion: text(&module.join("srcversion")) };
         let parameters = parameters
             .iter()
             .filter(|parameter| names::is_valid(parameter))
@@ -200,7 +201,10 @@ mod tests {
             })
         );
         fs::rename(module.join("notes/.note.gnu.build-id"), module.join("notes/.note.all")).unwrap();
-        assert_eq!(kernel.running("kmm_a", &BTreeSet::new()).unwrap().unwrap().identity.build_id.as_deref(), Some("ab"));
+        assert_eq!(
+            kernel.running("kmm_a", &BTreeSet::new()).unwrap().unwrap().identity.build_id.as_deref(),
+            Some("ab")
+        );
         assert_eq!(kernel.running("../module", &asked).unwrap(), None);
     }
 }

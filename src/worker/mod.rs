@@ -76,7 +76,7 @@ impl WorkerSettings {
             kmsg: "/dev/kmsg".into(),
             look_every: Duration::from_secs(5),
             kept_plan_after: Duration::from_secs(10),
-            pull_deadline: Duration::from_secs(600),
+            pull_deadline: Duration::from_mins(10),
         }
     }
 }

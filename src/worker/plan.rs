@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::kernel::{Running, Trouble};
 use super::record::{Entry, Owner, Record};
-use super::wanted::{self, LoadIdentity, Wanted};
+use super::wanted::{self, LoadIdentity};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
@@ -108,7 +108,7 @@ pub struct Observed {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Put this into the record.
-    Write(Entry),
+    Write(Box<Entry>),
     /// Drop this from the record.
     Forget(Owner),
     /// Take a module out of the kernel, if it still is this file.
@@ -125,6 +125,13 @@ pub enum Step {
         /// Parameters in the kernel's grammar.
         parameters: String,
     },
+}
+
+impl Step {
+    /// Put this into the record.
+    fn write(entry: Entry) -> Self {
+        Self::Write(Box::new(entry))
+    }
 }
 
 /// Steps for one Module, in order; the first failure ends the job. Jobs do not depend on one another.
@@ -247,7 +254,11 @@ impl Observed {
     }
 
     /// Names of every kernel module, and for each the parameters, that a plan looks at.
-    pub fn interesting(record: &Record, desired: &NodeModulesConfigSpec, prepared: &BTreeMap<Owner, Prepared>) -> BTreeMap<String, BTreeSet<String>> {
+    pub fn interesting(
+        record: &Record,
+        desired: &NodeModulesConfigSpec,
+        prepared: &BTreeMap<Owner, Prepared>,
+    ) -> BTreeMap<String, BTreeSet<String>> {
         let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for module in record.entries.iter().flat_map(|entry| &entry.modules) {
             names.entry(module.name.clone()).or_default();

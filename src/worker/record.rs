@@ -136,7 +136,7 @@ impl Record {
 }
 
 /// The last specification that was read from the API server.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeptPlan {
     version: u32,
@@ -254,7 +254,7 @@ impl StateDir {
         {
             return Ok((Some(value), None));
         }
-        let aside = (0..)
+        let aside = (0..1000)
             .map(|n: u32| self.root.join(format!("{file}.unreadable-{n}")))
             .find(|aside| !aside.exists())
             .unwrap_or_else(|| self.root.join(format!("{file}.unreadable")));
@@ -283,7 +283,12 @@ mod tests {
     fn entry(name: &str) -> Entry {
         Entry {
             spec: NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() },
-            modules: vec![RecordedModule { name: "m".into(), named: true, inserted: true, identity: Identity::default() }],
+            modules: vec![RecordedModule {
+                name: "m".into(),
+                named: true,
+                inserted: true,
+                identity: Identity::default(),
+            }],
             adopted: false,
             took_ms: Some(3),
         }
@@ -318,7 +323,9 @@ mod tests {
     fn a_file_that_cannot_be_read_is_put_aside_and_not_lost() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
-        for (n, text) in ["{\"version\":1,\"boot", "", "{\"version\":99,\"bootID\":\"b\",\"entries\":[]}", "null"].iter().enumerate() {
+        for (n, text) in
+            ["{\"version\":1,\"boot", "", "{\"version\":99,\"bootID\":\"b\",\"entries\":[]}", "null"].iter().enumerate()
+        {
             fs::write(folder.path().join(RECORD), text).unwrap();
             let (record, aside) = state.record("b").unwrap();
             assert_eq!(record, Record::new("b"));

@@ -1,0 +1,327 @@
+//! A kernel in memory, with faults, and a small world around it in which plans are carried out.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::{self, Outcome, RecordStore};
+use super::kernel::{Kernel, Refused, Running, Trouble};
+use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Step, plan};
+use super::record::{Owner, Record};
+use super::{observe, wanted};
+use crate::api::names::NodeReason;
+use crate::api::{ModprobeSpec, ModuleConfig, NodeModuleSpec, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::core::kmod::names::Packing;
+use crate::core::kmod::order::Role;
+use crate::core::kmod::proc_modules::{InitState, Listed};
+use crate::core::kmod::{Identity, params};
+
+pub(super) const RELEASE: &str = "6.12.1+";
+
+/// A loaded module.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Loaded {
+    pub(super) id: String,
+    pub(super) needs: Vec<String>,
+    pub(super) parameters: BTreeMap<String, String>,
+    /// References besides those of modules that need it.
+    pub(super) references: u32,
+    pub(super) permanent: bool,
+    pub(super) state: Option<InitState>,
+}
+
+/// The kernel in memory.
+#[derive(Debug, Default)]
+pub(super) struct SimulatedKernel {
+    modules: Mutex<BTreeMap<String, Loaded>>,
+    /// What the next load or unload of a module answers.
+    faults: Mutex<BTreeMap<String, Errno>>,
+    /// Every change that the worker made: `+name` and `-name`.
+    calls: Mutex<Vec<String>>,
+}
+
+impl SimulatedKernel {
+    pub(super) fn with(&self, change: impl FnOnce(&mut BTreeMap<String, Loaded>)) {
+        change(&mut self.modules.lock().unwrap());
+    }
+
+    pub(super) fn fail(&self, module: &str, errno: Errno) {
+        self.faults.lock().unwrap().insert(module.to_owned(), errno);
+    }
+
+    pub(super) fn heal(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+
+    pub(super) fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.modules.lock().unwrap().keys().cloned().collect()
+    }
+
+    pub(super) fn id(&self, name: &str) -> Option<String> {
+        self.modules.lock().unwrap().get(name).map(|loaded| loaded.id.clone())
+    }
+
+    fn fault(&self, name: &str) -> Result<(), Refused> {
+        self.faults.lock().unwrap().get(name).map_or(Ok(()), |errno| Err((*errno).into()))
+    }
+}
+
+/// In the simulated world a file's path says all: `/<id>/<name>/<needs joined by commas>`.
+fn path_of(name: &str, id: &str, needs: &[&str]) -> PathBuf {
+    PathBuf::from(format!("/{id}/{name}/{}", needs.join(",")))
+}
+
+impl Kernel for SimulatedKernel {
+    fn boot_id(&self) -> io::Result<String> {
+        Ok("boot-1".into())
+    }
+
+    fn release(&self) -> io::Result<String> {
+        Ok(RELEASE.into())
+    }
+
+    fn listed(&self) -> io::Result<BTreeMap<String, Listed>> {
+        let modules = self.modules.lock().unwrap();
+        let entry = |name: &String, loaded: &Loaded| {
+            let holders: Vec<String> =
+                modules.iter().filter(|(_, other)| other.needs.contains(name)).map(|(name, _)| name.clone()).collect();
+            let refcnt = loaded.references + u32::try_from(holders.len()).unwrap();
+            Listed {
+                refcnt: Some(refcnt),
+                holders,
+                permanent: loaded.permanent,
+                state: loaded.state.unwrap_or(InitState::Live),
+            }
+        };
+        Ok(modules.iter().map(|(name, loaded)| (name.clone(), entry(name, loaded))).collect())
+    }
+
+    fn running(&self, name: &str, parameters: &BTreeSet<String>) -> io::Result<Option<Running>> {
+        Ok(self.modules.lock().unwrap().get(name).map(|loaded| Running {
+            identity: identity(&loaded.id),
+            parameters: loaded
+                .parameters
+                .iter()
+                .filter(|(name, _)| parameters.contains(*name))
+                .map(|(n, v)| (n.clone(), v.clone()))
+                .collect(),
+        }))
+    }
+
+    fn load(&self, name: &str, file: &Path, _: Packing, parameters: &str) -> Result<(), Refused> {
+        self.fault(name)?;
+        let parts: Vec<String> = file.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
+        let needs: Vec<String> =
+            parts.get(2).map(|needs| needs.split(',').map(ToOwned::to_owned).collect()).unwrap_or_default();
+        let mut modules = self.modules.lock().unwrap();
+        if modules.contains_key(name) {
+            return Err(Errno::EEXIST.into());
+        }
+        if needs.iter().any(|need| !modules.contains_key(need)) {
+            return Err(Errno::ENOENT.into());
+        }
+        let parameters =
+            params::decode(parameters).into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
+        modules.insert(name.to_owned(), Loaded { id: parts[0].clone(), needs, parameters, ..Loaded::default() });
+        self.calls.lock().unwrap().push(format!("+{name}"));
+        Ok(())
+    }
+
+    fn unload(&self, name: &str) -> Result<(), Refused> {
+        self.fault(name)?;
+        let listed = self.listed().unwrap();
+        let entry = listed.get(name).ok_or(Errno::ENOENT)?;
+        if entry.permanent {
+            return Err(Errno::EBUSY.into());
+        }
+        if entry.refcnt != Some(0) {
+            return Err(Errno::EAGAIN.into());
+        }
+        self.modules.lock().unwrap().remove(name);
+        self.calls.lock().unwrap().push(format!("-{name}"));
+        Ok(())
+    }
+}
+
+/// The identity of the file with this id; `?` is a file that cannot be told from another.
+pub(super) fn identity(id: &str) -> Identity {
+    Identity { build_id: (id != "?").then(|| id.to_owned()), srcversion: None }
+}
+
+/// A file of an image.
+pub(super) fn file(name: &str, id: &str, role: Role, needs: &[&str]) -> LoadFile {
+    LoadFile {
+        name: name.into(),
+        path: path_of(name, id, needs),
+        packing: Packing::Plain,
+        role,
+        identity: identity(id),
+    }
+}
+
+/// An entry for a Module `drivers/<module>` with uid `uid-<module>`; the digest is made of one letter.
+pub(super) fn spec(module: &str, kernel_module: &str, digest: char, generation: i64) -> NodeModuleSpec {
+    NodeModuleSpec {
+        config: ModuleConfig {
+            container_image: format!("registry.example/kmm@sha256:{}", digest.to_string().repeat(64)),
+            kernel_version: "6.12.1".into(),
+            modprobe: ModprobeSpec { module_name: Some(kernel_module.into()), ..ModprobeSpec::default() },
+            ..ModuleConfig::default()
+        },
+        generation: Some(generation),
+        module_uid: Some(format!("uid-{module}")),
+        name: module.into(),
+        namespace: "drivers".into(),
+        service_account_name: "default".into(),
+        ..NodeModuleSpec::default()
+    }
+}
+
+/// An order to unload what a Module has up to a generation.
+pub(super) fn intent(module: &str, generation: i64) -> UnloadIntent {
+    UnloadIntent {
+        generation,
+        module_uid: format!("uid-{module}"),
+        name: module.into(),
+        namespace: "drivers".into(),
+        reason: UnloadReason::Changed,
+    }
+}
+
+/// A store that can be full.
+#[derive(Debug, Default)]
+pub(super) struct MemoryStore {
+    pub(super) full: RefCell<bool>,
+}
+
+impl RecordStore for MemoryStore {
+    fn save(&self, _: &Record) -> Result<(), Trouble> {
+        if *self.full.borrow() { Err(Trouble::new(NodeReason::StoreFailed, "disk full")) } else { Ok(()) }
+    }
+}
+
+/// A node.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) kernel: SimulatedKernel,
+    pub(super) store: MemoryStore,
+    pub(super) record: Record,
+    pub(super) desired: NodeModulesConfigSpec,
+    /// What images hold: files by digest letter and kernel module, or why they cannot be had.
+    pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Trouble>>,
+    pub(super) prepared: BTreeMap<Owner, Prepared>,
+    pub(super) attempts: BTreeMap<Owner, Attempt>,
+    pub(super) now: Duration,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self { record: Record::new("boot-1"), ..Self::default() }
+    }
+
+    pub(super) fn image(&mut self, digest: char, files: Vec<LoadFile>) {
+        let main = files.iter().rfind(|file| file.role == Role::Named).unwrap().name.clone();
+        self.images.insert((digest, main), Ok(files));
+    }
+
+    pub(super) fn observe(&self) -> Observed {
+        let names = Observed::interesting(&self.record, &self.desired, &self.prepared);
+        Observed {
+            release: RELEASE.into(),
+            now: self.now,
+            desired: self.desired.clone(),
+            record: self.record.clone(),
+            kernel: observe::kernel(&self.kernel, &names).unwrap(),
+            prepared: self.prepared.clone(),
+            attempts: self.attempts.clone(),
+        }
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        plan(&self.observe())
+    }
+
+    /// One round: plans, fetches, carries out. Returns the plan.
+    pub(super) fn round(&mut self, shutdown: &CancellationToken) -> Plan {
+        let plan = self.plan();
+        for spec in &plan.prepare {
+            let identity = wanted::identity(spec).unwrap();
+            let digest = identity.digest.hex().chars().next().unwrap();
+            let state = match self.images.get(&(digest, identity.main().to_owned())) {
+                Some(Ok(files)) => {
+                    Preparation::Ready(Arc::new(LoadSet { files: files.clone(), unknown_parameters: Vec::new() }))
+                }
+                Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
+                None => Preparation::Failed(
+                    Trouble::new(NodeReason::ImageNotFound, "no such image"),
+                    self.now + Duration::from_secs(5),
+                ),
+            };
+            self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), state });
+        }
+        let outcomes = apply::jobs(&self.kernel, &self.store, &mut self.record, &plan.jobs, shutdown);
+        for job in &plan.jobs {
+            if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {
+                let attempt = Attempt {
+                    identity: job.identity.clone(),
+                    trouble: trouble.clone(),
+                    retry_at: self.now + Duration::from_secs(5),
+                };
+                self.attempts.insert(job.owner.clone(), attempt);
+            }
+        }
+        plan
+    }
+
+    /// Goes on until there is nothing to do, and says what holds: `module state reason`.
+    pub(super) fn settle(&mut self) -> Vec<String> {
+        let never = CancellationToken::new();
+        for _ in 0..20 {
+            let plan = self.round(&never);
+            if plan.is_quiet() {
+                return plan
+                    .reports
+                    .iter()
+                    .map(|report| format!("{} {:?} {}", report.spec.name, report.state, report.reason.as_str()))
+                    .collect();
+            }
+        }
+        panic!("no rest after 20 rounds, next is {:#?}", self.plan());
+    }
+
+    /// A new process on the same node: only the record and the kernel remain.
+    pub(super) fn restart(&mut self) {
+        self.prepared.clear();
+        self.attempts.clear();
+    }
+
+    /// Time goes on far enough for everything that failed to be tried again.
+    pub(super) fn wait(&mut self) {
+        self.now += Duration::from_mins(10);
+    }
+
+    /// Steps of the next plan, in short.
+    pub(super) fn next_steps(&self) -> Vec<String> {
+        self.plan()
+            .jobs
+            .iter()
+            .flat_map(|job| &job.steps)
+            .map(|step| match step {
+                Step::Write(entry) => format!("write {}", entry.spec.name),
+                Step::Forget(owner) => format!("forget {}", owner.name),
+                Step::Unload { name, .. } => format!("unload {name}"),
+                Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
+            })
+            .collect()
+    }
+}

@@ -40,7 +40,8 @@ pub fn status(
     now: Timestamp,
 ) -> Option<NodeModulesConfigStatus> {
     let known: BTreeMap<Owner, &NodeModuleStatus> = old.modules.iter().map(|module| (owner(module), module)).collect();
-    let modules = reports.iter().map(|report| entry(report, known.get(&Owner::of(&report.spec)).copied(), node, now)).collect();
+    let modules =
+        reports.iter().map(|report| entry(report, known.get(&Owner::of(&report.spec)).copied(), node, now)).collect();
     let mut new = NodeModulesConfigStatus {
         boot_id: Some(node.boot_id.to_owned()),
         conditions: old.conditions.clone(),
@@ -109,7 +110,9 @@ fn ready(reports: &[Report], unreadable: Option<&str>) -> conditions::Wanted {
         let message = format!("the specification cannot be read, the last one that could is kept: {why}");
         return conditions::Wanted::new(ready, State::False, NodeConfigReason::Unreadable.as_str(), message);
     }
-    let of = |states: &[ModuleState]| -> Vec<&Report> { reports.iter().filter(|report| states.contains(&report.state)).collect() };
+    let of = |states: &[ModuleState]| -> Vec<&Report> {
+        reports.iter().filter(|report| states.contains(&report.state)).collect()
+    };
     let failing = of(&[ModuleState::Failed, ModuleState::UnloadFailed, ModuleState::Unknown]);
     if let Some(first) = failing.first() {
         let more = if failing.len() > 1 { format!(", and {} more", failing.len() - 1) } else { String::new() };
@@ -124,7 +127,8 @@ fn ready(reports: &[Report], unreadable: Option<&str>) -> conditions::Wanted {
     let loaded = of(&[ModuleState::Loaded]).len();
     let orphans = of(&[ModuleState::Orphaned]);
     if let Some(first) = orphans.first() {
-        let message = format!("{loaded} loaded; {} neither wanted nor to go, the first is {}", orphans.len(), name(first));
+        let message =
+            format!("{loaded} loaded; {} neither wanted nor to go, the first is {}", orphans.len(), name(first));
         return conditions::Wanted::new(ready, State::True, NodeConfigReason::OrphanedModules.as_str(), message);
     }
     conditions::Wanted::new(ready, State::True, NodeConfigReason::AllLoaded.as_str(), format!("{loaded} loaded"))
@@ -136,4 +140,119 @@ fn without_sentences(status: &NodeModulesConfigStatus) -> NodeModulesConfigStatu
     bare.modules.iter_mut().for_each(|module| module.message = None);
     bare.conditions.iter_mut().for_each(|condition| condition.message.clear());
     bare
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::names::NodeReason;
+    use crate::core::kmod::Identity;
+    use crate::worker::plan::InKernel;
+    use crate::worker::record::Entry;
+    use crate::worker::simulated::spec;
+
+    const NODE: Node<'static> = Node { boot_id: "boot-1", release: "6.12.1+", generation: 7, unreadable: None };
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    fn loaded() -> Report {
+        let spec = spec("gpu", "gpu", 'a', 3);
+        let entry = Entry { spec: spec.clone(), modules: vec![], adopted: false, took_ms: Some(1234) };
+        let identity = Identity { build_id: Some("abc".into()), srcversion: None };
+        Report {
+            spec,
+            state: ModuleState::Loaded,
+            reason: NodeReason::Loaded,
+            message: String::new(),
+            generation: Some(3),
+            loaded: Some(InKernel { entry, identity }),
+        }
+    }
+
+    fn failed(message: &str) -> Report {
+        let (state, reason, loaded) = (ModuleState::UnloadFailed, NodeReason::InUse, loaded());
+        Report { state, reason, message: message.into(), ..loaded }
+    }
+
+    fn ready(status: &NodeModulesConfigStatus) -> String {
+        let ready = &status.conditions[0];
+        format!("{} {} {}", ready.status, ready.reason, ready.message)
+    }
+
+    #[test]
+    fn a_loaded_module_is_told_with_its_proof_and_the_same_is_not_told_twice() {
+        let status = status(&NodeModulesConfigStatus::default(), &NODE, &[loaded()], None, at(0)).unwrap();
+        let module = &status.modules[0];
+        assert_eq!(status.observed_generation, Some(7));
+        assert_eq!(status.boot_id.as_deref(), Some("boot-1"));
+        assert_eq!(module.config, Some(loaded().spec.config));
+        assert_eq!(module.build_id.as_deref(), Some("abc"));
+        assert_eq!(module.duration.as_deref(), Some("1.2s"));
+        assert_eq!(module.digest, Some(format!("sha256:{}", "a".repeat(64))));
+        assert_eq!(module.boot_id.as_deref(), Some("boot-1"));
+        assert_eq!(ready(&status), "True AllLoaded 1 loaded");
+        assert_eq!(super::status(&status, &NODE, &[loaded()], None, at(500)), None);
+    }
+
+    #[test]
+    fn times_change_with_state_or_reason_only() {
+        let first = status(&NodeModulesConfigStatus::default(), &NODE, &[failed("one")], None, at(0)).unwrap();
+        let second = status(&first, &NODE, &[failed("two")], None, at(100)).unwrap();
+        assert_eq!(second.modules[0].last_transition_time, Some(Time(at(0))));
+        assert_eq!(second.modules[0].message.as_deref(), Some("two"));
+        let third = status(&second, &NODE, &[loaded()], None, at(200)).unwrap();
+        assert_eq!(third.modules[0].last_transition_time, Some(Time(at(200))));
+    }
+
+    #[test]
+    fn a_sentence_that_alone_changes_waits_a_minute_and_everything_else_does_not() {
+        let first = status(&NodeModulesConfigStatus::default(), &NODE, &[failed("one")], None, at(0)).unwrap();
+        assert_eq!(status(&first, &NODE, &[failed("two")], Some(at(0)), at(59)), None);
+        assert!(status(&first, &NODE, &[failed("two")], Some(at(0)), at(60)).is_some());
+        let next = Node { generation: 8, ..NODE };
+        assert!(status(&first, &next, &[failed("two")], Some(at(0)), at(1)).is_some());
+        assert!(status(&first, &NODE, &[loaded()], Some(at(0)), at(1)).is_some());
+        assert!(status(&first, &NODE, &[], Some(at(0)), at(1)).is_some());
+    }
+
+    #[test]
+    fn the_condition_names_the_first_that_is_not_as_wanted() {
+        let of = |reports: &[Report], node: &Node<'_>| {
+            ready(&status(&NodeModulesConfigStatus::default(), node, reports, None, at(0)).unwrap())
+        };
+        let state = |state, reason| Report { state, reason, ..loaded() };
+        let pulling = state(ModuleState::Pulling, NodeReason::Pulling);
+        let orphan = state(ModuleState::Orphaned, NodeReason::NotWanted);
+        let unreadable = Node { unreadable: Some("no field x"), ..NODE };
+        for (reports, node, expected) in [
+            (vec![], &NODE, "True AllLoaded 0 loaded"),
+            (
+                vec![loaded(), failed("busy"), failed("busy"), pulling.clone()],
+                &NODE,
+                "False ModulesFailing drivers/gpu: InUse: busy, and 1 more",
+            ),
+            (vec![loaded(), pulling, orphan.clone()], &NODE, "False InProgress drivers/gpu: Pulling, 1 in all"),
+            (
+                vec![loaded(), orphan],
+                &NODE,
+                "True OrphanedModules 1 loaded; 1 neither wanted nor to go, the first is drivers/gpu",
+            ),
+            (
+                vec![loaded()],
+                &unreadable,
+                "False Unreadable the specification cannot be read, the last one that could is kept: no field x",
+            ),
+        ] {
+            assert_eq!(of(&reports, node), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut() {
+        let status =
+            status(&NodeModulesConfigStatus::default(), &NODE, &[failed(&"x".repeat(100_000))], None, at(0)).unwrap();
+        assert_eq!(status.modules[0].message.as_ref().unwrap().chars().count(), MAX_MESSAGE);
+    }
 }

@@ -68,10 +68,13 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
         .parse()
         .map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, format!("{error}")))?;
     let digest = image.digest().cloned().ok_or_else(|| {
-        let message = format!("image {} is not named by digest; the planner must resolve its tag", config.container_image);
+        let message =
+            format!("image {} is not named by digest; the planner must resolve its tag", config.container_image);
         Trouble::new(NodeReason::ImageInvalidReference, message)
     })?;
-    let is_set = |args: &Option<ModprobeArgs>| args.as_ref().is_some_and(|args| !args.load.is_empty() || !args.unload.is_empty());
+    let is_set = |args: &Option<ModprobeArgs>| {
+        args.as_ref().is_some_and(|args| !args.load.is_empty() || !args.unload.is_empty())
+    };
     for (field, set, way_out) in [
         ("modprobe.rawArgs", is_set(&modprobe.raw_args), "use moduleName, parameters and modulesLoadingOrder"),
         ("modprobe.args", is_set(&modprobe.args), "use parameters and modulesLoadingOrder"),
@@ -83,7 +86,10 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
         }
     }
     let invalid = |message: String| Trouble::new(NodeReason::ModuleNotFound, message);
-    let main = modprobe.module_name.as_deref().ok_or_else(|| invalid("modprobe.moduleName is not set; name the kernel module".into()))?;
+    let main = modprobe
+        .module_name
+        .as_deref()
+        .ok_or_else(|| invalid("modprobe.moduleName is not set; name the kernel module".into()))?;
     let mut named = vec![kernel_name(main)];
     for name in modprobe.modules_loading_order.iter().flatten().map(|name| kernel_name(name)) {
         if !named.contains(&name) {
@@ -108,7 +114,8 @@ pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
     let identity = identity(spec)?;
     let single = spec.config.in_tree_module_to_remove.as_slice();
     let list = spec.config.in_tree_modules_to_remove.as_slice();
-    let in_tree: Vec<String> = if list.is_empty() { single } else { list }.iter().map(|name| kernel_name(name)).collect();
+    let in_tree: Vec<String> =
+        if list.is_empty() { single } else { list }.iter().map(|name| kernel_name(name)).collect();
     Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity, in_tree })
 }
 

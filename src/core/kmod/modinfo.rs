@@ -36,7 +36,8 @@ pub fn parse(section: &[u8]) -> Modinfo {
             "srcversion" => info.srcversion = Some(value.to_owned()),
             "version" => info.version = Some(value.to_owned()),
             "depends" => {
-                info.depends.extend(value.split(',').map(str::trim).filter(|d| !d.is_empty()).map(super::kernel_name))
+                let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
+                info.depends.extend(names.map(super::kernel_name));
             }
             "softdep" => soft(value, &mut info),
             "parm" | "parmtype" => {

@@ -175,7 +175,9 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn candidates(list: &[(&str, Source, &[&str], &[&str], &[&str])]) -> Candidates {
+    type Line<'a> = (&'a str, Source, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+
+    fn candidates(list: &[Line<'_>]) -> Candidates {
         list.iter()
             .map(|(name, source, needs, before, after)| {
                 let candidate = Candidate {
@@ -194,6 +196,7 @@ mod tests {
         Ok(steps.into_iter().map(|step| (step.name, step.role)).collect())
     }
 
+    #[allow(clippy::unnecessary_wraps)] // compared with what may be an error
     fn pairs(list: &[(&str, Role)]) -> Result<Vec<(String, Role)>, Error> {
         Ok(list.iter().map(|(name, role)| ((*name).to_owned(), *role)).collect())
     }

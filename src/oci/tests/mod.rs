@@ -123,16 +123,13 @@ async fn answer(State(content): State<Arc<Mutex<Content>>>, request: Request) ->
     } else {
         None
     };
-    match found {
-        Some((media_type, body)) => {
-            let digest = hash::of(Algorithm::Sha256, &body).to_string();
-            let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(body) };
-            reply(StatusCode::OK, &[("content-type", &media_type), ("docker-content-digest", &digest)], body)
-        }
-        None => {
-            let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
-            reply(StatusCode::NOT_FOUND, &[("content-type", "application/json")], Body::from(body))
-        }
+    if let Some((media_type, body)) = found {
+        let digest = hash::of(Algorithm::Sha256, &body).to_string();
+        let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(body) };
+        reply(StatusCode::OK, &[("content-type", &media_type), ("docker-content-digest", &digest)], body)
+    } else {
+        let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+        reply(StatusCode::NOT_FOUND, &[("content-type", "application/json")], Body::from(body))
     }
 }
 

@@ -227,13 +227,14 @@ async fn passing_faults_of_a_layer_are_survived() {
     }
 }
 
+type Bad = fn(&[u8]) -> Response;
+
 #[tokio::test]
 async fn lasting_faults_of_a_layer_have_their_reasons() {
     let larger = |layer: &[u8]| reply(StatusCode::OK, &[], Body::from([layer, b"more"].concat()));
     let missing = |_: &[u8]| reply(StatusCode::NOT_FOUND, &[], Body::empty());
     let denied = |_: &[u8]| reply(StatusCode::FORBIDDEN, &[], Body::empty());
     let much_later = |_: &[u8]| reply(StatusCode::TOO_MANY_REQUESTS, &[("retry-after", "600")], Body::empty());
-    type Bad = fn(&[u8]) -> Response;
     let cases: [(Bad, &str, usize); 8] = [
         (truncated, "Unreachable", 4),
         (cut_off, "Unreachable", 4),
@@ -355,13 +356,13 @@ async fn a_token_that_expires_half_way_is_fetched_again() {
     let registry = TestRegistry::start().await;
     let digest = registry.put_image("amd64", &simple_layers(), |_| {});
     let challenge = format!(r#"Bearer realm="http://{}/token",service="s""#, registry.address);
-    let used = std::sync::atomic::AtomicU32::new(0);
+    let count = std::sync::atomic::AtomicU32::new(0);
     registry.fault(move |seen, earlier| {
         if seen.path.starts_with("/token") {
-            used.store(0, std::sync::atomic::Ordering::SeqCst);
+            count.store(0, std::sync::atomic::Ordering::SeqCst);
             return Some(reply(StatusCode::OK, &[], Body::from(format!(r#"{{"token":"t{earlier}"}}"#))));
         }
-        let uses = used.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let uses = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let refused = seen.authorization.is_none() || uses >= 2;
         refused.then(|| reply(StatusCode::UNAUTHORIZED, &[("www-authenticate", &challenge)], Body::empty()))
     });

@@ -105,6 +105,9 @@ fn always(
     }
 }
 
+/// Status, headers and body of every answer, and the error that it is.
+type Case = (u16, &'static [(&'static str, &'static str)], &'static str, Error);
+
 #[tokio::test]
 async fn every_refusal_has_its_own_reason() {
     const WITHOUT: &str = "asked without credentials";
@@ -118,7 +121,6 @@ async fn every_refusal_has_its_own_reason() {
         retry_after: secs.map(Duration::from_secs),
     };
     let schema1 = "manifests of schema version 1 are not supported, push the image again";
-    type Case = (u16, &'static [(&'static str, &'static str)], &'static str, Error);
     let cases: Vec<Case> = vec![
         (404, &[], unknown, Error::NotFound { image: image() }),
         (404, &[("docker-distribution-api-version", "registry/2.0")], "", Error::NotFound { image: image() }),
@@ -239,7 +241,7 @@ async fn broken_connections_are_told_apart() {
 async fn an_endless_manifest_is_not_read() {
     let answer = with_fault(|seen, _| {
         let endless =
-            futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 65536])));
+            futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 4096])));
         let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from_stream(endless) };
         Some(reply(StatusCode::OK, &[], body))
     });

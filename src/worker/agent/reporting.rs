@@ -19,7 +19,7 @@ use crate::worker::status::{self, Node};
 const PASSING: Duration = Duration::from_secs(1);
 /// First and longest pause after a failed write.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// What is to be told and what has been.
 #[derive(Debug, Default)]
@@ -73,7 +73,10 @@ impl Reporting {
                 self.written = Some(Timestamp::now());
                 // One that was made again meanwhile is told by the watch.
                 if self.object.as_ref().is_some_and(|known| known.uid() == object.uid()) {
-                    self.object = Some(NodeModulesConfig { spec: self.object.take().map(|known| known.spec).unwrap_or_default(), ..object });
+                    self.object = Some(NodeModulesConfig {
+                        spec: self.object.take().map(|known| known.spec).unwrap_or_default(),
+                        ..object
+                    });
                 }
             }
             Err(error) => {
@@ -108,7 +111,9 @@ impl Agent {
             unreadable: reporting.unreadable.as_deref(),
         };
         let old = object.status.clone().unwrap_or_default();
-        let Some(new) = status::status(&old, &node, &reporting.reports, reporting.written, Timestamp::now()) else { return };
+        let Some(new) = status::status(&old, &node, &reporting.reports, reporting.written, Timestamp::now()) else {
+            return;
+        };
         // With the uid, so that an object made again under the same name is not written to by mistake.
         let body = json!({
             "apiVersion": "kmm.sigs.x-k8s.io/v1beta1",

@@ -22,7 +22,7 @@ use crate::worker::wanted::{self, LoadIdentity};
 const FETCHES: usize = 4;
 /// First and longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// The end of a task.
 pub(super) enum Finished {
@@ -105,7 +105,9 @@ impl Agent {
                     examine::load_set(&place, &identity)
                 })
                 .await
-                .unwrap_or_else(|error| Err(Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))),
+                .unwrap_or_else(|error| {
+                    Err(Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))
+                }),
                 Err(trouble) => Err(trouble),
             };
             Finished::Prepared { number, spec: Box::new(spec), result }

@@ -21,7 +21,7 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
     {
         if entry.spec != wanted.spec {
             // Only how the image is fetched, or the generation, is another: the kernel is not concerned.
-            let steps = vec![Step::Write(Entry { spec: wanted.spec.clone(), ..entry.clone() })];
+            let steps = vec![Step::write(Entry { spec: wanted.spec.clone(), ..entry.clone() })];
             plan.jobs.push(Job { owner: wanted.owner.clone(), identity: Some(wanted.identity.clone()), steps });
         }
         let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
@@ -29,7 +29,12 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
         if let Some(loaded) = &mut loaded {
             loaded.entry.spec = wanted.spec.clone();
         }
-        plan.reports.push(report(&wanted.spec, ModuleState::Loaded, Trouble::new(reason, drift(observed, wanted)), loaded));
+        plan.reports.push(report(
+            &wanted.spec,
+            ModuleState::Loaded,
+            Trouble::new(reason, drift(observed, wanted)),
+            loaded,
+        ));
         return;
     }
     match ready(observed, wanted) {
@@ -120,9 +125,12 @@ impl Loading<'_> {
         if all_same && parameters.is_none() {
             return self.adopt(plan);
         }
-        let stale: Vec<&str> =
-            if parameters.is_some() { vec![self.wanted.identity.main()] } else { others.iter().map(|(file, _)| file.name.as_str()).collect() };
-        let replaced = match self.make_room(&stale, others.first(), parameters) {
+        let outdated: Vec<&str> = if parameters.is_some() {
+            vec![self.wanted.identity.main()]
+        } else {
+            others.iter().map(|(file, _)| file.name.as_str()).collect()
+        };
+        let replaced = match self.make_room(&outdated, others.first(), parameters) {
             Ok(replaced) => replaced,
             Err((state, trouble)) => return self.tell(plan, state, trouble),
         };
@@ -172,7 +180,7 @@ impl Loading<'_> {
         plan.jobs.push(Job {
             owner: self.wanted.owner.clone(),
             identity: Some(self.wanted.identity.clone()),
-            steps: vec![Step::Write(entry.clone())],
+            steps: vec![Step::write(entry.clone())],
         });
         let trouble = Trouble::new(reason, drift(self.observed, self.wanted));
         let loaded = Some(super::InKernel { entry, identity });
@@ -188,7 +196,8 @@ impl Loading<'_> {
     /// it is absent and about to be.
     fn new_entry(&self, adopted: bool, leaving: &[String]) -> Entry {
         let inserted = |file: &LoadFile| {
-            let known = self.observed.record.entries.iter().any(|entry| entry.module(&file.name).is_some_and(|m| m.inserted));
+            let known =
+                self.observed.record.entries.iter().any(|entry| entry.module(&file.name).is_some_and(|m| m.inserted));
             known || !self.observed.kernel.listed.contains_key(&file.name)
         };
         let modules = self.set.files.iter().map(|file| RecordedModule {
@@ -228,7 +237,7 @@ impl Loading<'_> {
         {
             let names = removal(&self.observed.record, entry, &self.observed.kernel)
                 .map_err(|trouble| (ModuleState::UnloadFailed, trouble))?;
-            leaving.extend(names);
+            leaving.extend(self.without_what_can_stay(names, stale));
         }
         let listed = &self.observed.kernel.listed;
         let in_tree: Vec<&str> = self
@@ -236,19 +245,38 @@ impl Loading<'_> {
             .in_tree
             .iter()
             .map(String::as_str)
-            .filter(|name| listed.contains_key(*name) && !leaving.iter().any(|going| going == name) && !self.is_ours(name))
+            .filter(|name| {
+                listed.contains_key(*name) && !leaving.iter().any(|going| going == name) && !self.is_ours(name)
+            })
             .collect();
         let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(in_tree.iter().copied()).collect();
-        for name in stale.iter().filter(|name| !all.contains(**name)) {
-            let by = self.observed.record.entries.iter().find(|entry| entry.owner() != self.wanted.owner && entry.module(name).is_some());
+        if let Some(name) = stale.iter().find(|name| !all.contains(**name)) {
+            let by = self
+                .observed
+                .record
+                .entries
+                .iter()
+                .find(|entry| entry.owner() != self.wanted.owner && entry.module(name).is_some());
             let own = self.entry.is_some_and(|entry| entry.module(name).is_some());
             let which = other.map_or_else(String::new, |(file, identity)| {
-                format!("the kernel runs {} ({}), wanted is {}", file.name, identity.describe(), file.identity.describe())
+                format!(
+                    "the kernel runs {} ({}), wanted is {}",
+                    file.name,
+                    identity.describe(),
+                    file.identity.describe()
+                )
             });
             if let Some(by) = by {
-                return failed(NodeReason::Conflict, format!("module {name} belongs to {}: {which}{}", by.owner(), parameters.unwrap_or_default()));
+                return failed(
+                    NodeReason::Conflict,
+                    format!("module {name} belongs to {}: {which}{}", by.owner(), parameters.unwrap_or_default()),
+                );
             }
-            let wait = if own { "reloading waits for an order to unload, or for a reboot" } else { "it was not loaded for this Module and is not touched; unload it, or name it in inTreeModulesToRemove" };
+            let wait = if own {
+                "reloading waits for an order to unload, or for a reboot"
+            } else {
+                "it was not loaded for this Module and is not touched; unload it, or name it in inTreeModulesToRemove"
+            };
             return match parameters {
                 Some(how) => failed(NodeReason::LoadedOtherParameters, format!("module {name}: {how}; {wait}")),
                 None => failed(NodeReason::LoadedOtherFile, format!("{which}; {wait}")),
@@ -263,21 +291,39 @@ impl Loading<'_> {
         let mut open = in_tree;
         while !open.is_empty() {
             let free = open.iter().position(|name| {
-                listed.get(*name).is_none_or(|entry| !entry.holders.iter().any(|holder| open.contains(&holder.as_str())))
+                listed
+                    .get(*name)
+                    .is_none_or(|entry| !entry.holders.iter().any(|holder| open.contains(&holder.as_str())))
             });
             leaving.push(open.remove(free.unwrap_or(0)).to_owned());
         }
         Ok(leaving)
     }
 
+    /// Leaves out of the modules to be removed, which stand users first, those that the new load wants just as they are.
+    fn without_what_can_stay(&self, names: Vec<String>, stale: &[&str]) -> Vec<String> {
+        let listed = &self.observed.kernel.listed;
+        let mut leaving: Vec<String> = Vec::new();
+        for name in names.into_iter().rev() {
+            let same = self.set.files.iter().any(|file| file.name == name && matches!(self.found(file), Found::Same));
+            let uses = leaving.iter().any(|going| listed.get(going).is_some_and(|entry| entry.holders.contains(&name)));
+            if !same || uses || stale.contains(&name.as_str()) {
+                leaving.push(name);
+            }
+        }
+        leaving.reverse();
+        leaving
+    }
+
     /// Whether what is loaded under the name is a wanted file, or in the record.
     fn is_ours(&self, name: &str) -> bool {
         let wanted = self.set.files.iter().any(|file| file.name == name && matches!(self.found(file), Found::Same));
-        wanted || self.observed.record.entries.iter().any(|entry| {
-            entry.module(name).is_some_and(|module| {
-                self.observed.kernel.running.get(name).is_some_and(|running| is_recorded(module, &running.identity))
+        wanted
+            || self.observed.record.entries.iter().any(|entry| {
+                entry.module(name).is_some_and(|module| {
+                    self.observed.kernel.running.get(name).is_some_and(|running| is_recorded(module, &running.identity))
+                })
             })
-        })
     }
 
     fn load(&self, plan: &mut Plan, leaving: &[String]) {
@@ -286,14 +332,14 @@ impl Loading<'_> {
         }
         let mut steps = unload_steps(leaving, &self.observed.kernel);
         if let Some(entry) = self.entry {
-            steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::Write));
+            steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::write));
         }
         let mut entry = self.new_entry(false, leaving);
         for module in entry.modules.iter_mut().filter(|module| leaving.contains(&module.name)) {
             module.inserted = true;
         }
         // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
-        steps.push(Step::Write(entry));
+        steps.push(Step::write(entry));
         for file in &self.set.files {
             if matches!(self.found(file), Found::Absent) || leaving.contains(&file.name) {
                 let main = file.name == self.wanted.identity.main();

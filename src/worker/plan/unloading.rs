@@ -47,7 +47,7 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
         }
         Ok(names) => {
             let mut steps = unload_steps(&names, &observed.kernel);
-            steps.extend(heirs(&observed.record, entry).into_iter().map(Step::Write));
+            steps.extend(heirs(&observed.record, entry).into_iter().map(Step::write));
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
@@ -70,7 +70,8 @@ pub(super) fn unload_steps(names: &[String], kernel: &KernelView) -> Vec<Step> {
 /// in no other entry.
 fn targets<'a>(record: &Record, entry: &'a Entry, kernel: &KernelView) -> Vec<&'a RecordedModule> {
     let owner = entry.owner();
-    let elsewhere = |name: &str| record.entries.iter().any(|other| other.owner() != owner && other.module(name).is_some());
+    let elsewhere =
+        |name: &str| record.entries.iter().any(|other| other.owner() != owner && other.module(name).is_some());
     entry
         .modules
         .iter()
@@ -134,12 +135,14 @@ pub(super) fn blocked(name: &str, leaving: &BTreeSet<&str>, kernel: &KernelView)
     let Some(refcnt) = listed.refcnt else {
         return Some("this kernel cannot unload modules; it leaves only by a reboot".to_owned());
     };
-    let staying: Vec<&str> = listed.holders.iter().map(String::as_str).filter(|holder| !leaving.contains(holder)).collect();
+    let staying: Vec<&str> =
+        listed.holders.iter().map(String::as_str).filter(|holder| !leaving.contains(holder)).collect();
     let going = u32::try_from(listed.holders.len() - staying.len()).unwrap_or(u32::MAX);
     if staying.is_empty() && refcnt <= going {
         return None;
     }
-    let holders = if staying.is_empty() { String::new() } else { format!(", modules that use it: {}", staying.join(", ")) };
+    let holders =
+        if staying.is_empty() { String::new() } else { format!(", modules that use it: {}", staying.join(", ")) };
     Some(format!("module {name} is in use (reference count {refcnt}{holders}); it goes as soon as nothing uses it"))
 }
 

@@ -1,0 +1,119 @@
+//! Arguments and environment → validated settings → dispatch. The only reader of the environment.
+
+mod manager;
+mod worker;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kube::Client;
+
+use crate::api::crds;
+use crate::runtime::telemetry::{self, Format};
+
+/// Kernel modules for fleets of Kubernetes clusters.
+#[derive(Debug, Parser)]
+#[command(name = "kmm", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the manager of a Hub, a Spoke or a single cluster
+    Manager(manager::ManagerArgs),
+    /// Run the worker of one node: loads and unloads kernel modules and reports what the kernel holds
+    Worker(worker::WorkerArgs),
+    /// Print the CustomResourceDefinitions as YAML
+    Crds,
+}
+
+/// Options of every long-running command.
+#[derive(Args, Debug)]
+struct LogArgs {
+    /// Form of the log on standard error
+    #[arg(long, env = "KMM_LOG_FORMAT", value_enum, default_value = "json")]
+    log_format: LogFormat,
+    /// What is logged, for instance `info` or `info,kmm::hub=debug`
+    #[arg(long, env = "KMM_LOG", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+impl LogArgs {
+    fn init(&self) -> Result<(), Usage> {
+        let format = match self.log_format {
+            LogFormat::Json => Format::Json,
+            LogFormat::Text => Format::Text,
+        };
+        telemetry::init(format, &self.log)
+            .map_err(|error| Usage(format!("--log (KMM_LOG) `{}`: {error}; write for instance `info,kube=warn`", self.log)))
+    }
+}
+
+/// Arguments that do not fit together; the text names the argument, its value and the way out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The API server cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+enum ClientError {
+    #[error("failed to find the API server: neither a ServiceAccount nor a kubeconfig (KUBECONFIG) can be used")]
+    Config(#[source] Box<kube::config::InferConfigError>),
+    #[error("failed to set up the client of the API server")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// A client for the ServiceAccount of this pod, or for the current context of the kubeconfig.
+async fn client() -> Result<Client, ClientError> {
+    let config = kube::Config::infer().await.map_err(|source| ClientError::Config(Box::new(source)))?;
+    Client::try_from(config).map_err(|source| ClientError::Client(Box::new(source)))
+}
+
+/// Name of this replica or node process: the pod's name, else the host's.
+fn instance(pod_name: Option<String>) -> String {
+    let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    pod_name.filter(|name| !name.is_empty()).or_else(host).unwrap_or_else(|| "kmm".to_owned())
+}
+
+/// Exit code for arguments that do not fit, as clap has it.
+const EXIT_USAGE: u8 = 2;
+/// Exit code for everything that failed later.
+const EXIT_FAILURE: u8 = 1;
+
+/// Runs the command line of this process.
+///
+/// Exit codes: 0 done or ended by a signal, 1 failed, 2 wrong arguments.
+pub fn main() -> ExitCode {
+    // Fails only if a provider was installed before; either way one is there.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match Cli::parse().command {
+        Command::Manager(args) => manager::run(args),
+        Command::Worker(args) => worker::run(args),
+        Command::Crds => print_crds(),
+    }
+}
+
+fn print_crds() -> ExitCode {
+    let printed = crds::to_yaml(&crds::crds())
+        .map_err(|error| error.to_string())
+        .and_then(|yaml| std::io::stdout().lock().write_all(yaml.as_bytes()).map_err(|error| error.to_string()));
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_FAILURE, &format!("failed to print the CustomResourceDefinitions: {error}")),
+    }
+}
+
+/// Tells the person at the terminal; the log may not be set up yet.
+fn fail(code: u8, message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "kmm: {message}");
+    ExitCode::from(code)
+}

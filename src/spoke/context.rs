@@ -1,0 +1,217 @@
+//! What all controllers of a cluster with nodes share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::Client;
+use serde_json::Value;
+
+use crate::runtime::metrics::Metrics;
+use crate::runtime::queue::Queue;
+use crate::runtime::store::{ObjectKey, Store, Writer, store};
+
+use super::SpokeSettings;
+use super::kernel_claims::Kernels;
+use super::reports::Teller;
+use super::tally::Tally;
+use super::view::{
+    ClaimView, ConfigView, DaemonSetView, ImagesView, ModuleView, NamespaceView, NodeView, RoleBindingView, RoleView,
+};
+use super::worker_daemonset::Settled;
+
+/// Everything that is watched.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// Every Node.
+    pub nodes: Store<NodeView>,
+    /// Every Module.
+    pub modules: Store<ModuleView>,
+    /// Every NodeModulesConfig.
+    pub configs: Store<ConfigView>,
+    /// Every ModuleImagesConfig.
+    pub images: Store<ImagesView>,
+    /// Namespaces that are marked as holding Modules.
+    pub namespaces: Store<NamespaceView>,
+    /// Roles of workers.
+    pub roles: Store<RoleView>,
+    /// Bindings of these Roles.
+    pub bindings: Store<RoleBindingView>,
+    /// The worker's DaemonSet.
+    pub daemon_sets: Store<DaemonSetView>,
+    /// Every ClusterClaim; only on a Spoke.
+    pub claims: Option<Store<ClaimView>>,
+}
+
+/// Write sides of [`Stores`].
+#[derive(Debug)]
+pub(super) struct Writers {
+    pub(super) nodes: Writer<NodeView>,
+    pub(super) modules: Writer<ModuleView>,
+    pub(super) configs: Writer<ConfigView>,
+    pub(super) images: Writer<ImagesView>,
+    pub(super) namespaces: Writer<NamespaceView>,
+    pub(super) roles: Writer<RoleView>,
+    pub(super) bindings: Writer<RoleBindingView>,
+    pub(super) daemon_sets: Writer<DaemonSetView>,
+    pub(super) claims: Option<Writer<ClaimView>>,
+}
+
+/// New stores, with one for claims on a Spoke.
+pub(super) fn stores(managed: bool) -> (Stores, Writers) {
+    let (nodes, write_nodes) = store();
+    let (modules, write_modules) = store();
+    let (configs, write_configs) = store();
+    let (images, write_images) = store();
+    let (namespaces, write_namespaces) = store();
+    let (roles, write_roles) = store();
+    let (bindings, write_bindings) = store();
+    let (daemon_sets, write_daemon_sets) = store();
+    let (claims, write_claims) = managed.then(store).unzip();
+    (
+        Stores { nodes, modules, configs, images, namespaces, roles, bindings, daemon_sets, claims },
+        Writers {
+            nodes: write_nodes,
+            modules: write_modules,
+            configs: write_configs,
+            images: write_images,
+            namespaces: write_namespaces,
+            roles: write_roles,
+            bindings: write_bindings,
+            daemon_sets: write_daemon_sets,
+            claims: write_claims,
+        },
+    )
+}
+
+impl Stores {
+    /// Waits until every store has had its first complete list; that of claims apart, whose kind may be missing.
+    pub(super) async fn wait_until_ready(&self) {
+        let Self { nodes, modules, configs, images, namespaces, roles, bindings, daemon_sets, claims: _ } = self;
+        tokio::join!(
+            nodes.wait_until_ready(),
+            modules.wait_until_ready(),
+            configs.wait_until_ready(),
+            images.wait_until_ready(),
+            namespaces.wait_until_ready(),
+            roles.wait_until_ready(),
+            bindings.wait_until_ready(),
+            daemon_sets.wait_until_ready(),
+        );
+    }
+}
+
+/// One queue for each controller.
+#[derive(Clone, Debug)]
+pub(super) struct Queues {
+    pub(super) nodes: Queue<String>,
+    pub(super) modules: Queue<ObjectKey>,
+    pub(super) statuses: Queue<ObjectKey>,
+    pub(super) namespaces: Queue<String>,
+    pub(super) worker: Queue<String>,
+    pub(super) claims: Queue<String>,
+}
+
+/// Time in which events about one object become one pass.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// The same for what sums up many objects.
+const COALESCE: Duration = Duration::from_secs(1);
+
+impl Queues {
+    fn new(metrics: &Metrics) -> Self {
+        Self {
+            nodes: Queue::new(DEBOUNCE, metrics.queue("node")),
+            modules: Queue::new(DEBOUNCE, metrics.queue("module")),
+            statuses: Queue::new(COALESCE, metrics.queue("module_status")),
+            namespaces: Queue::new(DEBOUNCE, metrics.queue("namespace")),
+            worker: Queue::new(DEBOUNCE, metrics.queue("worker_daemonset")),
+            claims: Queue::new(DEBOUNCE, metrics.queue("kernel_claims")),
+        }
+    }
+
+    /// Wakes the two controllers of a Module.
+    pub(super) fn wake_module(&self, key: &ObjectKey) {
+        self.modules.add(key.clone());
+        self.statuses.add(key.clone());
+    }
+
+    /// Wakes the controllers of the Modules with these UIDs.
+    pub(super) fn wake_modules(&self, stores: &Stores, uids: &[Arc<str>]) {
+        if uids.is_empty() {
+            return;
+        }
+        stores.modules.for_each(|key, module| {
+            if uids.contains(&module.facts.uid) {
+                self.wake_module(key);
+            }
+        });
+    }
+}
+
+/// What a pass works with.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) settings: SpokeSettings,
+    pub(super) client: Client,
+    pub(super) stores: Stores,
+    pub(super) queues: Queues,
+    pub(super) tally: Tally,
+    pub(super) teller: Teller,
+    /// The worker's DaemonSet and the hash of its specification.
+    pub(super) worker: (Value, String),
+    pub(super) settled: Settled,
+    pub(super) leading: AtomicBool,
+    kernels: Mutex<Kernels>,
+    warm: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(
+        settings: SpokeSettings,
+        client: Client,
+        stores: Stores,
+        metrics: &Metrics,
+        teller: Teller,
+        worker: (Value, String),
+    ) -> Self {
+        Self {
+            settings,
+            client,
+            stores,
+            queues: Queues::new(metrics),
+            tally: Tally::default(),
+            teller,
+            worker,
+            settled: Settled::default(),
+            leading: AtomicBool::new(false),
+            kernels: Mutex::default(),
+            warm: AtomicBool::new(false),
+        }
+    }
+
+    /// The kernels of all nodes.
+    pub(super) fn kernels(&self) -> MutexGuard<'_, Kernels> {
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every node was planned once since the start: before that, totals say nothing.
+    pub(super) fn is_warm(&self) -> bool {
+        if self.warm.load(Ordering::SeqCst) {
+            return true;
+        }
+        let mut all = true;
+        {
+            let totals = self.tally.lock();
+            self.stores.nodes.for_each(|key, _| all &= totals.knows(&key.name));
+        }
+        self.warm.store(all, Ordering::SeqCst);
+        all
+    }
+
+    /// Wakes every Module at the moment when the totals begin to say something.
+    pub(super) fn warm_up(&self) {
+        if !self.warm.load(Ordering::SeqCst) && self.is_warm() {
+            self.stores.modules.for_each(|key, _| self.queues.wake_module(key));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What belongs to one Module besides nodes: finalizer and ModuleImagesConfig.
+
+use std::sync::Arc;
+
+use crate::api::names::MODULE_FINALIZER;
+use crate::api::{ModuleImageSpec, ModuleImagesConfigSpec, TLSOptions};
+use crate::core::image::ImageRef;
+use crate::spoke::node::trimmed;
+use crate::spoke::tally::ModuleTotals;
+use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
+
+/// What a Module's plan is made from.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The Module.
+    pub facts: Arc<ModuleFacts>,
+    /// The ModuleImagesConfig of the same name, if there is one.
+    pub images: Option<Arc<ImagesView>>,
+    /// What all nodes mean for the Module; `None` until each node was looked at once.
+    pub totals: Option<ModuleTotals>,
+}
+
+/// What is to be written about a Module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The new list of finalizers, if it changes.
+    pub finalizers: Option<Vec<String>>,
+    /// The ModuleImagesConfig.
+    pub images: ImagesAction,
+}
+
+/// What happens to the ModuleImagesConfig.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ImagesAction {
+    /// It is as it should be, or cannot be decided yet.
+    Nothing,
+    /// It is made.
+    Create(Box<ModuleImagesConfigSpec>),
+    /// Its specification is replaced.
+    Update(Box<ModuleImagesConfigSpec>),
+    /// It is removed.
+    Delete {
+        /// `metadata.uid`.
+        uid: String,
+    },
+}
+
+/// The plan for one Module.
+pub fn plan(observed: &Observed) -> Plan {
+    Plan { finalizers: finalizers(observed), images: images(observed) }
+}
+
+fn finalizers(observed: &Observed) -> Option<Vec<String>> {
+    let facts = &observed.facts;
+    let mut list = facts.finalizers.clone();
+    match (facts.deleting, facts.has_finalizer()) {
+        (false, false) if facts.unreadable.is_none() => {
+            list.push(MODULE_FINALIZER.to_owned());
+            Some(list)
+        }
+        (true, true) if is_over(observed.totals.as_ref()?) => {
+            list.retain(|finalizer| finalizer != MODULE_FINALIZER);
+            Some(list)
+        }
+        _ => None,
+    }
+}
+
+/// Whether every node has lost the Module, and every planner of a node knows that it must.
+fn is_over(totals: &ModuleTotals) -> bool {
+    totals.holders.is_empty() && totals.unaware == 0
+}
+
+fn images(observed: &Observed) -> ImagesAction {
+    let (facts, present) = (&observed.facts, observed.images.as_deref());
+    // With the Module goes what it owns. An unreadable Module keeps what it has.
+    if facts.deleting || facts.unreadable.is_some() {
+        return ImagesAction::Nothing;
+    }
+    let foreign = present.is_some_and(|images| images.owner.as_deref() != Some(&*facts.uid));
+    let Some(totals) = observed.totals.as_ref().filter(|_| !foreign) else { return ImagesAction::Nothing };
+    let wanted = wanted_images(facts, totals.kernels.keys());
+    match present {
+        None if wanted.images.is_empty() => ImagesAction::Nothing,
+        None => ImagesAction::Create(Box::new(wanted)),
+        Some(images) if wanted.images.is_empty() => ImagesAction::Delete { uid: images.uid.clone() },
+        Some(images) if images.spec == wanted => ImagesAction::Nothing,
+        Some(_) => ImagesAction::Update(Box::new(wanted)),
+    }
+}
+
+/// The images that these kernels need and whose digest has to be looked up; sorted, each once.
+pub fn wanted_images<'a>(facts: &ModuleFacts, kernels: impl Iterator<Item = &'a Arc<str>>) -> ModuleImagesConfigSpec {
+    let Some(loader) = &facts.spec.module_loader else { return ModuleImagesConfigSpec::default() };
+    let resolved = kernels.filter_map(|kernel| Some((trimmed(kernel), facts.resolve(kernel)?)));
+    let mut images: Vec<ModuleImageSpec> = resolved
+        .filter_map(|(kernel, resolved)| match &*resolved {
+            Resolved::Image(image) if !is_pinned(&image.image) => Some(ModuleImageSpec {
+                build: image.build.clone(),
+                dir_name: loader.container.modprobe.dir_name.clone(),
+                image: image.image.clone(),
+                kernel_version: kernel.to_owned(),
+                registry_tls: Some(image.registry_tls.clone()).filter(|tls| *tls != TLSOptions::default()),
+                sign: image.sign.clone(),
+                skip_wait_missing_image: false,
+            }),
+            Resolved::Image(_) | Resolved::Unmapped | Resolved::Invalid(_) => None,
+        })
+        .collect();
+    images.sort_by(|a, b| (&a.kernel_version, &a.image).cmp(&(&b.kernel_version, &b.image)));
+    images.dedup_by(|a, b| (&a.kernel_version, &a.image) == (&b.kernel_version, &b.image));
+    let default = ModuleImagesConfigSpec::default();
+    ModuleImagesConfigSpec {
+        image_pull_policy: loader.container.image_pull_policy.clone().unwrap_or(default.image_pull_policy),
+        image_rebuild_trigger_generation: facts.spec.image_rebuild_trigger_generation,
+        image_repo_secret: facts.spec.image_repo_secret.clone(),
+        images,
+        push_built_image: true,
+        tolerations: facts.spec.tolerations.clone(),
+    }
+}
+
+/// Whether a look-up can add nothing: the digest is there, or the name is none.
+fn is_pinned(image: &str) -> bool {
+    image.parse::<ImageRef>().map_or(true, |reference| reference.is_pinned())
+}

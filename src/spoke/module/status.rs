@@ -1,0 +1,175 @@
+//! The status of a Module, from the totals of all nodes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::api::names::{ConditionType, ModuleReason};
+use crate::api::{DaemonSetStatus, FailingNode, ModuleStatus};
+use crate::core::conditions::{self, State, Wanted};
+use crate::spoke::outcome::Trouble;
+use crate::spoke::tally::ModuleTotals;
+use crate::spoke::view::ModuleFacts;
+
+/// Most nodes that are named.
+const NAMED_NODES: usize = 10;
+/// Longest message about one node, in characters.
+const NODE_MESSAGE_MAX: usize = 512;
+const SILENT: &str = "no worker has reported since the node started";
+
+/// The status as it should be, `None` if it is already so.
+pub fn plan_status(
+    facts: &ModuleFacts,
+    old: &ModuleStatus,
+    totals: &ModuleTotals,
+    trigger: Option<i64>,
+    now: Timestamp,
+) -> Option<ModuleStatus> {
+    let mut new = old.clone();
+    new.module_loader = Some(DaemonSetStatus {
+        available_number: Some(number(totals.available)),
+        desired_number: Some(number(totals.desired)),
+        nodes_matching_selector_number: Some(number(totals.matching)),
+    });
+    new.nodes_failing = failing_nodes(totals);
+    new.observed_generation = Some(facts.generation);
+    new.rendered_hash.clone_from(&facts.rendered_hash);
+    new.image_rebuild_trigger_generation = trigger.or(old.image_rebuild_trigger_generation);
+    let (ready, images) = (ready(facts, totals), images(facts, totals));
+    let progress = if is_moving(facts, totals) {
+        Verdict { state: State::True, reason: ready.reason, message: ready.message.clone() }
+    } else {
+        Verdict::new(State::False, ModuleReason::Settled, "nothing is on its way")
+    };
+    let wanted =
+        [(ConditionType::ImagesResolved, images), (ConditionType::Progressing, progress), (ConditionType::Ready, ready)]
+            .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, is.reason.as_str(), is.message));
+    conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
+    (new != *old).then_some(new)
+}
+
+struct Verdict {
+    state: State,
+    reason: ModuleReason,
+    message: String,
+}
+
+impl Verdict {
+    fn new(state: State, reason: ModuleReason, message: impl Into<String>) -> Self {
+        Self { state, reason, message: message.into() }
+    }
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+fn failing_nodes(totals: &ModuleTotals) -> Vec<FailingNode> {
+    let named = |name: &String, reason: &str, message: &str| FailingNode {
+        name: name.clone(),
+        reason: reason.to_owned(),
+        message: Some(conditions::truncate(message, NODE_MESSAGE_MAX)).filter(|message| !message.is_empty()),
+    };
+    let of = |(name, trouble): (&String, &Trouble)| named(name, &trouble.reason, &trouble.message);
+    let mut nodes: Vec<_> = totals.failing.iter().take(NAMED_NODES).map(of).collect();
+    nodes.extend(totals.without_image.iter().take(NAMED_NODES).map(of));
+    let silent = totals.silent.iter().take(NAMED_NODES);
+    nodes.extend(silent.map(|name| named(name, ModuleReason::NodesSilent.as_str(), SILENT)));
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    nodes.truncate(NAMED_NODES);
+    nodes
+}
+
+/// `node-1: why` of the first of these, and how many more there are.
+fn first(node: Option<(&String, &str)>, count: usize) -> String {
+    let Some((name, message)) = node else { return String::new() };
+    let more = if count > 1 { format!(" (and {} more nodes)", count - 1) } else { String::new() };
+    format!("{name}: {message}{more}")
+}
+
+fn troubles(nodes: &BTreeMap<String, Trouble>) -> String {
+    let text = |(name, trouble): (&'_ String, &'_ Trouble)| {
+        let why = if trouble.message.is_empty() { &trouble.reason } else { &trouble.message };
+        (name.clone(), why.clone())
+    };
+    let node = nodes.iter().next().map(text);
+    first(node.as_ref().map(|(name, why)| (name, why.as_str())), nodes.len())
+}
+
+fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
+    let of = format!("{} of {} nodes have the module", totals.available, totals.desired);
+    if facts.deleting {
+        return deleting(totals);
+    }
+    let not = |reason, message: String| Verdict::new(State::False, reason, message);
+    if let Some(error) = &facts.unreadable {
+        return not(ModuleReason::Unreadable, format!("{of}; the object cannot be read: {error}"));
+    }
+    if facts.spec.module_loader.is_none() && totals.leaving == 0 {
+        return Verdict::new(State::True, ModuleReason::NoModuleLoader, "there is nothing to load");
+    }
+    if let Some(error) = facts.invalid() {
+        return not(ModuleReason::InvalidSpec, format!("{of}; {error}"));
+    }
+    if !totals.failing.is_empty() {
+        return not(ModuleReason::NodesFailing, format!("{of}; {}", troubles(&totals.failing)));
+    }
+    if !totals.without_image.is_empty() {
+        return not(ModuleReason::ImagesNotReady, format!("{of}; {}", troubles(&totals.without_image)));
+    }
+    if !totals.silent.is_empty() {
+        let silent = first(totals.silent.first().map(|name| (name, SILENT)), totals.silent.len());
+        return Verdict::new(State::Unknown, ModuleReason::NodesSilent, format!("{of}; {silent}"));
+    }
+    if totals.available < totals.desired || totals.leaving > 0 {
+        let leaving = if totals.leaving > 0 { format!("; {} more unload it", totals.leaving) } else { String::new() };
+        return not(ModuleReason::NodesNotReady, format!("{of}{leaving}"));
+    }
+    let unmapped = totals.unmapped;
+    match (totals.matching, totals.desired) {
+        (0, _) => Verdict::new(State::True, ModuleReason::NoMatchingNodes, "no node matches the selector"),
+        (matching, 0) if unmapped > 0 => {
+            not(ModuleReason::NoMatchingKernel, format!("no kernel mapping fits any of {matching} matching nodes"))
+        }
+        (matching, 0) => {
+            let message = format!("taints keep the module off all of {matching} matching nodes");
+            Verdict::new(State::True, ModuleReason::NoMatchingNodes, message)
+        }
+        _ if unmapped > 0 => {
+            let message = format!("{of}; no kernel mapping fits {unmapped} more matching nodes");
+            Verdict::new(State::True, ModuleReason::SomeKernelsUnmapped, message)
+        }
+        _ => Verdict::new(State::True, ModuleReason::AllNodesReady, of),
+    }
+}
+
+fn deleting(totals: &ModuleTotals) -> Verdict {
+    if !totals.failing.is_empty() {
+        let message = format!("cannot be unloaded: {}", troubles(&totals.failing));
+        return Verdict::new(State::False, ModuleReason::UnloadBlocked, message);
+    }
+    let holder = totals.holders.first().map(|name| (name, "waiting for its worker to unload the module"));
+    let message = first(holder, totals.holders.len());
+    let message = if message.is_empty() { "no node has the module any more".to_owned() } else { message };
+    Verdict::new(State::False, ModuleReason::Unloading, message)
+}
+
+fn is_moving(facts: &ModuleFacts, totals: &ModuleTotals) -> bool {
+    let failed = totals.failing.len() + totals.without_image.len();
+    let on_their_way = totals.desired.saturating_sub(totals.available + failed);
+    on_their_way > 0 || totals.leaving > 0 || (facts.deleting && !totals.holders.is_empty())
+}
+
+fn images(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
+    if facts.spec.module_loader.is_none() {
+        return Verdict::new(State::True, ModuleReason::NoModuleLoader, "no image is needed");
+    }
+    if let Some(error) = facts.invalid() {
+        return Verdict::new(State::False, ModuleReason::InvalidSpec, error);
+    }
+    if totals.without_image.is_empty() {
+        let message = "the digest of every image that is needed is known";
+        return Verdict::new(State::True, ModuleReason::ImagesResolved, message);
+    }
+    Verdict::new(State::False, ModuleReason::ImagesNotReady, troubles(&totals.without_image))
+}

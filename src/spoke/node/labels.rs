@@ -1,0 +1,171 @@
+//! Labels: on the Node, by which device plugins and people find loaded modules, and on the NodeModulesConfig.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::api::names::{
+    WORKER_NODE_LABEL, is_module_label, is_ready_label, module_configured_label, module_in_use_label, ready_label,
+    version_ready_label,
+};
+use crate::api::{NodeModuleStatus, NodeModulesConfigSpec};
+use crate::spoke::view::{ConfigView, NodeView};
+
+use super::standing::is_loaded;
+
+/// Longest name part of a label key, and longest value, in characters.
+const LABEL_MAX: usize = 63;
+
+/// Changes of the Node's labels, so that they say what the worker proved.
+///
+/// A label stays as it is while nothing is known: the module is wanted and no worker has spoken about this object yet.
+/// Labels of releases that knew no namespace are removed.
+pub fn changes(
+    node: &NodeView,
+    config: Option<&ConfigView>,
+    spec: &NodeModulesConfigSpec,
+    config_exists: bool,
+) -> BTreeMap<String, Option<String>> {
+    let mut wanted = BTreeMap::new();
+    let mut open = BTreeSet::new();
+    if config_exists {
+        wanted.insert(WORKER_NODE_LABEL.to_owned(), String::new());
+    }
+    for entry in &spec.modules {
+        let (ready, version) =
+            (ready_label(&entry.namespace, &entry.name), version_ready_label(&entry.namespace, &entry.name));
+        if spec.unload.iter().any(|intent| Some(&intent.module_uid) == entry.module_uid.as_ref()) {
+            continue;
+        }
+        let report = config.and_then(|config| {
+            let of_entry = |report: &&NodeModuleStatus| {
+                (&report.namespace, &report.name) == (&entry.namespace, &entry.name)
+                    && report.module_uid == entry.module_uid
+            };
+            config.report.modules.iter().find(of_entry)
+        });
+        match config.and_then(|config| config.report.boot_id.as_deref()) {
+            // An object that is new, or that the pod-based worker left: its words stand until ours has looked.
+            None => {
+                open.insert(ready);
+                open.insert(version);
+            }
+            Some(boot) if boot == node.boot_id && report.is_some_and(|report| is_loaded(entry, report)) => {
+                wanted.insert(ready, String::new());
+                if let Some(value) = &entry.version {
+                    wanted.insert(version, value.clone());
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    wanted.retain(|key, value| is_valid_key(key) && value.chars().count() <= LABEL_MAX);
+    let stale = node.labels.keys().filter(|key| is_ready_label(key) || *key == WORKER_NODE_LABEL);
+    let mut changes: BTreeMap<String, Option<String>> = stale
+        .filter(|key| !wanted.contains_key(*key) && !open.contains(*key))
+        .map(|key| (key.clone(), None))
+        .collect();
+    let missing = wanted.into_iter().filter(|(key, value)| node.labels.get(key) != Some(value));
+    changes.extend(missing.map(|(key, value)| (key, Some(value))));
+    changes
+}
+
+/// Labels of a NodeModulesConfig by which tools of the pod-based operator find it; keys that are too long are left out.
+pub fn of_config(spec: &NodeModulesConfigSpec, reports: &[NodeModuleStatus]) -> BTreeMap<String, String> {
+    let wanted = spec.modules.iter().map(|entry| (&entry.namespace, &entry.name));
+    let leaving = spec.unload.iter().map(|intent| (&intent.namespace, &intent.name));
+    let loaded = reports.iter().map(|report| (&report.namespace, &report.name));
+    let configured = wanted.clone().map(|(namespace, name)| module_configured_label(namespace, name));
+    let in_use = wanted.chain(leaving).chain(loaded).map(|(namespace, name)| module_in_use_label(namespace, name));
+    configured.chain(in_use).filter(|key| is_valid_key(key)).map(|key| (key, String::new())).collect()
+}
+
+/// The labels among these that [`of_config`] decides on.
+pub fn ours(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    labels.iter().filter(|(key, _)| is_module_label(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn is_valid_key(key: &str) -> bool {
+    key.split_once('/').is_some_and(|(_, name)| name.len() <= LABEL_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spoke::testing::{a_config, a_node, an_entry, loaded};
+
+    fn node(labels: &[&str]) -> NodeView {
+        let mut node = a_node();
+        node.labels = labels.iter().map(|key| ((*key).to_owned(), String::new())).collect();
+        node
+    }
+
+    fn removed(keys: &[&str]) -> BTreeMap<String, Option<String>> {
+        keys.iter().map(|key| ((*key).to_owned(), None)).collect()
+    }
+
+    const READY: &str = "kmm.node.kubernetes.io/drivers.gpu.v2.ready";
+    const VERSION: &str = "kmm.node.kubernetes.io/drivers.gpu.v2.version.ready";
+
+    #[test]
+    fn a_proved_module_is_ready_also_with_dots_in_its_name() {
+        let mut entry = an_entry("drivers", "gpu.v2", "u1");
+        entry.version = Some("1.0".into());
+        let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
+        let changes = changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, true);
+        assert_eq!(
+            changes,
+            [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), Some("1.0".into()))].into()
+        );
+    }
+
+    #[test]
+    fn labels_follow_only_what_is_known() {
+        let entry = an_entry("drivers", "gpu.v2", "u1");
+        let with = |edit: fn(&mut ConfigView)| {
+            let mut config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
+            edit(&mut config);
+            config
+        };
+        let table: [(&str, ConfigView, &[&str]); 6] = [
+            ("as it is", with(|_| {}), &[]),
+            ("nobody spoke about this object yet", with(|c| c.report = crate::spoke::view::ReportView::default()), &[]),
+            ("said in an earlier boot", with(|c| c.report.boot_id = Some("old".into())), &[READY]),
+            ("failed", with(|c| c.report.modules[0].state = Some(crate::api::ModuleState::Failed)), &[READY]),
+            ("another file", with(|c| c.spec.modules[0].config.container_image = "r/x@sha256:ff".into()), &[READY]),
+            (
+                "must go",
+                with(|c| {
+                    c.spec.unload.push(crate::api::UnloadIntent { module_uid: "u1".into(), ..Default::default() });
+                }),
+                &[READY],
+            ),
+        ];
+        for (what, config, expected) in table {
+            let node = node(&[READY, WORKER_NODE_LABEL]);
+            assert_eq!(changes(&node, Some(&config), &config.spec, true), removed(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_no_entry_asks_for_goes_and_foreign_labels_stay() {
+        let node = node(&[
+            READY,
+            VERSION,
+            "kmm.node.kubernetes.io/gpu.ready",
+            "kmm.node.kubernetes.io/drivers.gpu.device-plugin-ready",
+            "kmm.node.kubernetes.io/version-module.drivers.gpu",
+            "example.org/gpu.ready",
+            WORKER_NODE_LABEL,
+        ]);
+        let gone = removed(&[READY, VERSION, "kmm.node.kubernetes.io/gpu.ready", WORKER_NODE_LABEL]);
+        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), false), gone);
+    }
+
+    #[test]
+    fn a_key_that_is_too_long_is_left_out() {
+        let name = "a".repeat(60);
+        let entry = an_entry("drivers", &name, "u1");
+        let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
+        assert!(of_config(&config.spec, &config.report.modules).is_empty());
+        assert!(changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, true).is_empty());
+    }
+}

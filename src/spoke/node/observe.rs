@@ -1,0 +1,65 @@
+//! What a node's plan is made from, out of the stores.
+
+use std::sync::Arc;
+
+use crate::api::UnloadReason;
+use crate::core::selector;
+use crate::runtime::store::ObjectKey;
+use crate::spoke::Stores;
+use crate::spoke::outcome::Trouble;
+use crate::spoke::view::{ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
+
+use super::entry::{build_entry, trimmed};
+use super::plan::{ModuleHere, Observed, Want};
+
+/// Everything about one node. Only stores are read.
+pub fn observe(stores: &Stores, name: &str) -> Observed {
+    let key = ObjectKey::cluster(name);
+    let (node, config) = (stores.nodes.get(&key), stores.configs.get(&key));
+    let mut modules = Vec::new();
+    if let Some(node) = &node {
+        let mut all = Vec::new();
+        stores.modules.for_each(|key, module| all.push((key.clone(), Arc::clone(&module.facts))));
+        for (key, facts) in all {
+            let images = stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*facts.uid));
+            let want = want(&facts, node, images.as_deref());
+            modules.push(ModuleHere { facts, want });
+        }
+    }
+    Observed { name: name.to_owned(), node, config, modules }
+}
+
+/// Whether the Module selects the node.
+pub fn selects(module: &ModuleFacts, node: &NodeView) -> bool {
+    selector::matches(Some(&module.spec.selector), Some(&node.labels))
+}
+
+/// What a Module wants on a node.
+pub fn want(module: &ModuleFacts, node: &NodeView, images: Option<&ImagesView>) -> Want {
+    if module.deleting {
+        return Want::Gone(UnloadReason::Deleted);
+    }
+    let selected = selects(module, node);
+    if let Some(error) = &module.unreadable {
+        return if selected { Want::Invalid(error.clone()) } else { Want::Unclear };
+    }
+    if module.spec.module_loader.is_none() {
+        return Want::Gone(UnloadReason::NoModuleLoader);
+    }
+    if !selected {
+        return Want::Gone(UnloadReason::NotSelected);
+    }
+    let Some(resolved) = module.resolve(&node.kernel) else { return Want::Gone(UnloadReason::NoModuleLoader) };
+    let image = match &*resolved {
+        Resolved::Image(image) => image,
+        Resolved::Unmapped => return Want::Unmapped,
+        Resolved::Invalid(why) => return Want::Invalid(why.clone()),
+    };
+    match ImageFact::of(&image.image, trimmed(&node.kernel), images) {
+        ImageFact::Missing { reason, message } => Want::NoImage(Trouble::new(reason, message)),
+        ImageFact::Pinned(pinned) => match build_entry(module, &node.kernel, pinned, image) {
+            Some(entry) => Want::Here(Box::new(entry)),
+            None => Want::Gone(UnloadReason::NoModuleLoader),
+        },
+    }
+}

@@ -1,0 +1,378 @@
+//! The whole NodeModulesConfig of one node, from all Modules.
+//!
+//! Two rules stand above all others. Absence is never an order: only a Module that is there, and that is being deleted,
+//! has nothing to load, does not select the node or asks for another file, makes an intent to unload. And whatever
+//! cannot be told (no mapping, no digest, a taint, a node that is not ready) leaves an entry as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::api::{NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::core::taints::{effective_tolerations, first_untolerated};
+use crate::spoke::outcome::{Outcome, Standing, Trouble};
+use crate::spoke::view::{ConfigView, ModuleFacts, NodeView};
+
+use super::entry::{Belongs, same_in_kernel};
+use super::labels;
+use super::standing::standing;
+
+/// What a node's plan is made from.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Name of the node, and of its NodeModulesConfig.
+    pub name: String,
+    /// The Node, if there is one.
+    pub node: Option<Arc<NodeView>>,
+    /// The NodeModulesConfig, if there is one.
+    pub config: Option<Arc<ConfigView>>,
+    /// Every Module of the cluster.
+    pub modules: Vec<ModuleHere>,
+}
+
+/// One Module, as seen from this node.
+#[derive(Clone, Debug)]
+pub struct ModuleHere {
+    /// The Module.
+    pub facts: Arc<ModuleFacts>,
+    /// What it wants here.
+    pub want: Want,
+}
+
+/// What a Module wants on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Want {
+    /// Not to be here.
+    Gone(UnloadReason),
+    /// To be here, but no mapping fits the kernel.
+    Unmapped,
+    /// To be here, but the mapping cannot be carried out.
+    Invalid(String),
+    /// To be here, but the image's digest is not known.
+    NoImage(Box<Trouble>),
+    /// It cannot be told, because the Module cannot be read.
+    Unclear,
+    /// To be here, like this; the generation of the entry is still open.
+    Here(Box<NodeModuleSpec>),
+}
+
+/// What is to be written about a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The NodeModulesConfig.
+    pub config: ConfigAction,
+    /// Changes of the Node's labels: a value, or `None` for removal. Empty if nothing changes.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// What the node means for each Module that it concerns, by UID. `None` if the node is gone.
+    pub outcomes: Option<BTreeMap<Arc<str>, Outcome>>,
+}
+
+/// What happens to the NodeModulesConfig.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConfigAction {
+    /// It is as it should be.
+    Nothing,
+    /// It is written as a whole.
+    Apply {
+        /// `metadata.resourceVersion` of the object that was observed, `None` if there was none: if that is not
+        /// what the server has, nothing is written.
+        resource_version: Option<String>,
+        /// UID of the Node that owns it.
+        owner: String,
+        /// Labels by which people and tools find it.
+        labels: BTreeMap<String, String>,
+        /// Labels that are there and say something that is not so any more.
+        stale_labels: Vec<String>,
+        /// The specification.
+        spec: NodeModulesConfigSpec,
+    },
+    /// It is removed if it is still the one that was observed.
+    Delete {
+        /// `metadata.uid`.
+        uid: String,
+        /// `metadata.resourceVersion`.
+        resource_version: String,
+    },
+}
+
+/// The plan for one node. Applied, the next plan of the same world is empty.
+pub fn plan(observed: &Observed) -> Plan {
+    let Some(node) = observed.node.as_deref() else { return without_node(observed.config.as_deref()) };
+    // An object of an earlier Node of this name is on its way out and says nothing about this one.
+    let foreign = observed.config.as_deref().filter(|config| config.owner.as_ref().is_some_and(|uid| *uid != node.uid));
+    let config = if foreign.is_some() { None } else { observed.config.as_deref() };
+
+    let here = Here { node, config };
+    let mut drafts: Vec<Draft> = observed.modules.iter().map(|module| here.draft(module)).collect();
+    let mut spec = NodeModulesConfigSpec::default();
+    here.keep_unknown(&observed.modules, &mut drafts, &mut spec);
+    spec.modules.extend(drafts.iter().filter_map(|draft| draft.entry.clone()));
+    spec.unload.extend(drafts.iter().filter_map(|draft| draft.intent.clone()));
+    spec.modules.sort_by(|a, b| (&a.namespace, &a.name, &a.module_uid).cmp(&(&b.namespace, &b.name, &b.module_uid)));
+    spec.unload.sort_by(|a, b| (&a.namespace, &a.name, &a.module_uid).cmp(&(&b.namespace, &b.name, &b.module_uid)));
+
+    let outcomes: BTreeMap<_, _> = drafts
+        .into_iter()
+        .map(|draft| (Arc::clone(&draft.facts.uid), draft.outcome(node)))
+        .filter(|(_, outcome)| outcome.is_relevant())
+        .collect();
+    let action = match foreign {
+        Some(foreign) => {
+            ConfigAction::Delete { uid: foreign.uid.clone(), resource_version: foreign.resource_version.clone() }
+        }
+        None => here.config_action(spec.clone()),
+    };
+    let exists = observed.config.is_some() || matches!(action, ConfigAction::Apply { .. });
+    let labels = labels::changes(node, config, &spec, exists);
+    Plan { config: action, labels, outcomes: Some(outcomes) }
+}
+
+/// A node that is gone loads nothing. Its object goes by its owner reference; one that has no owner would stay for ever.
+fn without_node(config: Option<&ConfigView>) -> Plan {
+    let action = match config {
+        Some(config) if config.owner.is_none() => {
+            ConfigAction::Delete { uid: config.uid.clone(), resource_version: config.resource_version.clone() }
+        }
+        Some(_) | None => ConfigAction::Nothing,
+    };
+    Plan { config: action, labels: BTreeMap::new(), outcomes: None }
+}
+
+/// The node and what stands about it.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    node: &'a NodeView,
+    config: Option<&'a ConfigView>,
+}
+
+/// What becomes of one Module's part.
+struct Draft<'a> {
+    facts: &'a ModuleFacts,
+    entry: Option<NodeModuleSpec>,
+    intent: Option<UnloadIntent>,
+    standing: Standing,
+    /// Whether the object names the Module now.
+    named: bool,
+    kernel: Option<Arc<str>>,
+}
+
+impl Draft<'_> {
+    fn outcome(self, node: &NodeView) -> Outcome {
+        Outcome {
+            kernel: self.kernel,
+            standing: self.standing,
+            holds: !node.released && (self.named || self.entry.is_some() || self.intent.is_some()),
+            saw_deletion: self.facts.deleting,
+        }
+    }
+}
+
+impl<'a> Here<'a> {
+    fn entries(self) -> &'a [NodeModuleSpec] {
+        self.config.map(|config| config.spec.modules.as_slice()).unwrap_or_default()
+    }
+
+    fn intents(self) -> &'a [UnloadIntent] {
+        self.config.map(|config| config.spec.unload.as_slice()).unwrap_or_default()
+    }
+
+    fn reports(self) -> &'a [NodeModuleStatus] {
+        self.config.map(|config| config.report.modules.as_slice()).unwrap_or_default()
+    }
+
+    /// Whether a worker of the node's present boot has spoken.
+    fn in_this_boot(self) -> bool {
+        self.config.is_some_and(|config| {
+            !self.node.boot_id.is_empty() && config.report.boot_id.as_deref() == Some(self.node.boot_id.as_str())
+        })
+    }
+
+    /// Whether the worker of the present boot has taken the present specification into its record.
+    fn is_settled(self) -> bool {
+        self.in_this_boot()
+            && self.config.is_some_and(|config| config.report.observed_generation == Some(config.generation))
+    }
+
+    fn draft(self, module: &'a ModuleHere) -> Draft<'a> {
+        let facts = &*module.facts;
+        let entry = self.entries().iter().find(|entry| entry.belongs_to(facts));
+        let intent = self.intents().iter().find(|intent| *intent.module_uid == *facts.uid);
+        let report = self.reports().iter().find(|report| report.belongs_to(facts));
+        let named = entry.is_some() || intent.is_some() || report.is_some();
+        let (entry, intent, stand) = match &module.want {
+            Want::Gone(reason) => self.gone(facts, *reason, entry, intent, report),
+            Want::Here(wanted) => self.wanted(facts, wanted, entry, intent, report),
+            Want::Unclear => (entry.cloned(), intent.cloned(), Standing::Elsewhere),
+            Want::Unmapped if entry.is_none() && report.is_none() => (None, None, Standing::Unmapped),
+            Want::Unmapped => {
+                let message = format!("no kernel mapping fits {}; what is loaded stays", self.node.kernel);
+                keep(entry, intent, Standing::Failing(Trouble::new("NoMatchingKernel", message)))
+            }
+            Want::Invalid(why) => keep(entry, intent, Standing::Failing(Trouble::new("InvalidSpec", why))),
+            Want::NoImage(trouble) => match self.first_placement(facts, entry, intent, report) {
+                Some(standing) => (None, None, standing),
+                None => keep(entry, intent, Standing::NoImage(trouble.clone())),
+            },
+        };
+        let kernel = match (&module.want, &stand) {
+            (Want::Here(_) | Want::NoImage(_), Standing::Tainted) => None,
+            (Want::Here(_) | Want::NoImage(_), _) => Some(Arc::clone(&self.node.kernel)),
+            (Want::Gone(_) | Want::Unmapped | Want::Unclear | Want::Invalid(_), _) => None,
+        };
+        Draft { facts, entry, intent, standing: stand, named, kernel }
+    }
+
+    /// Why a node that never had the module does not get it yet; `None` where it may, or already has it.
+    fn first_placement(
+        self,
+        facts: &ModuleFacts,
+        entry: Option<&NodeModuleSpec>,
+        intent: Option<&UnloadIntent>,
+        report: Option<&NodeModuleStatus>,
+    ) -> Option<Standing> {
+        if entry.is_some() || intent.is_some() || report.is_some() {
+            return None;
+        }
+        let tolerations = effective_tolerations(Some(&facts.spec.tolerations));
+        if first_untolerated(&self.node.taints, &tolerations).is_some() {
+            return Some(Standing::Tainted);
+        }
+        (!self.node.ready || !facts.has_finalizer()).then_some(Standing::Waiting)
+    }
+
+    fn wanted(
+        self,
+        facts: &ModuleFacts,
+        wanted: &NodeModuleSpec,
+        entry: Option<&NodeModuleSpec>,
+        intent: Option<&UnloadIntent>,
+        report: Option<&NodeModuleStatus>,
+    ) -> (Option<NodeModuleSpec>, Option<UnloadIntent>, Standing) {
+        if let Some(standing) = self.first_placement(facts, entry, intent, report) {
+            return (None, None, standing);
+        }
+        let (next, intent) = super::replace::next_entry(&super::replace::Situation {
+            generation: facts.generation,
+            wanted,
+            entry,
+            intent,
+            report,
+            in_this_boot: self.in_this_boot(),
+            settled: self.is_settled(),
+        });
+        let standing = standing(self.node, self.config, &next, intent.as_ref(), report, self.in_this_boot());
+        (Some(next), intent, standing)
+    }
+
+    fn gone(
+        self,
+        facts: &ModuleFacts,
+        reason: UnloadReason,
+        entry: Option<&NodeModuleSpec>,
+        intent: Option<&UnloadIntent>,
+        report: Option<&NodeModuleStatus>,
+    ) -> (Option<NodeModuleSpec>, Option<UnloadIntent>, Standing) {
+        let standing = match report.filter(|_| self.in_this_boot()) {
+            Some(report) if report.state == Some(crate::api::ModuleState::UnloadFailed) => {
+                let why = report.reason.clone().unwrap_or_else(|| "UnloadFailed".to_owned());
+                Standing::Stuck(Trouble::new(why, report.message.clone().unwrap_or_default()))
+            }
+            Some(_) | None => Standing::Leaving,
+        };
+        let intent = match (entry, intent) {
+            (None, Some(_)) if self.is_settled() && report.is_none() => None,
+            (None, Some(intent)) => Some(intent.clone()),
+            (None, None) if report.is_none() => None,
+            (entry, intent) => {
+                let generations =
+                    [entry.and_then(|e| e.generation), intent.map(|i| i.generation), report.and_then(|r| r.observed_generation)];
+                Some(UnloadIntent {
+                    generation: generations.into_iter().flatten().fold(facts.generation, i64::max),
+                    module_uid: facts.uid.to_string(),
+                    name: facts.key.name.clone(),
+                    namespace: facts.key.namespace.clone(),
+                    reason,
+                })
+            }
+        };
+        let standing = if intent.is_some() { standing } else { Standing::Elsewhere };
+        (None, intent, standing)
+    }
+
+    /// Entries and intents of Modules that are not there: a Module whose object vanished without having been
+    /// deleted in order keeps what it has; an intent that was written stays until it is confirmed.
+    ///
+    /// A Module made again under the same name takes the entry over; if it brings another file, that is the wish to
+    /// have the old one replaced.
+    fn keep_unknown(self, modules: &[ModuleHere], drafts: &mut [Draft<'_>], spec: &mut NodeModulesConfigSpec) {
+        let known: BTreeSet<&str> = modules.iter().map(|module| &*module.facts.uid).collect();
+        for entry in self.entries() {
+            if modules.iter().any(|module| entry.belongs_to(&module.facts)) {
+                continue;
+            }
+            let successor = drafts.iter().filter_map(|draft| draft.entry.as_ref()).find(|successor| {
+                (&successor.namespace, &successor.name) == (&entry.namespace, &entry.name)
+            });
+            match (successor, &entry.module_uid) {
+                (None, _) => spec.modules.push(entry.clone()),
+                (Some(successor), Some(uid)) if !same_in_kernel(&successor.config, &entry.config) => {
+                    spec.unload.push(UnloadIntent {
+                        generation: entry.generation.unwrap_or_default(),
+                        module_uid: uid.clone(),
+                        name: entry.name.clone(),
+                        namespace: entry.namespace.clone(),
+                        reason: UnloadReason::Changed,
+                    });
+                }
+                (Some(_), _) => {}
+            }
+        }
+        for intent in self.intents().iter().filter(|intent| !known.contains(intent.module_uid.as_str())) {
+            let reported =
+                self.reports().iter().any(|report| report.module_uid.as_deref() == Some(intent.module_uid.as_str()));
+            let confirmed = self.is_settled() && !reported;
+            let repeated = spec.unload.iter().any(|other| other.module_uid == intent.module_uid);
+            if !confirmed && !repeated {
+                spec.unload.push(intent.clone());
+            }
+        }
+    }
+
+    fn config_action(self, spec: NodeModulesConfigSpec) -> ConfigAction {
+        let empty = spec.modules.is_empty() && spec.unload.is_empty();
+        let labels = labels::of_config(&spec, self.reports());
+        match self.config {
+            None if empty => ConfigAction::Nothing,
+            Some(config) if empty && config.report.modules.is_empty() => {
+                ConfigAction::Delete { uid: config.uid.clone(), resource_version: config.resource_version.clone() }
+            }
+            Some(config)
+                if config.spec == spec
+                    && config.owner.as_deref() == Some(self.node.uid.as_str())
+                    && labels::ours(&config.labels) == labels =>
+            {
+                ConfigAction::Nothing
+            }
+            config => {
+                let present = config.map(|config| labels::ours(&config.labels)).unwrap_or_default();
+                ConfigAction::Apply {
+                    resource_version: config.map(|config| config.resource_version.clone()),
+                    owner: self.node.uid.clone(),
+                    stale_labels: present.into_keys().filter(|key| !labels.contains_key(key)).collect(),
+                    labels,
+                    spec,
+                }
+            }
+        }
+    }
+}
+
+/// Leaves an entry as it is. An intent that is there because the Module was not wanted is withdrawn; one that replaces
+/// the file goes on.
+fn keep(
+    entry: Option<&NodeModuleSpec>,
+    intent: Option<&UnloadIntent>,
+    standing: Standing,
+) -> (Option<NodeModuleSpec>, Option<UnloadIntent>, Standing) {
+    let replacing = intent.filter(|intent| entry.is_some() && intent.reason == UnloadReason::Changed);
+    (entry.cloned(), replacing.cloned(), standing)
+}

@@ -1,0 +1,53 @@
+//! Where a wanted Module stands on a node, by what the worker said.
+
+use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, UnloadIntent};
+use crate::spoke::outcome::{Standing, Trouble};
+use crate::spoke::view::{ConfigView, NodeView};
+
+use super::entry::same_in_kernel;
+
+/// Whether the worker proved that the entry is loaded as it stands. The caller knows that it spoke in this boot.
+pub fn is_loaded(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> bool {
+    report.state == Some(ModuleState::Loaded)
+        && report.observed_generation >= entry.generation
+        && report.config.as_ref().is_some_and(|loaded| same_in_kernel(loaded, &entry.config))
+}
+
+/// Where a Module stands whose entry and intent will be these.
+pub fn standing(
+    node: &NodeView,
+    config: Option<&ConfigView>,
+    entry: &NodeModuleSpec,
+    intent: Option<&UnloadIntent>,
+    report: Option<&NodeModuleStatus>,
+    in_this_boot: bool,
+) -> Standing {
+    if !in_this_boot {
+        // The object was there before this boot, or the worker never spoke: nobody knows what the kernel holds.
+        let standing_entry = config.is_some_and(|config| config.spec.modules.contains(entry));
+        return if standing_entry { Standing::Silent } else { Standing::Waiting };
+    }
+    let Some(report) = report else { return Standing::Waiting };
+    let fallback = |text: &str| report.message.clone().unwrap_or_else(|| text.to_owned());
+    let word = |text: &str| report.reason.clone().unwrap_or_else(|| text.to_owned());
+    match report.state {
+        Some(ModuleState::Loaded) if intent.is_none() && is_loaded(entry, report) => Standing::Available,
+        Some(ModuleState::Failed) if report.observed_generation >= entry.generation => {
+            Standing::Failing(Trouble::new(word("Failed"), fallback(&format!("loading failed on {}", node.kernel))))
+        }
+        Some(ModuleState::UnloadFailed) => {
+            Standing::Failing(Trouble::new(word("UnloadFailed"), fallback("the loaded file cannot be unloaded")))
+        }
+        Some(
+            ModuleState::Pending
+            | ModuleState::Pulling
+            | ModuleState::Loading
+            | ModuleState::Loaded
+            | ModuleState::Failed
+            | ModuleState::Unloading
+            | ModuleState::Orphaned
+            | ModuleState::Unknown,
+        )
+        | None => Standing::Waiting,
+    }
+}

@@ -1,0 +1,92 @@
+//! What one node means for one Module.
+
+use std::sync::Arc;
+
+/// What the planner of a node found out about one Module there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Kernel of a node for which an image is needed.
+    pub kernel: Option<Arc<str>>,
+    /// Where the Module stands on the node.
+    pub standing: Standing,
+    /// Whether the end of the Module waits for this node: its NodeModulesConfig names the Module, and no person
+    /// released the node.
+    pub holds: bool,
+    /// Whether the planner knew that the Module is being deleted.
+    pub saw_deletion: bool,
+}
+
+/// Where a Module stands on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The node is none of the Module's, and never was or has lost it.
+    Elsewhere,
+    /// Selected, but its kernel has no mapping and it never had the module.
+    Unmapped,
+    /// Selected, but a taint keeps it from getting the module for the first time.
+    Tainted,
+    /// To be loaded and on its way.
+    Waiting,
+    /// To be loaded, and no worker of the node's present boot has said anything.
+    Silent,
+    /// The image is missing or cannot be looked up.
+    NoImage(Box<Trouble>),
+    /// It failed.
+    Failing(Box<Trouble>),
+    /// The worker proved in the present boot that it is loaded as wanted.
+    Available,
+    /// It must go and is on its way.
+    Leaving,
+    /// It must go and cannot.
+    Stuck(Box<Trouble>),
+}
+
+/// Why something is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// One word.
+    pub reason: String,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Trouble {
+    /// Both parts.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Box<Self> {
+        Box::new(Self { reason: reason.into(), message: message.into() })
+    }
+}
+
+impl Outcome {
+    /// Whether the node matches the Module's selector.
+    pub fn is_matching(&self) -> bool {
+        !matches!(self.standing, Standing::Elsewhere | Standing::Leaving | Standing::Stuck(_))
+    }
+
+    /// Whether the node is to run the module.
+    pub fn is_desired(&self) -> bool {
+        matches!(
+            self.standing,
+            Standing::Waiting | Standing::Silent | Standing::NoImage(_) | Standing::Failing(_) | Standing::Available
+        )
+    }
+
+    /// Whether the node counts for the Module at all.
+    pub fn is_relevant(&self) -> bool {
+        self.holds || self.standing != Standing::Elsewhere
+    }
+
+    /// Reason and message for a node that is named in the Module's status.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        match &self.standing {
+            Standing::NoImage(trouble) | Standing::Failing(trouble) | Standing::Stuck(trouble) => Some(trouble),
+            Standing::Elsewhere
+            | Standing::Unmapped
+            | Standing::Tainted
+            | Standing::Waiting
+            | Standing::Silent
+            | Standing::Available
+            | Standing::Leaving => None,
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Events out of what workers report: each transition is told once.
+
+use crate::api::names::{EventReason, NodeReason};
+use crate::api::{ModuleState, NodeModuleStatus};
+use crate::runtime::events::Severity;
+use crate::spoke::view::{ConfigView, ReportView};
+
+/// Something that happened to a module on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The event's reason.
+    pub reason: EventReason,
+    /// The Module's namespace.
+    pub namespace: String,
+    /// The Module's name.
+    pub name: String,
+    /// The Module's UID, if the worker knows it.
+    pub uid: String,
+    /// What happened, in one sentence.
+    pub note: String,
+}
+
+impl Transition {
+    /// Whether it is good news.
+    pub fn severity(&self) -> Severity {
+        match self.reason {
+            EventReason::ModuleLoaded | EventReason::ModuleUnloaded => Severity::Normal,
+            _ => Severity::Warning,
+        }
+    }
+}
+
+/// What happened on a node between two reports about the same object. An object that was not known before tells
+/// nothing: after a restart of the manager nothing is told again.
+pub fn transitions(node: &str, old: Option<&ConfigView>, new: Option<&ConfigView>) -> Vec<Transition> {
+    let (Some(old), Some(new)) = (old, new) else { return Vec::new() };
+    if old.uid != new.uid || old.report == new.report {
+        return Vec::new();
+    }
+    let find = |report: &ReportView, of: &NodeModuleStatus| {
+        report.modules.iter().find(|other| is_same(other, of)).cloned()
+    };
+    let now = new.report.modules.iter();
+    let mut all: Vec<_> = now.filter_map(|is| of_state(node, find(&old.report, is).as_ref(), is)).collect();
+    // What vanished with a reboot was not unloaded by anybody.
+    if old.report.boot_id == new.report.boot_id {
+        let gone = old.report.modules.iter().filter(|was| find(&new.report, was).is_none());
+        all.extend(gone.filter(|was| was_in_kernel(was)).map(|was| {
+            transition(EventReason::ModuleUnloaded, was, format!("module unloaded from the kernel of node {node}"))
+        }));
+    }
+    all
+}
+
+fn is_same(a: &NodeModuleStatus, b: &NodeModuleStatus) -> bool {
+    (&a.namespace, &a.name, &a.module_uid) == (&b.namespace, &b.name, &b.module_uid)
+}
+
+fn was_in_kernel(status: &NodeModuleStatus) -> bool {
+    matches!(
+        status.state,
+        Some(ModuleState::Loaded | ModuleState::Unloading | ModuleState::UnloadFailed | ModuleState::Orphaned)
+    )
+}
+
+fn of_state(node: &str, old: Option<&NodeModuleStatus>, new: &NodeModuleStatus) -> Option<Transition> {
+    let key = |status: &NodeModuleStatus| (status.state, status.reason.clone(), status.digest.clone(), status.boot_id.clone());
+    if old.map(key) == Some(key(new)) {
+        return None;
+    }
+    let in_use = new.reason.as_deref() == Some(NodeReason::InUse.as_str());
+    let other_file = new.reason.as_deref() == Some(NodeReason::LoadedOtherFile.as_str());
+    let (reason, text) = match new.state? {
+        ModuleState::Loaded => {
+            let took = new.duration.as_deref().map(|time| format!(" in {time}")).unwrap_or_default();
+            return Some(transition(
+                EventReason::ModuleLoaded,
+                new,
+                format!("module loaded into the kernel of node {node}{took}"),
+            ));
+        }
+        ModuleState::Failed if other_file => (EventReason::ModuleFileDiffers, "another file is loaded"),
+        ModuleState::Failed => (EventReason::ModuleLoadFailed, "module could not be loaded"),
+        ModuleState::UnloadFailed if in_use => (EventReason::ModuleInUse, "module is in use"),
+        ModuleState::UnloadFailed => (EventReason::ModuleUnloadFailed, "module could not be unloaded"),
+        ModuleState::Orphaned => (EventReason::ModuleOrphaned, "module is loaded and no Module wants it"),
+        ModuleState::Pending
+        | ModuleState::Pulling
+        | ModuleState::Loading
+        | ModuleState::Unloading
+        | ModuleState::Unknown => return None,
+    };
+    let why = new.message.as_deref().or(new.reason.as_deref()).unwrap_or_default();
+    let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+    Some(transition(reason, new, format!("{text} on node {node}{why}")))
+}
+
+fn transition(reason: EventReason, of: &NodeModuleStatus, note: String) -> Transition {
+    Transition {
+        reason,
+        namespace: of.namespace.clone(),
+        name: of.name.clone(),
+        uid: of.module_uid.clone().unwrap_or_default(),
+        note,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spoke::testing::{a_config, an_entry, loaded};
+
+    fn config(state: Option<ModuleState>, reason: &str) -> ConfigView {
+        let entry = an_entry("drivers", "gpu", "u1");
+        let mut report = loaded(&entry);
+        report.reason = Some(reason.to_owned());
+        report.message = Some("because".into());
+        report.duration = Some("1.2s".into());
+        report.state = state;
+        let reports = if state.is_some() { vec![report] } else { Vec::new() };
+        a_config(vec![entry], reports)
+    }
+
+    #[test]
+    fn each_transition_is_told_once() {
+        use ModuleState::{Failed, Loaded, Loading, Orphaned, UnloadFailed};
+        let table = [
+            ((None, ""), (Some(Loading), ""), None),
+            ((None, ""), (Some(Loaded), ""), Some((EventReason::ModuleLoaded, "module loaded into the kernel of node n in 1.2s"))),
+            ((Some(Loaded), ""), (Some(Loaded), ""), None),
+            ((Some(Loading), ""), (Some(Failed), "SymbolMissing"), Some((EventReason::ModuleLoadFailed, "module could not be loaded on node n: because"))),
+            ((Some(Loading), ""), (Some(Failed), "LoadedOtherFile"), Some((EventReason::ModuleFileDiffers, "another file is loaded on node n: because"))),
+            ((Some(Loaded), ""), (Some(UnloadFailed), "InUse"), Some((EventReason::ModuleInUse, "module is in use on node n: because"))),
+            ((Some(Loaded), ""), (Some(Orphaned), ""), Some((EventReason::ModuleOrphaned, "module is loaded and no Module wants it on node n: because"))),
+            ((Some(Loaded), ""), (None, ""), Some((EventReason::ModuleUnloaded, "module unloaded from the kernel of node n"))),
+            ((Some(Loading), ""), (None, ""), None),
+        ];
+        for (old, new, expected) in table {
+            let found = transitions("n", Some(&config(old.0, old.1)), Some(&config(new.0, new.1)));
+            let found: Vec<_> = found.iter().map(|found| (found.reason, found.note.as_str())).collect();
+            assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{old:?} to {new:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_object_and_a_reboot_tell_nothing_that_did_not_happen() {
+        let loaded = config(Some(ModuleState::Loaded), "");
+        assert!(transitions("n", None, Some(&loaded)).is_empty());
+        let mut rebooted = config(None, "");
+        rebooted.report.boot_id = Some("boot-2".into());
+        assert!(transitions("n", Some(&loaded), Some(&rebooted)).is_empty());
+    }
+}

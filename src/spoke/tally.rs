@@ -1,0 +1,202 @@
+//! What all nodes mean for each Module, kept up to date one node at a time.
+//!
+//! Recording a node costs what that node's Modules cost, however many nodes there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::outcome::{Outcome, Standing, Trouble};
+
+type Uid = Arc<str>;
+
+/// The shared tally. Its lock is held while a node is observed and recorded, so that a reader never sees a node's
+/// record from before a change that the reader has seen already.
+#[derive(Clone, Debug, Default)]
+pub struct Tally(Arc<Mutex<Totals>>);
+
+impl Tally {
+    /// The totals; keep it short and never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Totals> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Totals of each Module, by UID.
+#[derive(Debug, Default)]
+pub struct Totals {
+    nodes: BTreeMap<String, BTreeMap<Uid, Outcome>>,
+    modules: BTreeMap<Uid, ModuleTotals>,
+}
+
+/// Totals of one Module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleTotals {
+    /// Nodes that match the selector.
+    pub matching: usize,
+    /// Nodes that are to run the module.
+    pub desired: usize,
+    /// Nodes on which it is proved to be loaded.
+    pub available: usize,
+    /// Matching nodes whose kernel no mapping fits.
+    pub unmapped: usize,
+    /// Matching nodes that a taint keeps the module off.
+    pub tainted: usize,
+    /// Nodes on which it must go and has not yet.
+    pub leaving: usize,
+    /// Kernels of the nodes that need an image, with their number.
+    pub kernels: BTreeMap<Arc<str>, usize>,
+    /// Nodes on which no worker of the present boot has spoken; the first is named in the status.
+    pub silent: BTreeSet<String>,
+    /// Nodes without an image.
+    pub without_image: BTreeMap<String, Trouble>,
+    /// Nodes on which it failed, or on which it must go and cannot.
+    pub failing: BTreeMap<String, Trouble>,
+    /// Nodes for which the end of the Module waits.
+    pub holders: BTreeSet<String>,
+    /// Nodes whose planner does not know yet that the Module is being deleted.
+    pub unaware: usize,
+}
+
+impl Totals {
+    /// Whether the node was recorded.
+    pub fn knows(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
+    }
+
+    /// Totals of a Module; all zero if no node concerns it.
+    pub fn of(&self, module: &str) -> ModuleTotals {
+        self.modules.get(module).cloned().unwrap_or_default()
+    }
+
+    /// Names of the nodes that concern the Module in any way.
+    pub fn nodes_of(&self, module: &str) -> Vec<String> {
+        self.nodes.iter().filter(|(_, all)| all.contains_key(module)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Replaces what is known of a node (`None`: it is gone) and returns the Modules whose totals changed.
+    pub fn record(&mut self, node: &str, outcomes: Option<BTreeMap<Uid, Outcome>>) -> Vec<Uid> {
+        let gone = outcomes.is_none();
+        let new = outcomes.unwrap_or_default();
+        let old = self.nodes.remove(node).unwrap_or_default();
+        let mut changed = Vec::new();
+        for (uid, outcome) in &old {
+            if new.get(uid) != Some(outcome) {
+                self.modules.entry(Arc::clone(uid)).or_default().remove(node, outcome);
+                changed.push(Arc::clone(uid));
+            }
+        }
+        for (uid, outcome) in &new {
+            if old.get(uid) != Some(outcome) {
+                self.modules.entry(Arc::clone(uid)).or_default().add(node, outcome);
+                changed.push(Arc::clone(uid));
+            }
+        }
+        changed.sort();
+        changed.dedup();
+        for uid in &changed {
+            if self.modules.get(uid) == Some(&ModuleTotals::default()) {
+                self.modules.remove(uid);
+            }
+        }
+        if !gone {
+            self.nodes.insert(node.to_owned(), new);
+        }
+        changed
+    }
+}
+
+impl ModuleTotals {
+    fn add(&mut self, node: &str, outcome: &Outcome) {
+        self.count(outcome, |number| *number += 1);
+        if let Some(kernel) = &outcome.kernel {
+            *self.kernels.entry(Arc::clone(kernel)).or_default() += 1;
+        }
+        if outcome.holds {
+            self.holders.insert(node.to_owned());
+        }
+        match &outcome.standing {
+            Standing::NoImage(trouble) => {
+                self.without_image.insert(node.to_owned(), (**trouble).clone());
+            }
+            Standing::Failing(trouble) | Standing::Stuck(trouble) => {
+                self.failing.insert(node.to_owned(), (**trouble).clone());
+            }
+            Standing::Silent => {
+                self.silent.insert(node.to_owned());
+            }
+            Standing::Elsewhere
+            | Standing::Unmapped
+            | Standing::Tainted
+            | Standing::Waiting
+            | Standing::Available
+            | Standing::Leaving => {}
+        }
+    }
+
+    fn remove(&mut self, node: &str, outcome: &Outcome) {
+        self.count(outcome, |number| *number = number.saturating_sub(1));
+        if let Some(kernel) = &outcome.kernel
+            && let Some(number) = self.kernels.get_mut(kernel)
+        {
+            *number = number.saturating_sub(1);
+            if *number == 0 {
+                self.kernels.remove(kernel);
+            }
+        }
+        self.holders.remove(node);
+        self.without_image.remove(node);
+        self.failing.remove(node);
+        self.silent.remove(node);
+    }
+
+    fn count(&mut self, outcome: &Outcome, change: impl Fn(&mut usize)) {
+        let standing = &outcome.standing;
+        let counters = [
+            (outcome.is_matching(), &mut self.matching),
+            (outcome.is_desired(), &mut self.desired),
+            (*standing == Standing::Available, &mut self.available),
+            (*standing == Standing::Unmapped, &mut self.unmapped),
+            (*standing == Standing::Tainted, &mut self.tainted),
+            (matches!(standing, Standing::Leaving | Standing::Stuck(_)), &mut self.leaving),
+            (!outcome.saw_deletion, &mut self.unaware),
+        ];
+        counters.into_iter().filter(|(counts, _)| *counts).for_each(|(_, number)| change(number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(standing: Standing) -> Outcome {
+        Outcome { kernel: Some("6.1".into()), holds: true, standing, saw_deletion: false }
+    }
+
+    fn of(standing: Standing) -> Option<BTreeMap<Uid, Outcome>> {
+        Some([(Uid::from("m"), outcome(standing))].into())
+    }
+
+    #[test]
+    fn totals_follow_each_node_and_end_empty() {
+        let tally = Tally::default();
+        let mut totals = tally.lock();
+        let module = vec![Uid::from("m")];
+        assert_eq!(totals.record("a", of(Standing::Waiting)), module);
+        assert_eq!(totals.record("b", of(Standing::Available)), module);
+        assert_eq!(totals.record("c", of(Standing::Failing(Trouble::new("Why", "because")))), module);
+        assert_eq!(totals.record("c", of(Standing::Failing(Trouble::new("Why", "because")))), Vec::<Uid>::new());
+        let now = totals.of("m");
+        assert_eq!((now.matching, now.desired, now.available, now.failing.len()), (3, 3, 1, 1));
+        assert_eq!((now.kernels["6.1"], now.holders.len(), now.unaware), (3, 3, 3));
+        assert_eq!(totals.nodes_of("m"), ["a", "b", "c"]);
+
+        assert_eq!(totals.record("c", of(Standing::Available)), module);
+        assert_eq!(totals.record("a", Some(BTreeMap::new())), module);
+        assert_eq!(totals.record("b", None), module);
+        assert!(totals.knows("a") && !totals.knows("b"));
+        assert_eq!((totals.of("m").available, totals.of("m").failing.len()), (1, 0));
+        totals.record("c", None);
+        assert_eq!(totals.of("m"), ModuleTotals::default());
+        assert!(totals.modules.is_empty());
+    }
+}

@@ -1,0 +1,148 @@
+//! Modules.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::api::names::{MODULE_FINALIZER, RENDERED_HASH_ANNOTATION};
+use crate::api::{Module, ModuleSpec, ModuleStatus};
+use crate::core::kernel::KernelVersion;
+use crate::core::mapping::{Mappings, Resolution};
+use crate::runtime::store::{ObjectKey, Projection};
+
+/// What is read of a Module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModuleView {
+    /// Everything but the status.
+    pub facts: Arc<ModuleFacts>,
+    /// What was written last.
+    pub status: ModuleStatus,
+}
+
+/// A Module without its status, with its kernel mappings compiled once.
+#[derive(Debug)]
+pub struct ModuleFacts {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// `metadata.finalizers`, in order.
+    pub finalizers: Vec<String>,
+    /// The Hub's hash of what it sent, copied into the status.
+    pub rendered_hash: Option<String>,
+    /// The specification.
+    pub spec: ModuleSpec,
+    /// Why the object cannot be read; the other fields are then those of its last readable state.
+    pub unreadable: Option<String>,
+    mappings: OnceLock<Result<Mappings, String>>,
+    resolved: Mutex<HashMap<Arc<str>, Arc<Resolved>>>,
+}
+
+impl PartialEq for ModuleFacts {
+    /// Equal if the objects say the same; what was compiled from them follows.
+    fn eq(&self, other: &Self) -> bool {
+        let plain = |facts: &Self| {
+            let Self { key, uid, generation, deleting, finalizers, rendered_hash, unreadable, .. } = facts;
+            (key.clone(), uid.clone(), *generation, *deleting, finalizers.clone(), rendered_hash.clone(), unreadable.clone())
+        };
+        plain(self) == plain(other) && self.spec == other.spec
+    }
+}
+
+/// What the kernel mappings of a Module say about one kernel.
+#[derive(Debug)]
+pub enum Resolved {
+    /// This image serves the kernel.
+    Image(Box<crate::core::mapping::Resolved>),
+    /// No mapping fits.
+    Unmapped,
+    /// The mappings cannot be carried out for this kernel, and why.
+    Invalid(String),
+}
+
+impl ModuleFacts {
+    /// The facts of a Module as the API server gave it.
+    pub fn new(meta: ObjectMeta, spec: ModuleSpec) -> Self {
+        Self {
+            key: ObjectKey::new(meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default()),
+            uid: meta.uid.unwrap_or_default().into(),
+            generation: meta.generation.unwrap_or_default(),
+            deleting: meta.deletion_timestamp.is_some(),
+            finalizers: meta.finalizers.unwrap_or_default(),
+            rendered_hash: meta.annotations.and_then(|mut all| all.remove(RENDERED_HASH_ANNOTATION)),
+            spec,
+            unreadable: None,
+            mappings: OnceLock::new(),
+            resolved: Mutex::default(),
+        }
+    }
+
+    /// Whether the Module stays until every node has lost it.
+    pub fn has_finalizer(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| finalizer == MODULE_FINALIZER)
+    }
+
+    /// What the mappings say about a kernel; `None` if there is nothing to load. Each kernel is looked up once.
+    pub fn resolve(&self, kernel: &Arc<str>) -> Option<Arc<Resolved>> {
+        let container = &self.spec.module_loader.as_ref()?.container;
+        let mappings =
+            self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
+        let mut cache = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = cache.get(kernel) {
+            return Some(Arc::clone(known));
+        }
+        let resolved = Arc::new(match mappings {
+            Err(error) => Resolved::Invalid(error.clone()),
+            Ok(mappings) => match KernelVersion::parse(kernel) {
+                Err(error) => Resolved::Invalid(error.to_string()),
+                Ok(kernel) => match mappings.resolve(&kernel, &self.key.name, &self.key.namespace) {
+                    Resolution::Matched(resolved) => Resolved::Image(resolved),
+                    Resolution::NoMapping => Resolved::Unmapped,
+                    Resolution::Failed(error) => Resolved::Invalid(error.to_string()),
+                },
+            },
+        });
+        cache.insert(Arc::clone(kernel), Arc::clone(&resolved));
+        Some(resolved)
+    }
+
+    /// Why the kernel mappings cannot be carried out at all, or the object cannot be read.
+    pub fn invalid(&self) -> Option<&str> {
+        if let Some(error) = &self.unreadable {
+            return Some(error);
+        }
+        let container = &self.spec.module_loader.as_ref()?.container;
+        let mappings =
+            self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
+        mappings.as_ref().err().map(String::as_str)
+    }
+}
+
+impl Projection for ModuleView {
+    type Kind = Module;
+
+    fn project(module: Module) -> Self {
+        let mut spec = module.spec;
+        // Pods beside the module are none of this controller's business, and can be large.
+        spec.device_plugin = None;
+        spec.dra = None;
+        Self { facts: Arc::new(ModuleFacts::new(module.metadata, spec)), status: module.status.unwrap_or_default() }
+    }
+
+    /// A Module that became unreadable keeps the specification of its last readable state, so that nodes keep what
+    /// they have; its deletion is seen.
+    fn unreadable(meta: &ObjectMeta, error: &str, last: Option<&Self>) -> Option<Self> {
+        let last = last?;
+        if meta.uid.as_deref().unwrap_or_default() != &*last.facts.uid {
+            return None;
+        }
+        let mut facts = ModuleFacts::new(meta.clone(), last.facts.spec.clone());
+        facts.unreadable = Some(error.to_owned());
+        Some(Self { facts: Arc::new(facts), status: last.status.clone() })
+    }
+}

@@ -1,0 +1,84 @@
+//! Namespaces, and the objects that the manager keeps in them.
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
+
+use crate::api::names::RENDERED_HASH_ANNOTATION;
+use crate::runtime::store::Projection;
+
+/// A Namespace that says that it holds Modules; others are not watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceView;
+
+impl Projection for NamespaceView {
+    type Kind = Namespace;
+
+    fn project(_: Namespace) -> Self {
+        Self
+    }
+}
+
+/// What is read of a Role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoleView {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// The rights.
+    pub rules: Vec<PolicyRule>,
+}
+
+impl Projection for RoleView {
+    type Kind = Role;
+
+    fn project(role: Role) -> Self {
+        Self { uid: role.metadata.uid.unwrap_or_default(), rules: role.rules.unwrap_or_default() }
+    }
+}
+
+/// What is read of a RoleBinding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoleBindingView {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Which role.
+    pub role: RoleRef,
+    /// Who has it.
+    pub subjects: Vec<Subject>,
+}
+
+impl Projection for RoleBindingView {
+    type Kind = RoleBinding;
+
+    fn project(binding: RoleBinding) -> Self {
+        Self {
+            uid: binding.metadata.uid.unwrap_or_default(),
+            role: binding.role_ref,
+            subjects: binding.subjects.unwrap_or_default(),
+        }
+    }
+}
+
+/// What is read of a DaemonSet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonSetView {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Rises with every change of the specification, by whomever.
+    pub generation: i64,
+    /// Hash of what the manager rendered when it wrote it last.
+    pub rendered_hash: Option<String>,
+}
+
+impl Projection for DaemonSetView {
+    type Kind = DaemonSet;
+
+    fn project(set: DaemonSet) -> Self {
+        let meta = set.metadata;
+        Self {
+            uid: meta.uid.unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            rendered_hash: meta.annotations.and_then(|mut all| all.remove(RENDERED_HASH_ANNOTATION)),
+        }
+    }
+}

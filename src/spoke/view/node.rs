@@ -1,0 +1,47 @@
+//! Nodes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::api::names::RELEASE_NODE_ANNOTATION;
+use crate::runtime::store::Projection;
+
+/// What is read of a Node. Heartbeats change none of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// `metadata.uid`; another one means that the Node was made again.
+    pub uid: String,
+    /// All labels: Modules select by any of them.
+    pub labels: BTreeMap<String, String>,
+    /// `spec.taints`; a cordon is one of them.
+    pub taints: Vec<Taint>,
+    /// `status.nodeInfo.kernelVersion`, unmodified; empty until the kubelet told it.
+    pub kernel: Arc<str>,
+    /// `status.nodeInfo.bootID`; empty until the kubelet told it.
+    pub boot_id: String,
+    /// Whether the condition Ready is True.
+    pub ready: bool,
+    /// Whether a person said that the node will not come back.
+    pub released: bool,
+}
+
+impl Projection for NodeView {
+    type Kind = Node;
+
+    fn project(node: Node) -> Self {
+        let status = node.status.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let (kernel, boot_id) = status.node_info.map(|info| (info.kernel_version, info.boot_id)).unwrap_or_default();
+        Self {
+            uid: node.metadata.uid.unwrap_or_default(),
+            released: node.metadata.annotations.is_some_and(|all| all.contains_key(RELEASE_NODE_ANNOTATION)),
+            labels: node.metadata.labels.unwrap_or_default(),
+            taints: node.spec.and_then(|spec| spec.taints).unwrap_or_default(),
+            kernel: kernel.into(),
+            boot_id,
+            ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+        }
+    }
+}

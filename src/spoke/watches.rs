@@ -1,0 +1,185 @@
+//! The watches, and who is woken by what.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::future::{BoxFuture, FutureExt};
+use k8s_openapi::NamespaceResourceScope;
+use kube::core::{DeserializeGuard, Resource};
+use kube::{Api, Client};
+use kube_runtime::watcher::Config;
+
+use crate::api::names::{NAMESPACE_CONTAINS_MODULES_LABEL, PULL_SECRETS_ROLE, WORKER_DAEMON_SET};
+use crate::core::claims::is_kernel_claim;
+use crate::core::selector;
+use crate::runtime::readiness::{Gate, Readiness};
+use crate::runtime::store::{Change, ObjectKey, Projection, Writer, drive};
+
+use super::context::{Context, Writers};
+use super::node::selects;
+use super::reports::transitions;
+use super::view::{ConfigView, ImagesView, ModuleFacts, ModuleView, NodeView};
+
+/// Objects that are fetched at a time; a node is large on the wire and small in the store.
+const PAGE: u32 = 100;
+/// The one key of controllers that have one.
+const ONLY: &str = "all";
+
+/// A watch, to be polled for as long as the process runs.
+pub struct Watch {
+    /// What is watched.
+    pub name: &'static str,
+    /// The work; it never ends.
+    pub work: BoxFuture<'static, ()>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn watch<V, F>(
+    name: &'static str,
+    api: Api<DeserializeGuard<V::Kind>>,
+    config: Config,
+    writer: Writer<V>,
+    gate: Gate,
+    on_change: F,
+) -> Watch
+where
+    V: Projection,
+    <V::Kind as Resource>::DynamicType: Default + Eq + std::hash::Hash + Clone + Send + Sync,
+    F: FnMut(&Change<V>) + Send + 'static,
+{
+    Watch { name, work: drive(api, config.page_size(PAGE), writer, gate, on_change).boxed() }
+}
+
+fn all<K>(client: &Client) -> Api<DeserializeGuard<K>>
+where
+    K: Resource,
+    K::DynamicType: Default,
+{
+    Api::all(client.clone())
+}
+
+fn within<K>(client: &Client, namespace: &str) -> Api<DeserializeGuard<K>>
+where
+    K: Resource<Scope = NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    Api::namespaced(client.clone(), namespace)
+}
+
+/// Every watch of a manager.
+pub(super) fn watches(context: &Arc<Context>, writers: Writers, readiness: &Readiness) -> Vec<Watch> {
+    let client = &context.client;
+    let gate = |name: &str| readiness.gate(&format!("watch of {name}"));
+    let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
+    let of = || Arc::clone(context);
+    let mut watches = Vec::new();
+
+    let to = of();
+    let on_node = move |change: &Change<NodeView>| node_changed(&to, change);
+    watches.push(watch("nodes", all(client), Config::default(), writers.nodes, gate("nodes"), on_node));
+    let to = of();
+    let on_module = move |change: &Change<ModuleView>| module_changed(&to, change);
+    watches.push(watch("modules", all(client), Config::default(), writers.modules, gate("modules"), on_module));
+    let to = of();
+    let on_config = move |change: &Change<ConfigView>| config_changed(&to, change);
+    let configs = gate("nodemodulesconfigs");
+    watches.push(watch("nodemodulesconfigs", all(client), Config::default(), writers.configs, configs, on_config));
+    let to = of();
+    let on_images = move |change: &Change<ImagesView>| images_changed(&to, change);
+    let images = gate("moduleimagesconfigs");
+    watches.push(watch("moduleimagesconfigs", all(client), Config::default(), writers.images, images, on_images));
+
+    let to = of();
+    let marked = Config::default().labels(NAMESPACE_CONTAINS_MODULES_LABEL);
+    let on_namespace = move |change: &Change<_>| to.queues.namespaces.add(change.key.name.clone());
+    watches.push(watch("namespaces", all(client), marked, writers.namespaces, gate("namespaces"), on_namespace));
+    let to = of();
+    let on_role = move |change: &Change<_>| to.queues.namespaces.add(change.key.namespace.clone());
+    watches.push(watch("roles", all(client), named(PULL_SECRETS_ROLE), writers.roles, gate("roles"), on_role));
+    let to = of();
+    let on_binding = move |change: &Change<_>| to.queues.namespaces.add(change.key.namespace.clone());
+    let bindings = gate("rolebindings");
+    watches.push(watch("rolebindings", all(client), named(PULL_SECRETS_ROLE), writers.bindings, bindings, on_binding));
+    let to = of();
+    let on_set = move |_: &Change<_>| to.queues.worker.add(ONLY.to_owned());
+    let sets = within(client, &context.settings.operator_namespace);
+    watches.push(watch("daemonsets", sets, named(WORKER_DAEMON_SET), writers.daemon_sets, gate("daemonsets"), on_set));
+
+    if let Some(writer) = writers.claims {
+        let to = of();
+        let on_claim = move |change: &Change<_>| {
+            if is_kernel_claim(&change.key.name) {
+                to.queues.claims.add(ONLY.to_owned());
+            }
+        };
+        // The kind belongs to OCM and may come later: what it lacks is logged, and holds up nothing else.
+        let apart = Readiness::default().gate("watch of clusterclaims");
+        watches.push(watch("clusterclaims", all(client), Config::default(), writer, apart, on_claim));
+    }
+    watches
+}
+
+fn node_changed(context: &Context, change: &Change<NodeView>) {
+    context.queues.nodes.add(change.key.name.clone());
+    let kernel = |node: &Option<Arc<NodeView>>| node.as_ref().map(|node| Arc::clone(&node.kernel));
+    let (old, new) = (kernel(&change.old), kernel(&change.new));
+    if context.kernels().change(old.as_ref(), new.as_ref()) {
+        context.queues.claims.add(ONLY.to_owned());
+    }
+}
+
+fn module_changed(context: &Context, change: &Change<ModuleView>) {
+    context.queues.wake_module(&change.key);
+    let facts = |view: &Option<Arc<ModuleView>>| view.as_ref().map(|view| Arc::clone(&view.facts));
+    let (old, new) = (facts(&change.old), facts(&change.new));
+    if old == new {
+        return;
+    }
+    context.queues.namespaces.add(change.key.namespace.clone());
+    let either: Vec<&ModuleFacts> = [&old, &new].into_iter().filter_map(|facts| facts.as_deref()).collect();
+    let mut nodes = BTreeSet::new();
+    context.stores.nodes.for_each(|key, node| {
+        if either.iter().any(|facts| selects(facts, node)) {
+            nodes.insert(key.name.clone());
+        }
+    });
+    {
+        let totals = context.tally.lock();
+        nodes.extend(either.iter().flat_map(|facts| totals.nodes_of(&facts.uid)));
+    }
+    nodes.into_iter().for_each(|node| context.queues.nodes.add(node));
+}
+
+fn config_changed(context: &Context, change: &Change<ConfigView>) {
+    context.queues.nodes.add(change.key.name.clone());
+    if change.old.is_some() != change.new.is_some() {
+        context.queues.worker.add(ONLY.to_owned());
+    }
+    if context.leading.load(Ordering::SeqCst) {
+        let told = transitions(&change.key.name, change.old.as_deref(), change.new.as_deref());
+        context.teller.tell(&change.key.name, told);
+    }
+}
+
+fn images_changed(context: &Context, change: &Change<ImagesView>) {
+    context.queues.wake_module(&change.key);
+    let known = |view: &Option<Arc<ImagesView>>| view.as_ref().map(|view| (view.owner.clone(), view.states.clone()));
+    if known(&change.old) == known(&change.new) {
+        return;
+    }
+    let Some(module) = context.stores.modules.get(&ObjectKey::new(&*change.key.namespace, &*change.key.name)) else {
+        return;
+    };
+    let wanted = &module.facts.spec.selector;
+    context.stores.nodes.for_each(|key, node| {
+        if selector::matches(Some(wanted), Some(&node.labels)) {
+            context.queues.nodes.add(key.name.clone());
+        }
+    });
+}

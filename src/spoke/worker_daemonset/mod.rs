@@ -1,0 +1,137 @@
+//! The DaemonSet of the worker: there while any node has a NodeModulesConfig. Removing or upgrading it unloads nothing.
+
+mod render;
+
+pub use render::render;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::Api;
+
+use crate::api::names::WORKER_DAEMON_SET;
+use crate::api::names::field_manager::WORKER_DAEMON_SET as MANAGER;
+use crate::runtime::client::{ApiError, apply, delete};
+use crate::runtime::queue::Outcome;
+use crate::runtime::store::ObjectKey;
+
+use super::Context;
+use super::view::DaemonSetView;
+
+/// What happens to the DaemonSet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It is as it should be.
+    Nothing,
+    /// It is written.
+    Apply,
+    /// It is removed.
+    Delete {
+        /// `metadata.uid`.
+        uid: String,
+    },
+}
+
+/// The plan. `settled` is the generation that the server gave to what was written last: another one means that
+/// somebody changed it. It is unknown after a start, when the hash alone counts.
+pub fn plan(wanted: bool, hash: &str, present: Option<&DaemonSetView>, settled: Option<i64>) -> Action {
+    match present {
+        None if wanted => Action::Apply,
+        None => Action::Nothing,
+        Some(set) if !wanted => Action::Delete { uid: set.uid.clone() },
+        Some(set) if set.rendered_hash.as_deref() != Some(hash) => Action::Apply,
+        Some(set) if settled.is_some_and(|settled| settled < set.generation) => Action::Apply,
+        Some(_) => Action::Nothing,
+    }
+}
+
+/// What is remembered between passes.
+#[derive(Debug, Default)]
+pub(super) struct Settled(Mutex<Option<i64>>);
+
+impl Settled {
+    fn get(&self) -> Option<i64> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, generation: Option<i64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = generation;
+    }
+}
+
+/// One pass.
+pub(super) async fn reconcile(context: Arc<Context>, _: String) -> Result<Outcome, ApiError> {
+    let namespace = &context.settings.operator_namespace;
+    let present = context.stores.daemon_sets.get(&ObjectKey::new(namespace.as_str(), WORKER_DAEMON_SET));
+    let wanted = !context.stores.configs.is_empty();
+    let (body, hash) = &context.worker;
+    let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), namespace);
+    match plan(wanted, hash, present.as_deref(), context.settled.get()) {
+        Action::Nothing => {
+            if context.settled.get().is_none() {
+                context.settled.set(present.map(|set| set.generation));
+            }
+        }
+        Action::Apply => {
+            let written = apply(&api, WORKER_DAEMON_SET, MANAGER, body).await?;
+            context.settled.set(written.metadata.generation);
+        }
+        Action::Delete { uid } => {
+            delete(&api, WORKER_DAEMON_SET, &uid).await?;
+            context.settled.set(None);
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spoke::{Mode, SpokeSettings};
+
+    fn settings(image: &str) -> SpokeSettings {
+        SpokeSettings {
+            mode: Mode::Standalone,
+            operator_namespace: "kmm".into(),
+            worker_image: image.into(),
+            worker_service_account: "worker".into(),
+            worker_health_port: 8081,
+            instance: "test".into(),
+        }
+    }
+
+    #[test]
+    fn it_is_written_only_when_something_is_different() {
+        let set = |hash: &str, generation| DaemonSetView {
+            uid: "u".into(),
+            generation,
+            rendered_hash: Some(hash.into()).filter(|hash: &String| !hash.is_empty()),
+        };
+        let table = [
+            ("no node needs it", false, None, None, Action::Nothing),
+            ("first node", true, None, None, Action::Apply),
+            ("as it is, after a start", true, Some(set("h", 7)), None, Action::Nothing),
+            ("as it was written", true, Some(set("h", 7)), Some(7), Action::Nothing),
+            ("the watch is behind", true, Some(set("h", 7)), Some(8), Action::Nothing),
+            ("changed by somebody", true, Some(set("h", 8)), Some(7), Action::Apply),
+            ("another version", true, Some(set("old", 7)), None, Action::Apply),
+            ("not ours", true, Some(set("", 1)), None, Action::Apply),
+            ("last node gone", false, Some(set("h", 7)), Some(7), Action::Delete { uid: "u".into() }),
+        ];
+        for (what, wanted, present, settled, action) in table {
+            assert_eq!(plan(wanted, "h", present.as_ref(), settled), action, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_hash_follows_what_is_rendered_and_the_object_is_a_daemon_set() {
+        let ((one, hash), (_, same)) = (render(&settings("a")).unwrap(), render(&settings("a")).unwrap());
+        assert_eq!(hash, same);
+        assert_ne!(hash, render(&settings("b")).unwrap().1);
+        let set: DaemonSet = serde_json::from_value(one).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.containers[0].image.as_deref(), Some("a"));
+        assert_eq!(pod.tolerations.unwrap()[0].operator.as_deref(), Some("Exists"));
+        assert!(pod.node_selector.unwrap().contains_key("kmm.node.kubernetes.io/worker"));
+    }
+}

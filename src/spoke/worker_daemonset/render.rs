@@ -1,0 +1,80 @@
+//! The DaemonSet of the worker, as it should be.
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::Resource;
+use serde_json::{Value, json};
+
+use crate::api::names::{RENDERED_HASH_ANNOTATION, WORKER_DAEMON_SET, WORKER_NODE_LABEL};
+use crate::core::hash;
+
+use crate::spoke::SpokeSettings;
+
+/// Where the worker keeps its record and the unpacked images, on the host and in the container.
+const STATE_DIR: &str = "/var/lib/kmm";
+/// Where kernels keep their own modules, on the host and in the container.
+const LIB_MODULES: &str = "/lib/modules";
+
+/// The whole object, with the hash of its specification as an annotation.
+///
+/// # Errors
+/// Never for these settings; the hash function is fallible for other values.
+pub fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::Error> {
+    let labels = json!({ "app.kubernetes.io/name": "kmm", "app.kubernetes.io/component": "worker" });
+    let probe = |path: &str| json!({ "httpGet": { "path": path, "port": settings.worker_health_port } });
+    let spec = json!({
+        "selector": { "matchLabels": labels },
+        "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "10%" } },
+        "template": {
+            "metadata": {
+                "labels": labels,
+                "annotations": { "kubectl.kubernetes.io/default-container": "worker" },
+            },
+            "spec": {
+                "serviceAccountName": settings.worker_service_account,
+                "nodeSelector": { WORKER_NODE_LABEL: "" },
+                "tolerations": [{ "operator": "Exists" }],
+                "priorityClassName": "system-node-critical",
+                // A network driver may be what is missing: the worker needs no pod network and no cluster DNS.
+                "hostNetwork": true,
+                "dnsPolicy": "Default",
+                "terminationGracePeriodSeconds": 30,
+                "containers": [{
+                    "name": "worker",
+                    "image": settings.worker_image,
+                    "args": ["worker"],
+                    "env": [{ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }],
+                    "resources": {
+                        "requests": { "cpu": "10m", "memory": "16Mi" },
+                        "limits": { "memory": "128Mi" },
+                    },
+                    // It loads kernel modules: whatever capability it had less, it could give itself.
+                    "securityContext": { "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0 },
+                    "livenessProbe": probe("/healthz"),
+                    "readinessProbe": probe("/readyz"),
+                    // /proc and /sys need no mount: a privileged container sees those of the host's kernel.
+                    "volumeMounts": [
+                        { "name": "lib-modules", "mountPath": LIB_MODULES, "readOnly": true },
+                        { "name": "state", "mountPath": STATE_DIR },
+                    ],
+                }],
+                "volumes": [
+                    { "name": "lib-modules", "hostPath": { "path": LIB_MODULES, "type": "DirectoryOrCreate" } },
+                    { "name": "state", "hostPath": { "path": STATE_DIR, "type": "DirectoryOrCreate" } },
+                ],
+            },
+        },
+    });
+    let hash = hash::content_hash(&spec)?;
+    let body = json!({
+        "apiVersion": DaemonSet::api_version(&()),
+        "kind": DaemonSet::kind(&()),
+        "metadata": {
+            "name": WORKER_DAEMON_SET,
+            "namespace": settings.operator_namespace,
+            "labels": labels,
+            "annotations": { RENDERED_HASH_ANNOTATION: hash },
+        },
+        "spec": spec,
+    });
+    Ok((body, hash))
+}

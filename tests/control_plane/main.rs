@@ -1,0 +1,10 @@
+//! The managers on real API servers, with a real registry, under the RBAC that ships.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/ocm/mod.rs"]
+mod ocm;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod hub;
+mod hub_bed;
