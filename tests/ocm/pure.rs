@@ -23,7 +23,7 @@ fn paths_find_what_kubectl_finds() {
     let found = |path: &str| {
         JsonPath::parse(path)
             .map_err(|_| "parse")
-            .and_then(|p| p.first(&object).map(|v| v.cloned()).map_err(|_| "find"))
+            .and_then(|p| p.first(&object).map(Option::<&Value>::cloned).map_err(|_| "find"))
     };
     let cases: &[(&str, Result<Option<Value>, &str>)] = &[
         (".a.b", Ok(Some(json!(1)))),
@@ -41,7 +41,7 @@ fn paths_find_what_kubectl_finds() {
         (".list[*].type", Ok(Some(json!("X")))),
         (".list.*.type", Ok(Some(json!("X")))),
         (r#".list[?(@.type=="Y")].ok"#, Ok(Some(json!(false)))),
-        (r#".list[?(@.type == 'Y')].ok"#, Ok(Some(json!(false)))),
+        (r".list[?(@.type == 'Y')].ok", Ok(Some(json!(false)))),
         (r#".list[?(@.type!="X")].type"#, Ok(Some(json!("Y")))),
         (r#".list[?(@.type=="]")].ok"#, Ok(Some(json!("bracket")))),
         (".list[?(@.ok==true)].n", Ok(Some(json!(1)))),

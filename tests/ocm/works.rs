@@ -52,8 +52,11 @@ async fn an_unchanged_work_is_not_written_again() -> Result<()> {
     world.wait_for("quiet-work", "Available", "True").await?;
     let version = |object: &kube::api::DynamicObject| object.metadata.resource_version.clone();
     let (work, object) = (world.works().get("quiet-work").await?, world.config_maps().get("quiet").await?);
+    let writes = world.writes_to_hub()?;
+    assert!(writes > 0, "the audit log shows no write of the agent");
     // Several polls and resyncs pass by.
     tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(world.writes_to_hub()?, writes);
     assert_eq!(version(&world.works().get("quiet-work").await?), version(&work));
     assert_eq!(version(&world.config_maps().get("quiet").await?), version(&object));
     Ok(())

@@ -9,18 +9,19 @@ use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
+use crate::ocm::hub::agent_identity;
 use crate::ocm::kinds::{applied_manifest_works, condition_status, list, manifest_works, put, text, to_json};
-use crate::ocm::{HubSide, Ocm, OcmOptions, SpokeSide};
+use crate::ocm::{AGENT_ID, HubSide, Ocm, OcmOptions, SpokeSide};
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually;
 
 static PLANES: OnceCell<(ControlPlane, ControlPlane)> = OnceCell::const_new();
 
 /// Soon, on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// A custom resource with a default, a status subresource and no rights for the agent.
-const WIDGET_CRD: &str = r#"
+const WIDGET_CRD: &str = r"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: NAME.bed.example.com}
@@ -39,7 +40,7 @@ spec:
         properties:
           spec: {type: object, x-kubernetes-preserve-unknown-fields: true, properties: {size: {type: integer, default: 7}}}
           status: {type: object, x-kubernetes-preserve-unknown-fields: true}
-"#;
+";
 
 /// A spoke joined to the hub, and a namespace on the spoke.
 pub(crate) struct World {
@@ -57,7 +58,8 @@ impl World {
             .get_or_try_init(|| async {
                 let with_manager =
                     || ControlPlaneOptions { controller_manager: true, ..ControlPlaneOptions::default() };
-                let hub = ControlPlane::start(ControlPlaneOptions::default()).await?;
+                let hub =
+                    ControlPlane::start(ControlPlaneOptions { audit: true, ..ControlPlaneOptions::default() }).await?;
                 anyhow::Ok((hub, ControlPlane::start(with_manager()).await?))
             })
             .await?;
@@ -66,6 +68,16 @@ impl World {
         let namespace = spoke.namespace(cluster).await?;
         let ocm = Ocm::start(&hub_side, &spoke_side, cluster, options).await?;
         Ok(Self { hub: hub_side.admin, spoke: spoke_side.admin, ocm, cluster: cluster.to_owned(), namespace })
+    }
+
+    /// How many writes the agent of this cluster has sent to the hub, its lease apart.
+    pub(crate) fn writes_to_hub(&self) -> Result<usize> {
+        let (hub, _) = PLANES.get().context("the control planes are not there")?;
+        let user = agent_identity(&self.cluster, AGENT_ID).0;
+        let requests = hub.requests()?.into_iter();
+        Ok(requests
+            .filter(|request| request.user == user && request.is_write() && request.resource != "leases")
+            .count())
     }
 
     pub(crate) fn works(&self) -> Api<DynamicObject> {

@@ -300,10 +300,10 @@ fn check_delete_option(work: &Value, manifests: &[ResourceMeta], expected: &Expe
         let owned = meta.is_owned(work);
         match (meta.kind.as_str(), owned) {
             ("Namespace", true) => {
-                faults.push(format!("deleting the work deletes namespace {} of the spoke", meta.name))
+                faults.push(format!("deleting the work deletes namespace {} of the spoke", meta.name));
             }
             ("Module", true) if expected.detached => {
-                faults.push("deleting the work deletes the Module although detached".to_owned())
+                faults.push("deleting the work deletes the Module although detached".to_owned());
             }
             ("Module", false) if !expected.detached => faults.push("deleting the work leaves the Module".to_owned()),
             _ => {}

@@ -83,8 +83,8 @@ impl ResourceMeta {
 
     /// Whether feedback comes by watch; here the *last* matching entry wins.
     pub fn is_watched(&self, work: &Value) -> bool {
-        let configs = list(work, "/spec/manifestConfigs").iter();
-        let last = configs.filter(|config| self.matches(&config["resourceIdentifier"])).next_back();
+        let mut configs = list(work, "/spec/manifestConfigs").iter();
+        let last = configs.rfind(|config| self.matches(&config["resourceIdentifier"]));
         last.is_some_and(|config| config["feedbackScrapeType"] == "Watch")
     }
 

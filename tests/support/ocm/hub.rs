@@ -134,7 +134,7 @@ async fn tend(hub: &Client, cluster: &str, lease: Duration) -> Result<()> {
     }
     let mut conditions = list(&object, "/status/conditions").to_vec();
     set_condition(&mut conditions, ACCEPTED, "True", "HubClusterAdminAccepted", "Accepted by hub cluster admin", None);
-    if condition_status(&conditions, AVAILABLE) != "" && lease_is_stale(hub, cluster, lease).await? {
+    if !condition_status(&conditions, AVAILABLE).is_empty() && lease_is_stale(hub, cluster, lease).await? {
         let message = "Registration agent stopped updating its lease.";
         set_condition(&mut conditions, AVAILABLE, "Unknown", "ManagedClusterLeaseUpdateStopped", message, None);
     }

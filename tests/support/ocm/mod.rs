@@ -34,6 +34,7 @@ pub mod status;
 pub mod work;
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -262,7 +263,10 @@ impl Ocm {
         let (hub, address) = client(&self.hub.agent_kubeconfig).await?;
         let (work_spoke, _) = client(&self.spoke.work_kubeconfig).await?;
         let (registration_spoke, _) = client(&self.spoke.registration_kubeconfig).await?;
-        let hub_hash: String = Sha256::digest(address.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut hub_hash = String::new();
+        for byte in Sha256::digest(address.as_bytes()) {
+            write!(hub_hash, "{byte:02x}")?;
+        }
         let options = self.options.clone();
         let work = work::WorkAgent::new(hub.clone(), work_spoke, &self.cluster, AGENT_ID, hub_hash, options.clone());
         let registration =

@@ -17,6 +17,7 @@ use crate::support::process::Process;
 /// # Errors
 /// The folder is named but does not hold both programs.
 pub fn programs() -> Result<Option<PathBuf>> {
+    #[expect(clippy::disallowed_methods, reason = "the setting of a test bed, not of the product")]
     let Some(folder) = std::env::var_os("OCM_BIN_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from) else {
         return Ok(None);
     };

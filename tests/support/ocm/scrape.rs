@@ -68,7 +68,7 @@ async fn follow(api: Api<DynamicObject>, listeners: Listeners) {
     let events = watcher(api, watcher::Config::default()).default_backoff();
     pin_mut!(events);
     while let Some(event) = events.next().await {
-        let (Ok(Event::Apply(object)) | Ok(Event::Delete(object))) = event else { continue };
+        let Ok(Event::Apply(object) | Event::Delete(object)) = event else { continue };
         let name = object.metadata.name.unwrap_or_default();
         let mut listeners = listeners.lock().unwrap_or_else(PoisonError::into_inner);
         for woken in listeners.get_mut(&name).into_iter().flatten() {

@@ -96,7 +96,7 @@ pub async fn prepare(spoke: &Client) -> Result<()> {
 async fn wait_for_admin(spoke: &Client) -> Result<()> {
     let roles: Api<ClusterRole> = Api::all(spoke.clone());
     eventually(
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         "the rules of ClusterRole admin (the spoke needs a controller manager)",
         || async {
             let role = roles.get("admin").await?;

@@ -28,7 +28,7 @@ use super::{OcmOptions, delete, reconcile, status};
 /// As many works are handled at the same time.
 const WORKERS: usize = 10;
 /// Shortest and longest pause while a deletion waits for objects that do not go.
-const DELETE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+const DELETE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mins(1));
 
 /// What all tasks of one agent share.
 pub struct WorkAgent {
@@ -332,5 +332,5 @@ fn version(object: &Value) -> u64 {
 }
 
 fn far() -> Instant {
-    Instant::now() + Duration::from_secs(86_400)
+    Instant::now() + Duration::from_hours(24)
 }
