@@ -1,0 +1,11 @@
+//! The worker on a real kernel: the executable in a virtual machine, real module files from a real registry, orders and
+//! reports through a real API server.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod failing;
+mod lasting;
+mod loading;
+mod unloading;
+mod world;

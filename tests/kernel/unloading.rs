@@ -1,0 +1,70 @@
+//! What leaves the kernel, and what does not.
+
+use anyhow::{Result, ensure};
+use kmm::api::ModuleState::{Failed, Loaded, Orphaned, UnloadFailed};
+
+use crate::world::{Options, World, build_id, of};
+
+#[tokio::test]
+async fn only_an_order_replaces_or_unloads_and_a_module_in_use_is_waited_for() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let mods = &world.mods;
+    let one = world.push("one", &[mods.plain()?, mods.base()?, mods.top()?]).await?;
+    let two = world.push("two", &[mods.plain_v2()?]).await?;
+    world.start_worker().await?;
+    let top = world.entry("top", "kmm_top", &one, 1);
+    let generation = world.want(vec![world.entry("plain", "kmm_plain", &one, 1), top.clone()], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded"), ("top", Loaded, "Loaded")]).await?;
+
+    // A changed image alone replaces nothing, and readiness ends.
+    let generation = world.want(vec![world.entry("plain", "kmm_plain", &two, 2), top.clone()], vec![]).await?;
+    let status = world.settled(generation, &[("plain", Failed, "LoadedOtherFile"), ("top", Loaded, "Loaded")]).await?;
+    assert_eq!(of(&status, "plain")?.build_id, Some(build_id(&mods.plain()?)?));
+    assert_eq!(of(&status, "plain")?.config.as_ref().map(|config| config.container_image.as_str()), Some(one.as_str()));
+
+    // With the order it does.
+    let orders = vec![world.intent("plain", 1)];
+    let generation = world.want(vec![world.entry("plain", "kmm_plain", &two, 2), top.clone()], orders.clone()).await?;
+    let status = world.settled(generation, &[("plain", Loaded, "Loaded"), ("top", Loaded, "Loaded")]).await?;
+    assert_eq!(of(&status, "plain")?.build_id, Some(build_id(&mods.plain_v2()?)?));
+    assert_eq!(world.vm.run("cat /sys/module/kmm_plain/version").await?.trim(), "2.0");
+
+    // No longer wanted and no order: it stays and is told.
+    let generation = world.want(vec![top.clone()], orders).await?;
+    world.settled(generation, &[("plain", Orphaned, "NotWanted"), ("top", Loaded, "Loaded")]).await?;
+    let generation = world.want(vec![top], vec![world.intent("plain", 2)]).await?;
+    world.settled(generation, &[("top", Loaded, "Loaded")]).await?;
+    assert_eq!(world.loaded().await?, ["kmm_base", "kmm_top"]);
+
+    // In use by a module that is not ours: told with its name, and gone as soon as it is free. No image is needed.
+    world.registry.pause()?;
+    world.vm.put("/mods/kmm_base.ko", 0o644, &mods.base()?.bytes).await?;
+    world.vm.run("rmmod kmm_top; rmmod kmm_base; insmod /mods/kmm_base.ko").await?;
+    world.settled(generation, &[("top", Loaded, "Loaded")]).await?;
+    ensure!(world.loaded().await? == ["kmm_base", "kmm_top"], "what vanished is loaded again from the node's own disk");
+    let generation = world.want(vec![], vec![world.intent("top", 1)]).await?;
+    world.settled(generation, &[]).await?;
+    ensure!(!world.loaded().await?.contains(&"kmm_top".to_owned()), "an order unloads without a registry");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_module_in_use_is_told_with_its_holders_and_goes_when_it_is_free() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let mods = &world.mods;
+    let base = world.push("base", &[mods.base()?]).await?;
+    world.start_worker().await?;
+    let generation = world.want(vec![world.entry("base", "kmm_base", &base, 1)], vec![]).await?;
+    world.settled(generation, &[("base", Loaded, "Loaded")]).await?;
+    world.vm.put("/mods/kmm_top.ko", 0o644, &mods.top()?.bytes).await?;
+    world.vm.run("insmod /mods/kmm_top.ko").await?;
+    let generation = world.want(vec![], vec![world.intent("base", 1)]).await?;
+    let status = world.settled(generation, &[("base", UnloadFailed, "InUse")]).await?;
+    let message = of(&status, "base")?.message.clone().unwrap_or_default();
+    ensure!(message.contains("kmm_top") && message.contains("reference count 1"), "{message}");
+    assert_eq!(world.loaded().await?, ["kmm_base", "kmm_top"]);
+    world.vm.run("rmmod kmm_top").await?;
+    world.settled(generation, &[]).await?;
+    assert_eq!(world.loaded().await?, [""; 0]);
+    Ok(())
+}
