@@ -66,7 +66,9 @@ fn parse_bool(value: &str) -> Result<bool, Usage> {
     match value {
         "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        other => Err(Usage(format!("KMM_MANAGED (--managed) is `{other}`; write 1 or true on a Spoke, 0 or false elsewhere"))),
+        other => Err(Usage(format!(
+            "KMM_MANAGED (--managed) is `{other}`; write 1 or true on a Spoke, 0 or false elsewhere"
+        ))),
     }
 }
 
@@ -80,7 +82,9 @@ fn mode(mode: Option<Mode>, managed: Option<&str>) -> Result<Mode, Usage> {
         }
         (Some(other), Some(true)) => {
             let name = if other == Mode::Hub { "hub" } else { "standalone" };
-            Err(Usage(format!("--mode {name} (KMM_MODE) and KMM_MANAGED=1 disagree: a managed cluster is a Spoke; drop one of them")))
+            Err(Usage(format!(
+                "--mode {name} (KMM_MODE) and KMM_MANAGED=1 disagree: a managed cluster is a Spoke; drop one of them"
+            )))
         }
         (mode, _) => Ok(mode.unwrap_or(Mode::Standalone)),
     }
@@ -107,7 +111,10 @@ pub(super) fn run(args: ManagerArgs) -> ExitCode {
         Err(usage) => return fail(EXIT_USAGE, &usage.to_string()),
     };
     if args.operator_namespace.is_empty() {
-        return fail(EXIT_USAGE, "--operator-namespace (OPERATOR_NAMESPACE) is empty; name the namespace of this manager");
+        return fail(
+            EXIT_USAGE,
+            "--operator-namespace (OPERATOR_NAMESPACE) is empty; name the namespace of this manager",
+        );
     }
     let result = Builder::new_multi_thread()
         .worker_threads(2)
@@ -143,8 +150,10 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
             let settings = HubSettings { operator_namespace: namespace.clone(), instance: Some(instance.clone()) };
             let hub = Hub::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
             tasks.spawn("leader", async move {
-                let work = async { tokio::join!(hub.lead(stop.clone()), images.lead(stop.clone())) };
-                lease::lead(client, &namespace, names::HUB_LEASE, &instance, gate, stop.clone(), async { drop(work.await) }).await
+                let work = async {
+                    tokio::join!(hub.lead(stop.clone()), images.lead(stop.clone()));
+                };
+                lease::lead(client, &namespace, names::HUB_LEASE, &instance, gate, stop.clone(), work).await
             });
         }
         Mode::Spoke | Mode::Standalone => {
@@ -161,14 +170,15 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
                 worker_health_port: super::worker::HEALTH_PORT,
                 instance: instance.clone(),
             };
-            let (spoke, watches) =
-                Spoke::new(settings, client.clone(), &metrics, &readiness).map_err(Error::Worker)?;
+            let (spoke, watches) = Spoke::new(settings, client.clone(), &metrics, &readiness).map_err(Error::Worker)?;
             for watch in watches {
                 tasks.spawn_endless(watch.name, watch.work);
             }
             tasks.spawn("leader", async move {
-                let work = async { tokio::join!(spoke.lead(stop.clone()), images.lead(stop.clone())) };
-                lease::lead(client, &namespace, names::LEASE, &instance, gate, stop.clone(), async { drop(work.await) }).await
+                let work = async {
+                    tokio::join!(spoke.lead(stop.clone()), images.lead(stop.clone()));
+                };
+                lease::lead(client, &namespace, names::LEASE, &instance, gate, stop.clone(), work).await
             });
         }
     }

@@ -53,8 +53,9 @@ impl LogArgs {
             LogFormat::Json => Format::Json,
             LogFormat::Text => Format::Text,
         };
-        telemetry::init(format, &self.log)
-            .map_err(|error| Usage(format!("--log (KMM_LOG) `{}`: {error}; write for instance `info,kube=warn`", self.log)))
+        telemetry::init(format, &self.log).map_err(|error| {
+            Usage(format!("--log (KMM_LOG) `{}`: {error}; write for instance `info,kube=warn`", self.log))
+        })
     }
 }
 

@@ -12,25 +12,25 @@ type Uid = Arc<str>;
 /// The shared tally. Its lock is held while a node is observed and recorded, so that a reader never sees a node's
 /// record from before a change that the reader has seen already.
 #[derive(Clone, Debug, Default)]
-pub struct Tally(Arc<Mutex<Totals>>);
+pub(super) struct Tally(Arc<Mutex<Totals>>);
 
 impl Tally {
     /// The totals; keep it short and never across an await.
-    pub fn lock(&self) -> MutexGuard<'_, Totals> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Totals> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Totals of each Module, by UID.
 #[derive(Debug, Default)]
-pub struct Totals {
+pub(super) struct Totals {
     nodes: BTreeMap<String, BTreeMap<Uid, Outcome>>,
     modules: BTreeMap<Uid, ModuleTotals>,
 }
 
 /// Totals of one Module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ModuleTotals {
+pub(super) struct ModuleTotals {
     /// Nodes that match the selector.
     pub matching: usize,
     /// Nodes that are to run the module.
@@ -59,22 +59,22 @@ pub struct ModuleTotals {
 
 impl Totals {
     /// Whether the node was recorded.
-    pub fn knows(&self, node: &str) -> bool {
+    pub(super) fn knows(&self, node: &str) -> bool {
         self.nodes.contains_key(node)
     }
 
     /// Totals of a Module; all zero if no node concerns it.
-    pub fn of(&self, module: &str) -> ModuleTotals {
+    pub(super) fn of(&self, module: &str) -> ModuleTotals {
         self.modules.get(module).cloned().unwrap_or_default()
     }
 
     /// Names of the nodes that concern the Module in any way.
-    pub fn nodes_of(&self, module: &str) -> Vec<String> {
+    pub(super) fn nodes_of(&self, module: &str) -> Vec<String> {
         self.nodes.iter().filter(|(_, all)| all.contains_key(module)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Replaces what is known of a node (`None`: it is gone) and returns the Modules whose totals changed.
-    pub fn record(&mut self, node: &str, outcomes: Option<BTreeMap<Uid, Outcome>>) -> Vec<Uid> {
+    pub(super) fn record(&mut self, node: &str, outcomes: Option<BTreeMap<Uid, Outcome>>) -> Vec<Uid> {
         let gone = outcomes.is_none();
         let new = outcomes.unwrap_or_default();
         let old = self.nodes.remove(node).unwrap_or_default();

@@ -77,7 +77,8 @@ impl World {
         screen.note("three control planes answer; their nodes boot");
         let node = |cluster, name: &str, kernel: &str| {
             let registries = vec![(registry.address(), None)];
-            let options = NodeOptions { name: name.into(), kernel: Some(kernel.into()), registries, ..NodeOptions::default() };
+            let options =
+                NodeOptions { name: name.into(), kernel: Some(kernel.into()), registries, ..NodeOptions::default() };
             Node::start(cluster, options)
         };
         let (hub_node, node_a, node_b) = tokio::try_join!(

@@ -2,7 +2,7 @@
 
 mod plan;
 
-pub use plan::{Action, Kernels, plan};
+pub(super) use plan::{Action, Kernels, plan};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -11,12 +11,12 @@ use crate::spoke::view::ClaimView;
 
 /// The kernels of all nodes, each with the number of nodes that run it.
 #[derive(Debug, Default)]
-pub struct Kernels(BTreeMap<Arc<str>, usize>);
+pub(crate) struct Kernels(BTreeMap<Arc<str>, usize>);
 
 impl Kernels {
     /// Takes in that a node changed from one kernel to another, `None` standing for no node. Returns whether the set
     /// of kernels is another one now.
-    pub fn change(&mut self, old: Option<&Arc<str>>, new: Option<&Arc<str>>) -> bool {
+    pub(crate) fn change(&mut self, old: Option<&Arc<str>>, new: Option<&Arc<str>>) -> bool {
         if old == new {
             return false;
         }
@@ -39,7 +39,7 @@ impl Kernels {
     }
 
     /// The set; what cannot be a kernel's release is left out.
-    pub fn set(&self) -> BTreeSet<KernelVersion> {
+    pub(crate) fn set(&self) -> BTreeSet<KernelVersion> {
         let parsed = self.0.keys().filter_map(|kernel| match KernelVersion::parse(kernel) {
             Ok(kernel) => Some(kernel),
             Err(error) => {
@@ -53,7 +53,7 @@ impl Kernels {
 
 /// What is to be written, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// The claim is written.
     Apply(Claim),
     /// The claim is removed.
@@ -69,7 +69,10 @@ pub enum Action {
 ///
 /// # Errors
 /// More kernels than claims can hold: nothing is changed.
-pub fn plan(kernels: &BTreeSet<KernelVersion>, present: &BTreeMap<String, ClaimView>) -> Result<Vec<Action>, TooMany> {
+pub(crate) fn plan(
+    kernels: &BTreeSet<KernelVersion>,
+    present: &BTreeMap<String, ClaimView>,
+) -> Result<Vec<Action>, TooMany> {
     let wanted = claims::encode(kernels)?;
     let names: BTreeSet<&str> = wanted.iter().map(|claim| claim.name.as_str()).collect();
     let obsolete = present.iter().filter(|(name, _)| claims::is_kernel_claim(name) && !names.contains(name.as_str()));

@@ -11,7 +11,7 @@ use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
 
 /// What a Module's plan is made from.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub(super) struct Observed {
     /// The Module.
     pub facts: Arc<ModuleFacts>,
     /// The ModuleImagesConfig of the same name, if there is one.
@@ -22,7 +22,7 @@ pub struct Observed {
 
 /// What is to be written about a Module.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub(super) struct Plan {
     /// The new list of finalizers, if it changes.
     pub finalizers: Option<Vec<String>>,
     /// The ModuleImagesConfig.
@@ -31,7 +31,7 @@ pub struct Plan {
 
 /// What happens to the ModuleImagesConfig.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ImagesAction {
+pub(super) enum ImagesAction {
     /// It is as it should be, or cannot be decided yet.
     Nothing,
     /// It is made.
@@ -46,7 +46,7 @@ pub enum ImagesAction {
 }
 
 /// The plan for one Module.
-pub fn plan(observed: &Observed) -> Plan {
+pub(super) fn plan(observed: &Observed) -> Plan {
     Plan { finalizers: finalizers(observed), images: images(observed) }
 }
 
@@ -90,7 +90,10 @@ fn images(observed: &Observed) -> ImagesAction {
 }
 
 /// The images that these kernels need and whose digest has to be looked up; sorted, each once.
-pub fn wanted_images<'a>(facts: &ModuleFacts, kernels: impl Iterator<Item = &'a Arc<str>>) -> ModuleImagesConfigSpec {
+pub(super) fn wanted_images<'a>(
+    facts: &ModuleFacts,
+    kernels: impl Iterator<Item = &'a Arc<str>>,
+) -> ModuleImagesConfigSpec {
     let Some(loader) = &facts.spec.module_loader else { return ModuleImagesConfigSpec::default() };
     let resolved = kernels.filter_map(|kernel| Some((trimmed(kernel), facts.resolve(kernel)?)));
     let mut images: Vec<ModuleImageSpec> = resolved

@@ -18,7 +18,7 @@ const NODE_MESSAGE_MAX: usize = 512;
 const SILENT: &str = "no worker has reported since the node started";
 
 /// The status as it should be, `None` if it is already so.
-pub fn plan_status(
+pub(super) fn plan_status(
     facts: &ModuleFacts,
     old: &ModuleStatus,
     totals: &ModuleTotals,
@@ -47,7 +47,7 @@ pub fn plan_status(
         (ConditionType::Ready, ready),
     ]
     .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, is.reason.as_str(), is.message));
-    conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
+    let _ = conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
     (new != *old).then_some(new)
 }
 

@@ -13,7 +13,7 @@ use crate::runtime::client::{ApiError, apply, merge, within};
 use super::plan::{ConfigAction, Plan};
 
 /// Writes what the plan says; a failure of one object does not keep the other from being written.
-pub async fn carry_out(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
+pub(super) async fn carry_out(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
     let config = write_config(client, name, &plan.config).await;
     let labels = if plan.labels.is_empty() { Ok(()) } else { write_labels(client, name, plan).await };
     config.and(labels)

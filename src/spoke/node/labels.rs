@@ -18,7 +18,7 @@ const LABEL_MAX: usize = 63;
 ///
 /// A label stays as it is while nothing is known: the module is wanted and no worker has spoken about this object yet.
 /// Labels of releases that knew no namespace are removed.
-pub fn changes(
+pub(super) fn changes(
     node: &NodeView,
     config: Option<&ConfigView>,
     spec: &NodeModulesConfigSpec,
@@ -67,7 +67,10 @@ pub fn changes(
 }
 
 /// Labels of a NodeModulesConfig by which tools of the pod-based operator find it; keys that are too long are left out.
-pub fn of_config(spec: &NodeModulesConfigSpec, reports: &[NodeModuleStatus]) -> BTreeMap<String, String> {
+pub(in crate::spoke) fn of_config(
+    spec: &NodeModulesConfigSpec,
+    reports: &[NodeModuleStatus],
+) -> BTreeMap<String, String> {
     let wanted = spec.modules.iter().map(|entry| (&entry.namespace, &entry.name));
     let leaving = spec.unload.iter().map(|intent| (&intent.namespace, &intent.name));
     let loaded = reports.iter().map(|report| (&report.namespace, &report.name));
@@ -77,7 +80,7 @@ pub fn of_config(spec: &NodeModulesConfigSpec, reports: &[NodeModuleStatus]) -> 
 }
 
 /// The labels among these that [`of_config`] decides on.
-pub fn ours(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub(super) fn ours(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     labels.iter().filter(|(key, _)| is_module_label(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 

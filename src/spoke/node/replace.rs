@@ -6,7 +6,7 @@ use super::entry::same_in_kernel;
 
 /// A wanted Module on a node that may have it.
 #[derive(Clone, Copy, Debug)]
-pub struct Situation<'a> {
+pub(super) struct Situation<'a> {
     /// Generation of the Module.
     pub generation: i64,
     /// The entry as the Module wants it.
@@ -28,7 +28,7 @@ pub struct Situation<'a> {
 /// The generation of an entry is the Module's generation when what reaches the kernel last changed, or one more than
 /// that of the entry before if that is not higher: it always rises, so a worker can tell the file that must go (up to
 /// the intent's generation) from the one that replaces it (above).
-pub fn next_entry(at: &Situation<'_>) -> (NodeModuleSpec, Option<UnloadIntent>) {
+pub(super) fn next_entry(at: &Situation<'_>) -> (NodeModuleSpec, Option<UnloadIntent>) {
     let standing_generation = at.entry.and_then(|entry| entry.generation);
     let same = at.entry.is_some_and(|entry| same_in_kernel(&entry.config, &at.wanted.config));
     let replacing = at.intent.filter(|intent| intent.reason == UnloadReason::Changed && at.entry.is_some());

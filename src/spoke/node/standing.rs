@@ -7,14 +7,14 @@ use crate::spoke::view::{ConfigView, NodeView};
 use super::entry::same_in_kernel;
 
 /// Whether the worker proved that the entry is loaded as it stands. The caller knows that it spoke in this boot.
-pub fn is_loaded(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> bool {
+pub(super) fn is_loaded(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> bool {
     report.state == Some(ModuleState::Loaded)
         && report.observed_generation >= entry.generation
         && report.config.as_ref().is_some_and(|loaded| same_in_kernel(loaded, &entry.config))
 }
 
 /// Where a Module stands whose entry and intent will be these.
-pub fn standing(
+pub(super) fn standing(
     node: &NodeView,
     config: Option<&ConfigView>,
     entry: &NodeModuleSpec,

@@ -2,7 +2,7 @@
 
 mod plan;
 
-pub use plan::{Transition, transitions};
+pub(super) use plan::{Transition, transitions};
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use kube::Resource;

@@ -7,7 +7,7 @@ use crate::spoke::view::{ConfigView, ReportView};
 
 /// Something that happened to a module on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transition {
+pub(crate) struct Transition {
     /// The event's reason.
     pub reason: EventReason,
     /// The Module's namespace.
@@ -22,7 +22,7 @@ pub struct Transition {
 
 impl Transition {
     /// Whether it is good news.
-    pub fn severity(&self) -> Severity {
+    pub(crate) fn severity(&self) -> Severity {
         match self.reason {
             EventReason::ModuleLoaded | EventReason::ModuleUnloaded => Severity::Normal,
             _ => Severity::Warning,
@@ -32,7 +32,7 @@ impl Transition {
 
 /// What happened on a node between two reports about the same object. An object that was not known before tells
 /// nothing: after a restart of the manager nothing is told again.
-pub fn transitions(node: &str, old: Option<&ConfigView>, new: Option<&ConfigView>) -> Vec<Transition> {
+pub(crate) fn transitions(node: &str, old: Option<&ConfigView>, new: Option<&ConfigView>) -> Vec<Transition> {
     let (Some(old), Some(new)) = (old, new) else { return Vec::new() };
     if old.uid != new.uid || old.report == new.report {
         return Vec::new();

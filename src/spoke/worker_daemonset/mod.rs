@@ -2,7 +2,7 @@
 
 mod render;
 
-pub use render::render;
+pub(super) use render::render;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ use super::view::DaemonSetView;
 
 /// What happens to the DaemonSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(super) enum Action {
     /// It is as it should be.
     Nothing,
     /// It is written.
@@ -34,7 +34,7 @@ pub enum Action {
 
 /// The plan. `settled` is the generation that the server gave to what was written last: another one means that
 /// somebody changed it. It is unknown after a start, when the hash alone counts.
-pub fn plan(wanted: bool, hash: &str, present: Option<&DaemonSetView>, settled: Option<i64>) -> Action {
+pub(super) fn plan(wanted: bool, hash: &str, present: Option<&DaemonSetView>, settled: Option<i64>) -> Action {
     match present {
         None if wanted => Action::Apply,
         None => Action::Nothing,

@@ -18,7 +18,7 @@ const LIB_MODULES: &str = "/lib/modules";
 ///
 /// # Errors
 /// Never for these settings; the hash function is fallible for other values.
-pub fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::Error> {
+pub(crate) fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::Error> {
     let labels = json!({ "app.kubernetes.io/name": "kmm", "app.kubernetes.io/component": "worker" });
     let probe = |path: &str| json!({ "httpGet": { "path": path, "port": settings.worker_health_port } });
     let spec = json!({
