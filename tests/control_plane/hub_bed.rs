@@ -25,7 +25,7 @@ use crate::support::manager::{Edition, NAMESPACE, install};
 use crate::support::registry::{Registry, RegistryOptions};
 
 /// Longest wait for anything that takes a few passes.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
 pub(crate) struct Bed {
     pub(crate) cluster: ControlPlane,
