@@ -96,6 +96,10 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     }
     // Without a loader, kernels do not matter.
     let kernels = if has_loader { &cluster.kernels } else { &Kernels::Complete(intern::texts(&[])) };
+    // Digests arrive one by one: the work is written once every look-up has come to something, good or bad.
+    if gaps.unanswered {
+        return Ok(Plan { wants_images, ..Plan::nothing(Some(as_it_is(&gaps))) });
+    }
     planned(module, spec, observed, &lines).map(|action| Plan {
         standing: Some(match &action {
             Action::Nothing | Action::Delete { .. } => Standing::of_work(work, kernels, &gaps, cluster.silent),
@@ -203,7 +207,11 @@ fn lines(
                         registry_tls: resolved.registry_tls,
                         in_tree_modules_to_remove: resolved.in_tree_modules_to_remove,
                     }),
-                    Err(why) => gaps.held_back.push((kernel, taken.clone().unwrap_or(why))),
+                    Err(why) => {
+                        let answered = images.is_some_and(|images| images.fact(&kernel, &resolved.image).is_some());
+                        gaps.unanswered |= !answered && taken.is_none() && resolved.image.parse::<ImageRef>().is_ok();
+                        gaps.held_back.push((kernel, taken.clone().unwrap_or(why)));
+                    }
                 }
             }
         }
