@@ -43,7 +43,7 @@ async fn restarts_and_a_deleted_object_touch_nothing_and_a_reboot_loads_again() 
         .await?;
     world.settled(generation, &both).await?;
     world.forget().await?;
-    world.vm.wait_for(PATIENCE, "tail -n 3 /var/log/worker.log", |out| out.text().contains("modules=0")).await?;
+    world.vm.wait_for(PATIENCE, "tail -n 3 /var/log/worker.log", |out| out.text().contains("\"modules\":0")).await?;
     world.end_worker("KILL").await?;
     world.start_worker().await?;
     let generation = world.want(wanted(), vec![]).await?;
