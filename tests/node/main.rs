@@ -30,7 +30,10 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     world.apply_module().await?;
     let first = world.wait_loaded().await?;
     ensure!(first.build_id.is_some() || first.srcversion.is_some(), "loaded without proof: {first:?}");
-    ensure!(first.digest == Some(world.digest_of_running_kernel().await?), "another digest than the registry's: {first:?}");
+    ensure!(
+        first.digest == Some(world.digest_of_running_kernel().await?),
+        "another digest than the registry's: {first:?}"
+    );
     world.wait_ready_label(true).await?;
 
     // Cordon, a taint that nothing tolerates.
@@ -47,7 +50,7 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     let configs: Api<NodeModulesConfig> = Api::all(client.clone());
     let before = configs.get(NODE).await?.uid();
     configs.delete(NODE, &DeleteParams::default()).await?;
-    eventually(Duration::from_secs(60), "the NodeModulesConfig to be made again", || async {
+    eventually(Duration::from_mins(1), "the NodeModulesConfig to be made again", || async {
         Ok(configs.get_opt(NODE).await?.filter(|config| config.uid() != before))
     })
     .await?;
@@ -55,7 +58,8 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     world.wait_loaded().await?;
 
     // Worker and manager end hard and start again.
-    let pid = "for p in /proc/[0-9]*; do grep -qa kmm $p/cmdline && grep -qa worker $p/cmdline && echo ${p#/proc/}; done";
+    let pid =
+        "for p in /proc/[0-9]*; do grep -qa kmm $p/cmdline && grep -qa worker $p/cmdline && echo ${p#/proc/}; done";
     world.node.exec(&format!("kill -9 $({pid})")).await?;
     world.kill_manager_pod().await?;
     world.stays_loaded(QUIET, "worker and manager were killed").await?;
@@ -78,7 +82,7 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     world.delete_module_and_wait().await?;
     ensure!(!world.in_kernel().await?, "the Module is gone, but the kernel still has the module");
     world.wait_ready_label(false).await?;
-    eventually(Duration::from_secs(60), "the NodeModulesConfig to go", || async {
+    eventually(Duration::from_mins(1), "the NodeModulesConfig to go", || async {
         Ok(configs.list(&ListParams::default()).await?.items.is_empty().then_some(()))
     })
     .await?;

@@ -38,7 +38,8 @@ impl World {
         }
         let cluster = ControlPlane::start(ControlPlaneOptions::full()).await?;
         let registries = vec![(registry.address(), None)];
-        let node = Node::start(&cluster, NodeOptions { name: NODE.into(), registries, ..NodeOptions::default() }).await?;
+        let node =
+            Node::start(&cluster, NodeOptions { name: NODE.into(), registries, ..NodeOptions::default() }).await?;
         manager::install_image(&cluster, Edition::Standalone, &image).await?;
         manager::wait_available(&cluster, Edition::Standalone).await?;
         Ok(Self { node, cluster, registry })
@@ -66,11 +67,12 @@ impl World {
     /// The same, in another boot than the one that is given.
     pub(crate) async fn wait_loaded_after(&self, boot: Option<&str>) -> Result<NodeModuleStatus> {
         let api: Api<NodeModulesConfig> = Api::all(self.cluster.admin().await?);
-        let reported = eventually(Duration::from_secs(180), "the module to be reported as loaded", || async {
+        let reported = eventually(Duration::from_mins(3), "the module to be reported as loaded", || async {
             let config = api.get(NODE).await?;
             let status = config.status.unwrap_or_default();
             let entry = status.modules.into_iter().find(|module| module.name == MODULE).context("no entry yet")?;
-            let loaded = entry.state == Some(ModuleState::Loaded) && (boot.is_none() || entry.boot_id.as_deref() != boot);
+            let loaded =
+                entry.state == Some(ModuleState::Loaded) && (boot.is_none() || entry.boot_id.as_deref() != boot);
             if loaded { Ok(Some(entry)) } else { bail!("{:?} {:?}: {:?}", entry.state, entry.reason, entry.message) }
         })
         .await;
@@ -101,7 +103,7 @@ impl World {
     pub(crate) async fn wait_ready_label(&self, wanted: bool) -> Result<()> {
         let api: Api<KubeNode> = Api::all(self.cluster.admin().await?);
         let label = ready_label("default", MODULE);
-        eventually(Duration::from_secs(60), &format!("label {label} to be there: {wanted}"), || async {
+        eventually(Duration::from_mins(1), &format!("label {label} to be there: {wanted}"), || async {
             Ok((api.get(NODE).await?.labels().contains_key(&label) == wanted).then_some(()))
         })
         .await
@@ -122,7 +124,7 @@ impl World {
     pub(crate) async fn delete_module_and_wait(&self) -> Result<()> {
         let api: Api<Module> = Api::namespaced(self.cluster.admin().await?, "default");
         api.delete(MODULE, &DeleteParams::default()).await?;
-        let gone = eventually(Duration::from_secs(120), "the Module to go", || async {
+        let gone = eventually(Duration::from_mins(2), "the Module to go", || async {
             Ok(api.get_opt(MODULE).await?.is_none().then_some(()))
         })
         .await;

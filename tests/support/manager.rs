@@ -87,10 +87,8 @@ pub async fn install_image(cluster: &ControlPlane, edition: Edition, image: &str
     let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
     let base = up.join(base.strip_prefix("/")?);
     let (name, tag) = image.rsplit_once(':').context("an image without tag")?;
-    let overlay = format!(
-        "resources:\n- {}\nimages:\n- name: kmm\n  newName: {name}\n  newTag: {tag}\n",
-        base.display()
-    );
+    let overlay =
+        format!("resources:\n- {}\nimages:\n- name: kmm\n  newName: {name}\n  newTag: {tag}\n", base.display());
     std::fs::write(folder.join("kustomization.yaml"), overlay)?;
     cluster.apply_kustomization(&folder).await.map(drop)
 }
