@@ -9,3 +9,5 @@ mod support;
 mod hub;
 mod hub_bed;
 mod images;
+mod spoke;
+mod spoke_bed;

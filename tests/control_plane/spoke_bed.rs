@@ -1,0 +1,322 @@
+//! A cluster with nodes for tests: control plane, the manager as a process with the rights that ship, and nodes whose
+//! kubelet and worker are scripts. The worker has the token that a real one would have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use kmm::api::{Module, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, NodeModulesConfigStatus};
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
+use crate::support::eventually;
+use crate::support::manager::{Edition, Manager, NAMESPACE, install, worker_kubeconfig};
+
+/// Longest wait for anything that takes a few passes.
+pub(crate) const LIMIT: Duration = Duration::from_secs(45);
+/// A digest that no registry is asked for.
+pub(crate) const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// What the kernel of a scripted node holds, and what happened to it.
+#[derive(Debug, Default)]
+pub(crate) struct Kernel {
+    pub(crate) boot: u32,
+    pub(crate) loaded: BTreeMap<String, NodeModuleSpec>,
+    pub(crate) journal: Vec<String>,
+    pub(crate) in_use: BTreeSet<String>,
+}
+
+impl Kernel {
+    /// Carries out what stands in the object and says what is.
+    fn carry_out(&mut self, config: &NodeModulesConfig) -> NodeModulesConfigStatus {
+        let mut reports: BTreeMap<String, NodeModuleStatus> = BTreeMap::new();
+        let report = |entry: &NodeModuleSpec, state, reason: &str, loaded: Option<&NodeModuleSpec>| NodeModuleStatus {
+            name: entry.name.clone(),
+            namespace: entry.namespace.clone(),
+            module_uid: entry.module_uid.clone(),
+            service_account_name: entry.service_account_name.clone(),
+            config: loaded.map(|loaded| loaded.config.clone()),
+            state: Some(state),
+            reason: Some(reason.to_owned()),
+            message: (state == ModuleState::UnloadFailed).then(|| "used by 1".to_owned()),
+            duration: Some("0.1s".to_owned()),
+            observed_generation: entry.generation,
+            boot_id: Some(format!("boot-{}", self.boot)),
+            ..NodeModuleStatus::default()
+        };
+        let mut stuck = BTreeSet::new();
+        for intent in &config.spec.unload {
+            let Some(entry) = self.loaded.get(&intent.module_uid).cloned() else { continue };
+            if entry.generation > Some(intent.generation) {
+                continue;
+            }
+            if self.in_use.contains(&entry.name) {
+                stuck.insert(intent.module_uid.clone());
+                let status = report(&entry, ModuleState::UnloadFailed, "InUse", Some(&entry));
+                reports.insert(intent.module_uid.clone(), status);
+                continue;
+            }
+            self.loaded.remove(&intent.module_uid);
+            self.journal.push(format!("unload {}/{} {}", intent.namespace, intent.name, intent.reason));
+        }
+        for entry in &config.spec.modules {
+            let uid = entry.module_uid.clone().unwrap_or_default();
+            match self.loaded.get_mut(&uid) {
+                None => {
+                    self.journal.push(format!("load {}/{}", entry.namespace, entry.name));
+                    self.loaded.insert(uid.clone(), entry.clone());
+                }
+                Some(loaded) if loaded.config == entry.config => loaded.generation = entry.generation,
+                Some(_) => {}
+            }
+            if stuck.contains(&uid) {
+                continue;
+            }
+            let loaded = &self.loaded[&uid];
+            let same = loaded.config == entry.config;
+            let (state, reason) =
+                if same { (ModuleState::Loaded, "Loaded") } else { (ModuleState::Failed, "LoadedOtherFile") };
+            reports.insert(uid, report(entry, state, reason, Some(loaded)));
+        }
+        for (uid, entry) in &self.loaded {
+            let orphaned = || report(entry, ModuleState::Orphaned, "NotWanted", Some(entry));
+            reports.entry(uid.clone()).or_insert_with(orphaned);
+        }
+        NodeModulesConfigStatus {
+            boot_id: Some(format!("boot-{}", self.boot)),
+            observed_generation: config.metadata.generation,
+            worker_version: Some("test".to_owned()),
+            modules: reports.into_values().collect(),
+            ..NodeModulesConfigStatus::default()
+        }
+    }
+}
+
+/// A node without a machine.
+#[derive(Debug)]
+pub(crate) struct FakeNode {
+    pub(crate) kernel: Arc<Mutex<Kernel>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for FakeNode {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+pub(crate) struct Bed {
+    pub(crate) cluster: ControlPlane,
+    pub(crate) admin: Client,
+    pub(crate) manager: Manager,
+    pub(crate) nodes: BTreeMap<String, FakeNode>,
+}
+
+impl Bed {
+    pub(crate) async fn start(edition: Edition) -> Result<Self> {
+        let options = ControlPlaneOptions { controller_manager: true, audit: true, ..ControlPlaneOptions::default() };
+        let cluster = ControlPlane::start(options).await?;
+        install(&cluster, edition).await?;
+        let admin = cluster.admin().await?;
+        let manager = Manager::start(&cluster, edition).await?;
+        Ok(Self { cluster, admin, manager, nodes: BTreeMap::new() })
+    }
+
+    /// A node that is Ready, heartbeats every two seconds, and whose worker looks five times a second.
+    pub(crate) async fn node(&mut self, name: &str, kernel: &str, labels: Value) -> Result<()> {
+        let api: Api<Node> = Api::all(self.admin.clone());
+        let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}}))?;
+        api.create(&PostParams::default(), &node).await?;
+        self.boot(name, kernel, 1).await?;
+        let held = Arc::new(Mutex::new(Kernel { boot: 1, ..Kernel::default() }));
+        let kubelet = tokio::spawn(heartbeat(self.admin.clone(), name.to_owned()));
+        let worker = self.cluster.client(&worker_kubeconfig(&self.cluster, name).await?).await?;
+        let worker = tokio::spawn(work(worker, name.to_owned(), Arc::clone(&held)));
+        self.nodes.insert(name.to_owned(), FakeNode { kernel: held, tasks: vec![kubelet, worker] });
+        Ok(())
+    }
+
+    /// The node's status after a boot.
+    pub(crate) async fn boot(&self, name: &str, kernel: &str, boot: u32) -> Result<()> {
+        let info = json!({
+            "kernelVersion": kernel, "bootID": format!("boot-{boot}"), "architecture": "amd64", "machineID": "m",
+            "systemUUID": "s", "osImage": "o", "containerRuntimeVersion": "containerd://2", "kubeletVersion": "v1.35.0",
+            "kubeProxyVersion": "v1.35.0", "operatingSystem": "linux",
+        });
+        let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
+            "lastHeartbeatTime": Timestamp::now(), "lastTransitionTime": Timestamp::now()});
+        let api: Api<Node> = Api::all(self.admin.clone());
+        let body = json!({"status": {"nodeInfo": info, "conditions": [ready]}});
+        api.patch_status(name, &PatchParams::default(), &Patch::Strategic(body)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn patch_node(&self, name: &str, body: Value) -> Result<()> {
+        let api: Api<Node> = Api::all(self.admin.clone());
+        api.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    pub(crate) fn journal(&self, node: &str) -> Vec<String> {
+        self.nodes[node].kernel.lock().unwrap().journal.clone()
+    }
+
+    /// A Module on the nodes with the label `gpu=yes`; `edit` is merged into its specification.
+    pub(crate) async fn module(&self, namespace: &str, name: &str, image: &str, edit: Value) -> Result<Module> {
+        self.cluster
+            .apply_yaml(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"))
+            .await?;
+        let module = serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"selector": {"gpu": "yes"}, "moduleLoader": {"container": {
+                "modprobe": {"moduleName": name},
+                "kernelMappings": [{"regexp": "^6\\.", "containerImage": image}],
+            }}},
+        }))?;
+        let api: Api<Module> = Api::namespaced(self.admin.clone(), namespace);
+        api.create(&PostParams::default(), &module).await?;
+        self.edit_module(namespace, name, json!({"spec": edit})).await
+    }
+
+    pub(crate) async fn edit_module(&self, namespace: &str, name: &str, body: Value) -> Result<Module> {
+        let api: Api<Module> = Api::namespaced(self.admin.clone(), namespace);
+        Ok(api.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?)
+    }
+
+    pub(crate) async fn delete_module(&self, namespace: &str, name: &str) -> Result<()> {
+        let api: Api<Module> = Api::namespaced(self.admin.clone(), namespace);
+        api.delete(name, &DeleteParams::background()).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn get_module(&self, namespace: &str, name: &str) -> Result<Option<Module>> {
+        Ok(Api::<Module>::namespaced(self.admin.clone(), namespace).get_opt(name).await?)
+    }
+
+    /// Waits until the condition Ready of a Module has this status and reason; returns its message.
+    pub(crate) async fn ready(&self, namespace: &str, name: &str, status: &str, reason: &str) -> Result<String> {
+        eventually(LIMIT, &format!("{namespace}/{name} to be {status} {reason}"), || async {
+            let module = self.get_module(namespace, name).await?.context("it is gone")?;
+            let is = module.status.clone().unwrap_or_default();
+            let ready =
+                is.conditions.iter().find(|condition| condition.type_ == "Ready").context("no condition yet")?;
+            let told = (ready.status.as_str(), ready.reason.as_str());
+            ensure!(told == (status, reason), "{told:?}: {}", ready.message);
+            ensure!(is.observed_generation == module.metadata.generation, "of an older generation");
+            Ok(Some(ready.message.clone()))
+        })
+        .await
+    }
+
+    pub(crate) async fn config(&self, node: &str) -> Result<Option<NodeModulesConfig>> {
+        Ok(Api::<NodeModulesConfig>::all(self.admin.clone()).get_opt(node).await?)
+    }
+
+    /// The labels of the node that the manager decides on.
+    pub(crate) async fn labels(&self, node: &str) -> Result<BTreeSet<String>> {
+        let node = Api::<Node>::all(self.admin.clone()).get(node).await?;
+        let ours = |key: &&String| key.starts_with("kmm.node.kubernetes.io/");
+        Ok(node.labels().keys().filter(ours).map(|key| key.replace("kmm.node.kubernetes.io/", "")).collect())
+    }
+
+    pub(crate) async fn labels_become(&self, node: &str, wanted: &[&str]) -> Result<()> {
+        let wanted: BTreeSet<String> = wanted.iter().map(|label| (*label).to_owned()).collect();
+        eventually(LIMIT, &format!("{node} to have the labels {wanted:?}"), || async {
+            let labels = self.labels(node).await?;
+            ensure!(labels == wanted, "{labels:?}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    pub(crate) async fn journal_becomes(&self, node: &str, wanted: &[&str]) -> Result<()> {
+        eventually(LIMIT, &format!("{node} to have done {wanted:?}"), || async {
+            let journal = self.journal(node);
+            ensure!(journal == wanted, "{journal:?}\n{}", self.manager.log_tail(5));
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// Everything that the manager wrote, its lease and events apart.
+    pub(crate) fn writes(&self, edition: Edition) -> Result<Vec<String>> {
+        let user = format!("system:serviceaccount:{NAMESPACE}:{}", edition.manager());
+        let apart = ["events", "leases"];
+        let requests = self.cluster.requests()?;
+        let written = requests.iter().filter(|r| r.user == user && r.is_write() && !apart.contains(&&*r.resource));
+        Ok(written.map(|r| format!("{} {}/{}/{} {}", r.verb, r.resource, r.namespace, r.name, r.code)).collect())
+    }
+
+    /// The same, once nothing was added for three seconds.
+    pub(crate) async fn settled(&self, edition: Edition) -> Result<Vec<String>> {
+        let mut last = self.writes(edition)?;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let now = self.writes(edition)?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+        anyhow::bail!("writes never end, the last are {:?}", &last[last.len().saturating_sub(10)..])
+    }
+
+    /// Requests of manager and workers that were refused for want of a right.
+    pub(crate) fn forbidden(&self) -> Result<Vec<String>> {
+        let of = format!("system:serviceaccount:{NAMESPACE}:");
+        let requests = self.cluster.requests()?;
+        let refused = requests.iter().filter(|r| r.user.starts_with(&of) && r.code == 403);
+        Ok(refused.map(|r| format!("{} {}", r.verb, r.uri)).collect())
+    }
+
+    pub(crate) async fn count<K>(&self) -> Result<usize>
+    where
+        K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        Ok(Api::<K>::all(self.admin.clone()).list(&ListParams::default()).await?.items.len())
+    }
+}
+
+async fn heartbeat(client: Client, name: String) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
+    let lease =
+        Lease { metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() }, ..Lease::default() };
+    loop {
+        let _ = leases.create(&PostParams::default(), &lease).await;
+        let renewed = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
+            "renewTime": format!("{:.6}", Timestamp::now())}});
+        let _ = leases.patch(&name, &PatchParams::default(), &Patch::Merge(renewed)).await;
+        let beat = json!({"status": {"conditions": [{"type": "Ready", "lastHeartbeatTime": Timestamp::now()}]}});
+        let _ = nodes.patch_status(&name, &PatchParams::default(), &Patch::Strategic(beat)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+async fn work(client: Client, name: String, kernel: Arc<Mutex<Kernel>>) {
+    let api: Api<NodeModulesConfig> = Api::all(client);
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let Ok(Some(config)) = api.get_opt(&name).await else { continue };
+        let status = kernel.lock().unwrap().carry_out(&config);
+        if config.status.as_ref() == Some(&status) {
+            continue;
+        }
+        let body = json!({
+            "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "NodeModulesConfig", "metadata": {"name": name},
+            "status": status,
+        });
+        let params = PatchParams::apply("kmm-worker").force();
+        if let Err(error) = api.patch_status(&name, &params, &Patch::Apply(body)).await {
+            eprintln!("worker on {name}: {error}");
+        }
+    }
+}
