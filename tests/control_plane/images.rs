@@ -240,7 +240,9 @@ async fn every_image_gets_its_digest_or_its_reason_and_a_silent_registry_delays_
 
     // What failed is found as soon as it is there.
     let late = registry.push("app", "none", &some_image("late")?).await?;
-    fronts.iter().for_each(|front| front.set(Fault::None));
+    for front in &fronts {
+        front.set(Fault::None);
+    }
     eventually(Duration::from_mins(1), "the images that failed at first", || async {
         let states = world.states("mixed").await?;
         let digest_of = |kernel: &str| states[kernel].digest.clone();
