@@ -140,7 +140,10 @@ impl World {
         let mut text = String::new();
         for target in [manager.as_str(), "daemonset/kmm-worker"] {
             let log = self.cluster.kubectl(&["-n", NAMESPACE, "logs", target, "--tail=25"]).await;
-            text += &format!("-- {target}\n{}\n", log.unwrap_or_else(|error| format!("{error:#}")));
+            text += "-- ";
+            text += target;
+            text += "\n";
+            text += &log.unwrap_or_else(|error| format!("{error:#}"));
         }
         text + &self.cluster.kubectl(&["get", "nmc,modules,pods", "-A", "-o", "wide"]).await.unwrap_or_default()
     }

@@ -1,6 +1,6 @@
 //! What must hold of the repository as a whole: generated files, names and the API that users rely on.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect, reason = "helpers of tests")]
 
 mod crd_compat;
 mod files;
