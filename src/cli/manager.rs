@@ -26,7 +26,7 @@ use crate::spoke::{Spoke, SpokeSettings};
 
 #[derive(Args, Debug)]
 pub(super) struct ManagerArgs {
-    /// What this cluster is; standalone unless KMM_MANAGED is true
+    /// What this cluster is; standalone unless `KMM_MANAGED` is true
     #[arg(long, env = "KMM_MODE", value_enum)]
     mode: Option<Mode>,
     /// Whether a Hub manages this cluster: true means `--mode spoke`
@@ -153,7 +153,7 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
                 let work = async {
                     tokio::join!(hub.lead(stop.clone()), images.lead(stop.clone()));
                 };
-                lease::lead(client, &namespace, names::HUB_LEASE, &instance, gate, stop.clone(), work).await
+                lease::lead(client, &namespace, names::HUB_LEASE, &instance, gate, stop.clone(), Box::pin(work)).await
             });
         }
         Mode::Spoke | Mode::Standalone => {
@@ -178,7 +178,7 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
                 let work = async {
                     tokio::join!(spoke.lead(stop.clone()), images.lead(stop.clone()));
                 };
-                lease::lead(client, &namespace, names::LEASE, &instance, gate, stop.clone(), work).await
+                lease::lead(client, &namespace, names::LEASE, &instance, gate, stop.clone(), Box::pin(work)).await
             });
         }
     }

@@ -64,8 +64,7 @@ impl Wanted {
 /// - `observedGeneration` is set on every wanted condition.
 /// - Reasons and messages are cut to what the API accepts.
 ///
-/// Setting the same again changes nothing, whatever `now` is.
-#[must_use = "a status that did not change must not be written"]
+/// Setting the same again changes nothing, whatever `now` is: a caller that compares whole statuses needs no answer.
 pub fn set(
     conditions: &mut Vec<Condition>,
     wanted: &[Wanted],

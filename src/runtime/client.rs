@@ -92,12 +92,20 @@ impl ApiError {
     }
 }
 
+/// The server's own words where it answered: kube shows the whole answer, and that twice.
+fn words(error: &(dyn StdError + 'static)) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => error.to_string(),
+    }
+}
+
 /// An error with its sources, without repeating a source whose text the error already holds.
-pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = words(error);
     let mut source = error.source();
     while let Some(error) = source {
-        let next = error.to_string();
+        let next = words(error);
         if !text.contains(&next) {
             text.push_str(": ");
             text.push_str(&next);
@@ -177,5 +185,20 @@ where
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() || error.class() == Class::Conflict => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn a_chain_tells_what_was_tried_and_the_servers_words_once() {
+        let status = Status::failure("roles is forbidden", "Forbidden").with_code(403);
+        let error =
+            ApiError::Call { action: "list roles".into(), source: Box::new(kube::Error::Api(Box::new(status))) };
+        assert_eq!(chain(&error), "failed to list roles: roles is forbidden");
+        assert_eq!(error.class(), Class::Denied);
     }
 }

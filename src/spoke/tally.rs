@@ -172,6 +172,7 @@ mod tests {
         Outcome { kernel: Some("6.1".into()), holds: true, standing, saw_deletion: false }
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "what `record` takes")]
     fn of(standing: Standing) -> Option<BTreeMap<Uid, Outcome>> {
         Some([(Uid::from("m"), outcome(standing))].into())
     }

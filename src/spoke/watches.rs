@@ -153,7 +153,9 @@ fn module_changed(context: &Context, change: &Change<ModuleView>) {
         let totals = context.tally.lock();
         nodes.extend(either.iter().flat_map(|facts| totals.nodes_of(&facts.uid)));
     }
-    nodes.into_iter().for_each(|node| context.queues.nodes.add(node));
+    for node in nodes {
+        context.queues.nodes.add(node);
+    }
 }
 
 fn config_changed(context: &Context, change: &Change<ConfigView>) {

@@ -97,7 +97,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
 }
 
 async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant) -> Result<Vec<ManifestWork>> {
-    let limit = Duration::from_secs(300);
+    let limit = Duration::from_mins(5);
     eventually(limit, &format!("{size} ManifestWorks"), || async {
         let count = works.list_metadata(&ListParams::default().limit(1)).await?;
         let rest = count.metadata.remaining_item_count.unwrap_or(0);

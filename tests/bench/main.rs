@@ -4,6 +4,8 @@
 //! server. Times are told as a ratio to it; writes are counted in the API server's audit log; memory is the highest
 //! resident size of the manager's process.
 
+#![allow(clippy::print_stdout, reason = "the table is what the bench is for")]
+
 #[path = "../support/ocm/mod.rs"]
 mod ocm;
 #[path = "../support/mod.rs"]

@@ -50,7 +50,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     Api::<Module>::namespaced(admin.clone(), "bench").create(&PostParams::default(), &module).await?;
     let configs: Api<NodeModulesConfig> = Api::all(admin.clone());
     let label = ListParams::default().labels(kmm::api::names::WORKER_NODE_LABEL).limit(1);
-    eventually(Duration::from_secs(300), &format!("{size} NodeModulesConfigs and labelled nodes"), || async {
+    eventually(Duration::from_mins(5), &format!("{size} NodeModulesConfigs and labelled nodes"), || async {
         let made = configs.list_metadata(&ListParams::default().limit(1)).await?;
         let made = made.items.len() + usize::try_from(made.metadata.remaining_item_count.unwrap_or(0))?;
         // A list by label tells no remaining count; the whole is asked for only at the end.

@@ -1,8 +1,6 @@
 //! The clusters, nodes and registry of the demo.
 
 use std::fmt::Write as _;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,9 +12,8 @@ use kube::api::{Api, DeleteParams, ListParams};
 use crate::ocm::{HubSide, Ocm, OcmOptions, SpokeSide};
 use crate::screen::{Screen, table};
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
-use crate::support::manager::{Edition, NAMESPACE};
+use crate::support::manager::{self, Edition};
 use crate::support::node::{Node, NodeOptions};
-use crate::support::process::output;
 use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually, images, kmods};
 
@@ -64,7 +61,7 @@ impl World {
         let kernels = [bed.kernel().release.clone(), bed.older_kernel().release.clone()];
         let registry = Registry::start(RegistryOptions::default()).await?;
         let image = format!("{}/kmm:demo", registry.address());
-        push_product(&image)?;
+        manager::push_product(&image)?;
         for kernel in &kernels {
             let module = kmods::for_kernel(kernel)?.plain()?;
             let layer = images::kmod_layer(kernel, &[(module.file_name, module.bytes)], "/opt")?;
@@ -95,10 +92,10 @@ impl World {
     pub(crate) async fn install(&mut self, screen: &Screen) -> Result<()> {
         let (hub_side, installing) = (&self.hub, &self.image);
         self.hub.install_crds(&crate::ocm::crds()).await?;
-        apply(hub_side, Edition::Hub, installing).await?;
+        manager::install_image(hub_side, Edition::Hub, installing).await?;
         for spoke in &mut self.spokes {
             let joined = (HubSide::of(hub_side, spoke.name).await?, SpokeSide::of(&spoke.cluster).await?);
-            apply(&spoke.cluster, Edition::Spoke, installing).await?;
+            manager::install_image(&spoke.cluster, Edition::Spoke, installing).await?;
             let labels = [("env".to_owned(), "demo".to_owned())].into();
             let options = OcmOptions { labels, status_sync_interval: Duration::from_secs(2), ..OcmOptions::default() };
             spoke.ocm = Some(Ocm::start(&joined.0, &joined.1, spoke.name, options).await?);
@@ -107,13 +104,7 @@ impl World {
             .into_iter()
             .chain(self.spokes.iter().map(|spoke| (&spoke.cluster, Edition::Spoke)));
         for (cluster, edition) in managers {
-            let rollout = ["-n", NAMESPACE, "rollout", "status", "--timeout=120s", "deployment", edition.manager()];
-            if let Err(error) = cluster.kubectl(&rollout).await {
-                let selector = format!("deployment/{}", edition.manager());
-                let pods = cluster.kubectl(&["-n", NAMESPACE, "describe", "pods"]).await.unwrap_or_default();
-                let log = cluster.kubectl(&["-n", NAMESPACE, "logs", &selector, "--tail=20"]).await;
-                bail!("{error:#}\n{pods}\n{}", log.unwrap_or_else(|error| format!("{error:#}")));
-            }
+            manager::wait_available(cluster, edition).await?;
             screen.note(&format!("{} is available", edition.manager()));
         }
         Ok(())
@@ -228,27 +219,6 @@ impl World {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         Ok(format!("memory: three nodes {:.1} GiB, control planes and all else {:.1} GiB", gib(machines), gib(rest)))
     }
-}
-
-fn push_product(image: &str) -> Result<()> {
-    let layout = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/kmm");
-    let source = format!("oci:{}:latest", layout.display());
-    let target = format!("docker://{image}");
-    output(Command::new("skopeo").args(["copy", "-q", "--dest-tls-verify=false", &source, &target]))
-        .context("pushing the product's image; `make image` builds it")?;
-    Ok(())
-}
-
-/// `kubectl apply -k` of an overlay that only sets the image.
-async fn apply(cluster: &ControlPlane, edition: Edition, image: &str) -> Result<()> {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(edition.overlay());
-    let folder = bed()?.new_dir("overlay")?;
-    let up: std::path::PathBuf = folder.components().skip(1).map(|_| "..").collect();
-    let base = up.join(base.strip_prefix("/")?);
-    let (name, tag) = image.rsplit_once(':').context("an image without tag")?;
-    let text = format!("resources:\n- {}\nimages:\n- name: kmm\n  newName: {name}\n  newTag: {tag}\n", base.display());
-    std::fs::write(folder.join("kustomization.yaml"), text)?;
-    cluster.apply_kustomization(&folder).await.map(drop)
 }
 
 fn find_digest(text: &str) -> String {

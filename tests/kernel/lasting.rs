@@ -20,7 +20,14 @@ async fn restarts_and_a_deleted_object_touch_nothing_and_a_reboot_loads_again() 
     world.settled(generation, &both).await?;
     let births = (world.birth("kmm_plain").await?, world.birth("kmm_top").await?);
 
-    // At rest: no writes.
+    // At rest: little memory of its own (pages of the executable depend on the build), and no writes.
+    let status = world.vm.run("grep -E '^(VmRSS|RssAnon):' /proc/$(cat /run/worker.log.pid)/status").await?;
+    let anonymous: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next()?.parse().ok())
+        .unwrap_or(u64::MAX);
+    println!("{status}");
+    ensure!(anonymous <= 10 * 1024, "the worker holds {anonymous} KiB");
     let before = world.writes()?;
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(world.writes()?, before, "a status that did not change was written");
@@ -43,7 +50,7 @@ async fn restarts_and_a_deleted_object_touch_nothing_and_a_reboot_loads_again() 
         .await?;
     world.settled(generation, &both).await?;
     world.forget().await?;
-    world.vm.wait_for(PATIENCE, "tail -n 3 /var/log/worker.log", |out| out.text().contains("modules=0")).await?;
+    world.vm.wait_for(PATIENCE, "tail -n 3 /var/log/worker.log", |out| out.text().contains("\"modules\":0")).await?;
     world.end_worker("KILL").await?;
     world.start_worker().await?;
     let generation = world.want(wanted(), vec![]).await?;

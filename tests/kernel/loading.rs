@@ -91,11 +91,11 @@ async fn native_loading_does_what_modprobe_does() -> Result<()> {
     let tree = format!("/tree/lib/modules/{}", mods.release);
     world
         .vm
-        .run(&format!("touch {tree}/modules.order {tree}/modules.builtin; depmod -b /tree {}", mods.release))
+        .run(&format!("touch {tree}/modules.order {tree}/modules.builtin; /usr/sbin/depmod -b /tree {}", mods.release))
         .await?;
-    world.vm.run("modprobe -d /tree kmm_soft").await?;
+    world.vm.run("/usr/sbin/modprobe -d /tree kmm_soft").await?;
     let by_modprobe = world.loaded().await?;
-    world.vm.run("rmmod kmm_soft kmm_plain kmm_dash").await?;
+    world.vm.run("/usr/sbin/rmmod kmm_soft kmm_plain kmm_dash").await?;
     let image = world.push("soft", &modules).await?;
     world.start_worker().await?;
     let generation = world.want(vec![world.entry("soft", "kmm_soft", &image, 1)], vec![]).await?;

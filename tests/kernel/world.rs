@@ -98,7 +98,7 @@ impl World {
 
     pub(crate) async fn start_worker_with(&self, health: &str, log: &str) -> Result<()> {
         let command = format!(
-            "KUBECONFIG=/etc/kubeconfig KMM_LOG_FORMAT=text KMM_HEALTH_ADDRESS={health} \
+            "KUBECONFIG=/etc/kubeconfig KMM_LOG_FORMAT=json KMM_HEALTH_ADDRESS={health} \
              setsid /kmm worker --node-name {} >>/var/log/{log} 2>&1 </dev/null & echo $! >/run/{log}.pid",
             self.node
         );

@@ -1,5 +1,7 @@
 //! What must hold of the repository as a whole: generated files, names and the API that users rely on.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect, reason = "helpers of tests")]
+
 mod crd_compat;
 mod files;
 mod imports;

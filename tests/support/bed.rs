@@ -112,7 +112,7 @@ pub fn bed() -> Result<&'static Bed> {
 
 // The harness is the settings layer of the tests.
 #[allow(clippy::disallowed_methods)]
-fn variable(name: &str) -> Option<PathBuf> {
+pub fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -13,7 +13,7 @@ use kube::api::{Api, PostParams};
 
 use super::bed::{bed, free_port};
 use super::control_plane::ControlPlane;
-use super::process::Process;
+use super::process::{Process, output};
 use super::{HOST, eventually};
 
 /// Namespace of every edition.
@@ -68,6 +68,41 @@ pub async fn install(cluster: &ControlPlane, edition: Edition) -> Result<()> {
         Ok(list.items.iter().all(established).then_some(()))
     })
     .await
+}
+
+/// Copies the product's image from the layout that `make image` made to `image`, `registry/name:tag`.
+pub fn push_product(image: &str) -> Result<()> {
+    let layout = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/kmm");
+    let source = format!("oci:{}:latest", layout.display());
+    let target = format!("docker://{image}");
+    output(Command::new("skopeo").args(["copy", "-q", "--dest-tls-verify=false", &source, &target]))
+        .context("pushing the product's image; `make image` builds it")?;
+    Ok(())
+}
+
+/// Installs the edition to run as pods from `image`: an overlay that only sets the image.
+pub async fn install_image(cluster: &ControlPlane, edition: Edition, image: &str) -> Result<()> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(edition.overlay());
+    let folder = bed()?.new_dir("overlay")?;
+    let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
+    let base = up.join(base.strip_prefix("/")?);
+    let (name, tag) = image.rsplit_once(':').context("an image without tag")?;
+    let overlay =
+        format!("resources:\n- {}\nimages:\n- name: kmm\n  newName: {name}\n  newTag: {tag}\n", base.display());
+    std::fs::write(folder.join("kustomization.yaml"), overlay)?;
+    cluster.apply_kustomization(&folder).await.map(drop)
+}
+
+/// Waits until the manager's pod is available; the error tells its pods and the end of its log.
+pub async fn wait_available(cluster: &ControlPlane, edition: Edition) -> Result<()> {
+    let deployment = format!("deployment/{}", edition.manager());
+    let rollout = cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", "--timeout=180s", &deployment]).await;
+    if let Err(error) = rollout {
+        let pods = cluster.kubectl(&["-n", NAMESPACE, "describe", "pods"]).await.unwrap_or_default();
+        let log = cluster.kubectl(&["-n", NAMESPACE, "logs", &deployment, "--tail=20"]).await;
+        bail!("{error:#}\n{pods}\n{}", log.unwrap_or_else(|error| format!("{error:#}")));
+    }
+    Ok(())
 }
 
 /// A manager that runs as a process. Dropping it kills it with SIGKILL.
@@ -135,7 +170,7 @@ impl Manager {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        anyhow::bail!("the manager did not end within 20 s of SIGTERM:\n{}", self.log_tail(20))
+        bail!("the manager did not end within 20 s of SIGTERM:\n{}", self.log_tail(20))
     }
 
     /// Starts the same manager again and waits until it is ready.
@@ -154,7 +189,7 @@ impl Manager {
         Ok(reqwest::get(format!("http://{HOST}:{}/metrics", self.port)).await?.text().await?)
     }
 
-    /// Highest resident memory so far, bytes (VmHWM).
+    /// Highest resident memory so far, bytes: `VmHWM`.
     pub fn peak_memory(&self) -> Result<u64> {
         memory(self.process.id(), "VmHWM:")
     }
@@ -169,8 +204,8 @@ pub fn memory(pid: u32, field: &str) -> Result<u64> {
 }
 
 /// The executable: the one that Cargo built with the tests, or `KMM_BIN` (the bench measures a release build).
-pub fn executable() -> String {
-    std::env::var("KMM_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_kmm").to_owned())
+pub fn executable() -> PathBuf {
+    super::bed::variable("KMM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmm").into())
 }
 
 fn spawn(

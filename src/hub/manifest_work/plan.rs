@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::observe::Observed;
 use super::render::{self, Line};
 use crate::api::ModuleSpec;
-use crate::api::names::ClusterReason;
+use crate::api::names::{ClusterReason, ImageReason};
 use crate::api::ocm::ManifestWork;
 use crate::core::hash;
 use crate::core::image::{Digest, ImageRef};
@@ -208,7 +208,8 @@ fn lines(
                         in_tree_modules_to_remove: resolved.in_tree_modules_to_remove,
                     }),
                     Err(why) => {
-                        let answered = images.is_some_and(|images| images.fact(&kernel, &resolved.image).is_some());
+                        let fact = images.and_then(|images| images.fact(&kernel, &resolved.image));
+                        let answered = fact.is_some_and(|fact| *fact.reason != *ImageReason::Pending.as_str());
                         gaps.unanswered |= !answered && taken.is_none() && resolved.image.parse::<ImageRef>().is_ok();
                         gaps.held_back.push((kernel, taken.clone().unwrap_or(why)));
                     }

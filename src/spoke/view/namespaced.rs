@@ -36,7 +36,7 @@ impl Projection for RoleView {
     }
 }
 
-/// What is read of a RoleBinding.
+/// What is read of a `RoleBinding`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RoleBindingView {
     /// `metadata.uid`.

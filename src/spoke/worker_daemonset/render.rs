@@ -20,7 +20,9 @@ const LIB_MODULES: &str = "/lib/modules";
 /// Never for these settings; the hash function is fallible for other values.
 pub(crate) fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::Error> {
     let labels = json!({ "app.kubernetes.io/name": "kmm", "app.kubernetes.io/component": "worker" });
-    let probe = |path: &str| json!({ "httpGet": { "path": path, "port": settings.worker_health_port } });
+    // The worker shares the node's network and answers on its loopback address only.
+    let probe =
+        |path: &str| json!({ "httpGet": { "host": "127.0.0.1", "path": path, "port": settings.worker_health_port } });
     let spec = json!({
         "selector": { "matchLabels": labels },
         "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "10%" } },
