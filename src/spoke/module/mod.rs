@@ -4,7 +4,7 @@ mod apply;
 mod plan;
 mod status;
 
-use plan::{Observed, plan};
+pub(super) use plan::{Observed, plan};
 use status::plan_status;
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
 
 /// What a Module's plan is made from.
 #[derive(Clone, Debug)]
-pub(super) struct Observed {
+pub(in crate::spoke) struct Observed {
     /// The Module.
     pub facts: Arc<ModuleFacts>,
     /// The ModuleImagesConfig of the same name, if there is one.
@@ -22,7 +22,7 @@ pub(super) struct Observed {
 
 /// What is to be written about a Module.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Plan {
+pub(in crate::spoke) struct Plan {
     /// The new list of finalizers, if it changes.
     pub finalizers: Option<Vec<String>>,
     /// The ModuleImagesConfig.
@@ -31,7 +31,7 @@ pub(super) struct Plan {
 
 /// What happens to the ModuleImagesConfig.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum ImagesAction {
+pub(in crate::spoke) enum ImagesAction {
     /// It is as it should be, or cannot be decided yet.
     Nothing,
     /// It is made.
@@ -46,7 +46,7 @@ pub(super) enum ImagesAction {
 }
 
 /// The plan for one Module.
-pub(super) fn plan(observed: &Observed) -> Plan {
+pub(in crate::spoke) fn plan(observed: &Observed) -> Plan {
     Plan { finalizers: finalizers(observed), images: images(observed) }
 }
 

@@ -16,22 +16,28 @@ const LABEL_MAX: usize = 63;
 
 /// Changes of the Node's labels, so that they say what the worker proved.
 ///
-/// A label stays as it is while nothing is known: the module is wanted and no worker has spoken about this object yet.
+/// A label stays as it is while nothing is known: the module is wanted and no worker has spoken about this object yet,
+/// or the object was lost (`lost`: namespaces and names of Modules).
 /// Labels of releases that knew no namespace are removed.
 pub(super) fn changes(
     node: &NodeView,
     config: Option<&ConfigView>,
     spec: &NodeModulesConfigSpec,
+    lost: &BTreeSet<(&str, &str)>,
     config_exists: bool,
 ) -> BTreeMap<String, Option<String>> {
     let mut wanted = BTreeMap::new();
-    let mut open = BTreeSet::new();
+    let keys = |namespace: &str, name: &str| [ready_label(namespace, name), version_ready_label(namespace, name)];
+    let mut open: BTreeSet<String> = lost
+        .iter()
+        .filter(|key| !spec.modules.iter().any(|entry| (entry.namespace.as_str(), entry.name.as_str()) == **key))
+        .flat_map(|(namespace, name)| keys(namespace, name))
+        .collect();
     if config_exists {
         wanted.insert(WORKER_NODE_LABEL.to_owned(), String::new());
     }
     for entry in &spec.modules {
-        let (ready, version) =
-            (ready_label(&entry.namespace, &entry.name), version_ready_label(&entry.namespace, &entry.name));
+        let [ready, version] = keys(&entry.namespace, &entry.name);
         if spec.unload.iter().any(|intent| Some(&intent.module_uid) == entry.module_uid.as_ref()) {
             continue;
         }
@@ -111,7 +117,7 @@ mod tests {
         let mut entry = an_entry("drivers", "gpu.v2", "u1");
         entry.version = Some("1.0".into());
         let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
-        let changes = changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, true);
+        let changes = changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &BTreeSet::new(), true);
         assert_eq!(changes, [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), Some("1.0".into()))].into());
     }
 
@@ -139,7 +145,11 @@ mod tests {
         ];
         for (what, config, expected) in table {
             let node = node(&[READY, WORKER_NODE_LABEL]);
-            assert_eq!(changes(&node, Some(&config), &config.spec, true), removed(expected), "{what}");
+            assert_eq!(
+                changes(&node, Some(&config), &config.spec, &BTreeSet::new(), true),
+                removed(expected),
+                "{what}"
+            );
         }
     }
 
@@ -155,7 +165,15 @@ mod tests {
             WORKER_NODE_LABEL,
         ]);
         let gone = removed(&[READY, VERSION, "kmm.node.kubernetes.io/gpu.ready", WORKER_NODE_LABEL]);
-        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), false), gone);
+        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), &BTreeSet::new(), false), gone);
+    }
+
+    #[test]
+    fn the_label_of_a_wanted_module_outlives_the_object_that_was_lost() {
+        let lost = BTreeSet::from([("drivers", "gpu.v2")]);
+        let node = node(&[READY, VERSION, "kmm.node.kubernetes.io/drivers.other.ready"]);
+        let gone = removed(&["kmm.node.kubernetes.io/drivers.other.ready"]);
+        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), &lost, false), gone);
     }
 
     #[test]
@@ -164,6 +182,6 @@ mod tests {
         let entry = an_entry("drivers", &name, "u1");
         let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
         assert!(of_config(&config.spec, &config.report.modules).is_empty());
-        assert!(changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, true).is_empty());
+        assert!(changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &BTreeSet::new(), true).is_empty());
     }
 }

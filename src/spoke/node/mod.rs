@@ -39,4 +39,6 @@ pub(super) async fn reconcile(context: Arc<Context>, name: String) -> Result<Out
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::api::names::ready_label;
 use crate::api::{NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
 use crate::core::taints::{effective_tolerations, first_untolerated};
 use crate::spoke::outcome::{Outcome, Standing, Trouble};
@@ -122,7 +123,10 @@ pub fn plan(observed: &Observed) -> Plan {
         None => here.config_action(spec.clone()),
     };
     let exists = observed.config.is_some() || matches!(action, ConfigAction::Apply { .. });
-    let labels = labels::changes(node, config, &spec, exists);
+    let lost = observed.modules.iter().filter(|module| !matches!(module.want, Want::Gone(_)));
+    let lost = lost.map(|module| &*module.facts).filter(|facts| here.may_have_lost(facts));
+    let lost = lost.map(|facts| (facts.key.namespace.as_str(), facts.key.name.as_str())).collect();
+    let labels = labels::changes(node, config, &spec, &lost, exists);
     Plan { config: action, labels, outcomes: Some(outcomes) }
 }
 
@@ -229,7 +233,7 @@ impl<'a> Here<'a> {
         intent: Option<&UnloadIntent>,
         report: Option<&NodeModuleStatus>,
     ) -> Option<Standing> {
-        if entry.is_some() || intent.is_some() || report.is_some() {
+        if entry.is_some() || intent.is_some() || report.is_some() || self.may_have_lost(facts) {
             return None;
         }
         let tolerations = effective_tolerations(Some(&facts.spec.tolerations));
@@ -280,8 +284,11 @@ impl<'a> Here<'a> {
         };
         let intent = match (entry, intent) {
             (None, Some(_)) if self.is_settled() && report.is_none() => None,
-            (None, Some(intent)) => Some(intent.clone()),
-            (None, None) if report.is_none() => None,
+            // What is loaded may be of a later generation than was known: the intent must cover it.
+            (None, Some(intent)) if report.is_none_or(|r| r.observed_generation <= Some(intent.generation)) => {
+                Some(intent.clone())
+            }
+            (None, None) if report.is_none() && !self.may_have_lost(facts) => None,
             (entry, intent) => {
                 let generations = [
                     entry.and_then(|e| e.generation),
@@ -299,6 +306,12 @@ impl<'a> Here<'a> {
         };
         let standing = if intent.is_some() { standing } else { Standing::Elsewhere };
         (None, intent, standing)
+    }
+
+    /// Whether the Node's label says that the module was loaded, while the object that would say more was lost and its
+    /// worker has not spoken since. A worker that finds nothing to unload confirms that at once.
+    fn may_have_lost(self, facts: &ModuleFacts) -> bool {
+        !self.is_settled() && self.node.labels.contains_key(&ready_label(&facts.key.namespace, &facts.key.name))
     }
 
     /// Entries and intents of Modules that are not there: a Module whose object vanished without having been

@@ -1,5 +1,6 @@
 //! How the entry of a wanted Module follows from the one that stands, and when the loaded file has to make room.
 
+use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, UnloadIntent, UnloadReason};
 
 use super::entry::same_in_kernel;
@@ -35,7 +36,7 @@ pub(super) fn next_entry(at: &Situation<'_>) -> (NodeModuleSpec, Option<UnloadIn
     let must_go = at.replaced_entry().or_else(|| at.replaced_load());
 
     let (generation, intent) = match must_go {
-        Some(up_to) if !(same && replacing.is_some()) => {
+        Some(up_to) if !(same && replacing.is_some()) || at.is_passed_over() => {
             let known = [standing_generation, at.intent.map(|intent| intent.generation)];
             let up_to = known.into_iter().flatten().fold(up_to, i64::max);
             (at.generation.max(up_to.saturating_add(1)), Some(at.intent_up_to(up_to)))
@@ -79,6 +80,17 @@ impl Situation<'_> {
                 report.state == Some(ModuleState::Loaded)
                     && report.observed_generation >= generation
                     && report.config.as_ref().is_some_and(|loaded| same_in_kernel(loaded, &self.wanted.config))
+            })
+    }
+
+    /// Whether the worker has seen the intent and found that what it loaded is of a later generation: its record can
+    /// outlive the object from which generations are known.
+    fn is_passed_over(&self) -> bool {
+        let other = [NodeReason::LoadedOtherFile.as_str(), NodeReason::LoadedOtherParameters.as_str()];
+        self.settled
+            && self.report.is_some_and(|report| {
+                report.state == Some(ModuleState::Failed)
+                    && report.reason.as_deref().is_some_and(|reason| other.contains(&reason))
             })
     }
 
