@@ -1,1 +1,187 @@
+//! Decisions about a Module besides nodes.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::api::names::MODULE_FINALIZER;
+use crate::api::{ModuleImagesConfigSpec, ModuleStatus};
+use crate::spoke::outcome::Trouble;
+use crate::spoke::tally::ModuleTotals;
+use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module};
+use crate::spoke::view::ImagesView;
+
+use super::plan::{ImagesAction, Observed, plan};
+use super::status::plan_status;
+
+fn gpu() -> ModuleBuilder {
+    a_module("drivers", "gpu", "u1")
+}
+
+/// A Module whose image is a tag for each kernel.
+fn tagged() -> ModuleBuilder {
+    let mut module = gpu();
+    module.container().kernel_mappings[0].container_image = "r.example/gpu:${KERNEL_FULL_VERSION}".into();
+    module
+}
+
+fn totals(edit: impl FnOnce(&mut ModuleTotals)) -> ModuleTotals {
+    let mut totals = ModuleTotals { matching: 3, desired: 3, available: 3, ..ModuleTotals::default() };
+    for (kernel, nodes) in [(KERNEL, 2), ("6.1.0-2-amd64", 1), ("6.1.0-2-amd64+", 1), ("7.0.0", 1)] {
+        totals.kernels.insert(kernel.into(), nodes);
+    }
+    edit(&mut totals);
+    totals
+}
+
+fn finalizers(module: ModuleBuilder, totals: Option<ModuleTotals>) -> Option<Vec<String>> {
+    plan(&Observed { facts: module.build(), images: None, totals }).finalizers
+}
+
+#[test]
+fn the_finalizer_comes_first_and_goes_when_every_node_has_lost_the_module() {
+    let mut new = gpu();
+    new.meta.finalizers = Some(vec!["other/finalizer".into()]);
+    let both = vec!["other/finalizer".to_owned(), MODULE_FINALIZER.to_owned()];
+    assert_eq!(finalizers(new, None), Some(both.clone()));
+    let leaving = || {
+        let mut module = gpu().deleting();
+        module.meta.finalizers = Some(both.clone());
+        module
+    };
+    let over = Some(vec!["other/finalizer".to_owned()]);
+    let table = [
+        ("nothing is known yet", None, None),
+        ("no node has it", Some(ModuleTotals::default()), over),
+        ("a node has it", Some(totals(|t| t.holders = ["n".to_owned()].into())), None),
+        ("a node's planner does not know yet", Some(totals(|t| t.unaware = 1)), None),
+    ];
+    for (what, totals, expected) in table {
+        assert_eq!(finalizers(leaving(), totals), expected, "{what}");
+    }
+}
+
+#[test]
+fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing() {
+    let observed = |module: ModuleBuilder, images: Option<ImagesView>| Observed {
+        facts: module.build(),
+        images: images.map(Arc::new),
+        totals: Some(totals(|_| {})),
+    };
+    let ImagesAction::Create(wanted) = plan(&observed(tagged(), None)).images else { panic!("nothing is asked for") };
+    let asked: Vec<_> = wanted.images.iter().map(|image| (&*image.kernel_version, &*image.image)).collect();
+    let expected = [(KERNEL, "r.example/gpu:6.1.0-1-amd64"), ("6.1.0-2-amd64", "r.example/gpu:6.1.0-2-amd64")];
+    assert_eq!(asked, expected);
+
+    let present = |spec: &ModuleImagesConfigSpec, owner: &str| {
+        Some(ImagesView { uid: "i".into(), owner: Some(owner.into()), spec: spec.clone(), ..ImagesView::default() })
+    };
+    let mut older = (*wanted).clone();
+    older.images.pop();
+    let table = [
+        ("as it is", observed(tagged(), present(&wanted, "u1")), ImagesAction::Nothing),
+        ("one more", observed(tagged(), present(&older, "u1")), ImagesAction::Update(wanted.clone())),
+        ("somebody else's", observed(tagged(), present(&older, "u0")), ImagesAction::Nothing),
+        ("pinned", observed(gpu(), None), ImagesAction::Nothing),
+        ("pinned now", observed(gpu(), present(&wanted, "u1")), ImagesAction::Delete { uid: "i".into() }),
+        ("being deleted", observed(tagged().deleting(), present(&older, "u1")), ImagesAction::Nothing),
+        (
+            "nothing is known yet",
+            Observed { totals: None, ..observed(tagged(), present(&wanted, "u1")) },
+            ImagesAction::Nothing,
+        ),
+    ];
+    for (what, observed, expected) in table {
+        assert_eq!(plan(&observed).images, expected, "{what}");
+    }
+}
+
+fn told(module: ModuleBuilder, totals: &ModuleTotals) -> (String, String, String) {
+    let facts = module.build();
+    let status =
+        plan_status(&facts, &ModuleStatus::default(), totals, None, Timestamp::UNIX_EPOCH).expect("a first status");
+    let again = plan_status(&facts, &status, totals, None, Timestamp::MAX);
+    assert_eq!(again, None, "the same is not written twice");
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("Ready");
+    (ready.status.clone(), ready.reason.clone(), ready.message.clone())
+}
+
+#[test]
+fn the_status_answers_what_is_missing_where_and_why() {
+    type Edit = fn(&mut ModuleTotals);
+    let trouble = || [("n2".to_owned(), *Trouble::new("InUse", "used by 2"))].into();
+    let with = |edit: Edit| totals(edit);
+    let mut troubled = totals(|t| (t.available, t.failing) = (2, trouble()));
+    let mut bad = gpu();
+    bad.container().kernel_mappings[0].regexp = Some("(".into());
+    let mut nothing = gpu();
+    nothing.spec.module_loader = None;
+    let zero = ModuleTotals::default();
+    let table = [
+        (gpu(), with(|_| {}), "True AllNodesReady 3 of 3 nodes have the module"),
+        (gpu(), with(|t| t.available = 1), "False NodesNotReady 1 of 3 nodes have the module"),
+        (gpu(), troubled.clone(), "False NodesFailing 2 of 3 nodes have the module; n2: used by 2"),
+        (
+            gpu(),
+            totals(|t| (t.available, t.without_image) = (2, trouble())),
+            "False ImagesNotReady 2 of 3 nodes have the module; n2: used by 2",
+        ),
+        (
+            gpu(),
+            with(|t| (t.available, t.silent) = (1, ["n1".to_owned(), "n2".to_owned()].into())),
+            "Unknown NodesSilent 1 of 3 nodes have the module; n1: no worker has reported since the node started (and 1 more nodes)",
+        ),
+        (
+            gpu(),
+            with(|t| t.unmapped = 2),
+            "True SomeKernelsUnmapped 3 of 3 nodes have the module; no kernel mapping fits 2 more matching nodes",
+        ),
+        (
+            gpu(),
+            ModuleTotals { matching: 2, unmapped: 2, ..zero.clone() },
+            "False NoMatchingKernel no kernel mapping fits any of 2 matching nodes",
+        ),
+        (
+            gpu(),
+            ModuleTotals { matching: 2, tainted: 2, ..zero.clone() },
+            "True NoMatchingNodes taints keep the module off all of 2 matching nodes",
+        ),
+        (gpu(), zero.clone(), "True NoMatchingNodes no node matches the selector"),
+        (nothing, zero.clone(), "True NoModuleLoader there is nothing to load"),
+        (gpu().deleting(), zero, "False Unloading no node has the module any more"),
+        (
+            gpu().deleting(),
+            with(|t| t.holders = ["n1".to_owned()].into()),
+            "False Unloading n1: waiting for its worker to unload the module",
+        ),
+    ];
+    for (module, totals, expected) in table {
+        let (status, reason, message) = told(module, &totals);
+        assert_eq!(format!("{status} {reason} {message}"), expected);
+    }
+    let (_, reason, message) = told(bad, &with(|_| {}));
+    assert!(reason == "InvalidSpec" && message.contains("kernelMappings[0].regexp"), "{message}");
+    troubled.holders = ["n2".to_owned()].into();
+    let (_, reason, message) = told(gpu().deleting(), &troubled);
+    assert_eq!((reason.as_str(), message.as_str()), ("UnloadBlocked", "cannot be unloaded: n2: used by 2"));
+}
+
+#[test]
+fn numbers_are_written_also_when_zero_and_ten_nodes_are_named() {
+    let mut module = gpu();
+    module.meta.annotations = Some([("kmm.node.kubernetes.io/rendered-hash".to_owned(), "h1".to_owned())].into());
+    module.meta.generation = Some(4);
+    let many = totals(|t| {
+        t.available = 0;
+        t.failing = (10..30).map(|n| (format!("n{n}"), *Trouble::new("SymbolMissing", "x".repeat(600)))).collect();
+    });
+    let facts = module.build();
+    let status = plan_status(&facts, &ModuleStatus::default(), &many, Some(7), Timestamp::UNIX_EPOCH).unwrap();
+    let numbers = status.module_loader.unwrap();
+    assert_eq!((numbers.available_number, numbers.desired_number), (Some(0), Some(3)));
+    let names: Vec<_> = status.nodes_failing.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(names, (10..20).map(|n| format!("n{n}")).collect::<Vec<_>>());
+    assert!(status.nodes_failing.iter().all(|node| node.message.as_ref().unwrap().chars().count() <= 512));
+    assert_eq!((status.observed_generation, status.rendered_hash.as_deref()), (Some(4), Some("h1")));
+    assert_eq!(status.image_rebuild_trigger_generation, Some(7));
+}
