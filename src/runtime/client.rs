@@ -94,7 +94,8 @@ impl ApiError {
 
 /// The server's own words where it answered: kube shows the whole answer, and that twice.
 fn words(error: &(dyn StdError + 'static)) -> String {
-    match error.downcast_ref::<kube::Error>() {
+    let answer = error.downcast_ref::<kube::Error>();
+    match answer.or_else(|| error.downcast_ref::<Box<kube::Error>>().map(Box::as_ref)) {
         Some(kube::Error::Api(status)) => status.message.clone(),
         _ => error.to_string(),
     }
