@@ -152,9 +152,7 @@ async fn a_tag_is_resolved_once_and_new_kernels_reboots_and_lost_nodes_end_well(
 
     // A new kernel whose image is not there: told, and the entry stays. With the image it follows.
     let newer = "6.1.0-2-cloud-amd64";
-    bed.nodes["n1"].kernel.lock().unwrap().boot = 2;
-    bed.nodes["n1"].kernel.lock().unwrap().loaded.clear();
-    bed.boot("n1", newer, 2).await?;
+    bed.reboot("n1", newer).await?;
     let message = bed.ready("drivers", "net", "False", "ImagesNotReady").await?;
     ensure!(message.contains("n1") && message.contains(newer), "{message}");
     let kept = bed.config("n1").await?.context("no NodeModulesConfig")?.spec;
@@ -210,8 +208,8 @@ async fn modules_that_vanish_behind_the_managers_back_stay_loaded() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn kernels_become_claims_as_soon_as_there_are_claims_and_follow_the_nodes() -> Result<()> {
     let mut bed = Bed::start(Edition::Spoke).await?;
-    bed.node("n00", "6.12.0+", json!({})).await?;
-    bed.module("drivers", "gpu", &pinned("gpu"), json!({"selector": {}})).await?;
+    bed.node("n00", "6.12.0+", json!({"gpu": "yes"})).await?;
+    bed.module("drivers", "gpu", &pinned("gpu"), json!({})).await?;
     bed.ready("drivers", "gpu", "True", "AllNodesReady").await?;
     bed.cluster.install_crds(&ocm::crds()).await?;
     let report = || async {

@@ -28,6 +28,7 @@ pub(crate) const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 #[derive(Debug, Default)]
 pub(crate) struct Kernel {
     pub(crate) boot: u32,
+    pub(crate) release: String,
     pub(crate) loaded: BTreeMap<String, NodeModuleSpec>,
     pub(crate) journal: Vec<String>,
     pub(crate) in_use: BTreeSet<String>,
@@ -68,6 +69,10 @@ impl Kernel {
         }
         for entry in &config.spec.modules {
             let uid = entry.module_uid.clone().unwrap_or_default();
+            if entry.config.kernel_version != self.release.strip_suffix('+').unwrap_or(&self.release) {
+                reports.insert(uid, report(entry, ModuleState::Failed, "WrongKernel", None));
+                continue;
+            }
             match self.loaded.get_mut(&uid) {
                 None => {
                     self.journal.push(format!("load {}/{}", entry.namespace, entry.name));
@@ -135,12 +140,24 @@ impl Bed {
         let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}}))?;
         api.create(&PostParams::default(), &node).await?;
         self.boot(name, kernel, 1).await?;
-        let held = Arc::new(Mutex::new(Kernel { boot: 1, ..Kernel::default() }));
+        let held = Arc::new(Mutex::new(Kernel { boot: 1, release: kernel.to_owned(), ..Kernel::default() }));
         let kubelet = tokio::spawn(heartbeat(self.admin.clone(), name.to_owned()));
         let worker = self.cluster.client(&worker_kubeconfig(&self.cluster, name).await?).await?;
         let worker = tokio::spawn(work(worker, name.to_owned(), Arc::clone(&held)));
         self.nodes.insert(name.to_owned(), FakeNode { kernel: held, tasks: vec![kubelet, worker] });
         Ok(())
+    }
+
+    /// The node starts again, with this kernel, in which nothing is loaded.
+    pub(crate) async fn reboot(&self, name: &str, kernel: &str) -> Result<()> {
+        let boot = {
+            let mut held = self.nodes[name].kernel.lock().unwrap();
+            held.boot += 1;
+            kernel.clone_into(&mut held.release);
+            held.loaded.clear();
+            held.boot
+        };
+        self.boot(name, kernel, boot).await
     }
 
     /// The node's status after a boot.
@@ -202,7 +219,8 @@ impl Bed {
 
     /// Waits until the condition Ready of a Module has this status and reason; returns its message.
     pub(crate) async fn ready(&self, namespace: &str, name: &str, status: &str, reason: &str) -> Result<String> {
-        eventually(LIMIT, &format!("{namespace}/{name} to be {status} {reason}"), || async {
+        let what = format!("{namespace}/{name} to be {status} {reason}");
+        let found = eventually(LIMIT, &what, || async {
             let module = self.get_module(namespace, name).await?.context("it is gone")?;
             let is = module.status.clone().unwrap_or_default();
             let ready =
@@ -211,8 +229,14 @@ impl Bed {
             ensure!(told == (status, reason), "{told:?}: {}", ready.message);
             ensure!(is.observed_generation == module.metadata.generation, "of an older generation");
             Ok(Some(ready.message.clone()))
-        })
-        .await
+        });
+        match found.await {
+            Ok(message) => Ok(message),
+            Err(error) => {
+                let is = self.get_module(namespace, name).await?.and_then(|module| module.status);
+                Err(error.context(format!("{is:#?}\n{}", self.manager.log_tail(20))))
+            }
+        }
     }
 
     pub(crate) async fn config(&self, node: &str) -> Result<Option<NodeModulesConfig>> {
