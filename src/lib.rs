@@ -17,7 +17,7 @@
 //! The rooms of the house, each importing only what stands before it:
 //!
 //! - [`api`]: wire types of every kind and every shared name; imports nothing of ours.
-//! - [`core`](crate::core): decisions and knowledge without client, clock, files or environment.
+//! - [`core`]: decisions and knowledge without client, clock, files or environment.
 //! - [`oci`]: registries and image layers.
 //! - [`images`]: which digest an image has.
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.

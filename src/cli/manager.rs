@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -23,6 +24,9 @@ use crate::runtime::readiness::Readiness;
 use crate::runtime::serve;
 use crate::runtime::tasks::{self, Tasks};
 use crate::spoke::{Spoke, SpokeSettings};
+
+/// Time for passes under way to end.
+const GRACE: Duration = Duration::from_secs(8);
 
 #[derive(Args, Debug)]
 pub(super) struct ManagerArgs {
@@ -133,7 +137,7 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
     let client = client().await?;
     let shutdown = CancellationToken::new();
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
-    let mut tasks = Tasks::new(shutdown.clone());
+    let mut tasks = Tasks::new(shutdown.clone(), GRACE);
     let probes = serve::serve(args.health_address, readiness.clone(), metrics.clone(), shutdown.clone());
     tasks.spawn("probes and metrics", probes);
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::runtime::Builder;
@@ -19,6 +20,9 @@ use crate::worker::{self, WorkerSettings};
 
 /// Port on which the worker answers probes. It shares the node's network, so only on the loopback address.
 pub(super) const HEALTH_PORT: u16 = 18181;
+
+/// Time for a load under way to end: it is never cut off halfway if that can be helped.
+const GRACE: Duration = Duration::from_secs(25);
 
 #[derive(Args, Debug)]
 pub(super) struct WorkerArgs {
@@ -76,7 +80,7 @@ async fn work(args: WorkerArgs) -> Result<(), Error> {
     info!(version = env!("CARGO_PKG_VERSION"), node = args.node_name, "worker starts");
     let client = client().await?;
     let shutdown = CancellationToken::new();
-    let mut tasks = Tasks::new(shutdown.clone());
+    let mut tasks = Tasks::new(shutdown.clone(), GRACE);
     let probes = serve::serve(args.health_address, Readiness::default(), Metrics::default(), shutdown.clone());
     tasks.spawn("probes and metrics", probes);
     let settings = WorkerSettings {

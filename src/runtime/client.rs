@@ -92,27 +92,31 @@ impl ApiError {
     }
 }
 
-/// The server's own words where it answered: kube shows the whole answer, and that twice.
-fn words(error: &(dyn StdError + 'static)) -> String {
-    match error.downcast_ref::<kube::Error>() {
-        Some(kube::Error::Api(status)) => status.message.clone(),
-        _ => error.to_string(),
-    }
-}
-
 /// An error with its sources, without repeating a source whose text the error already holds.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = words(error);
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = words(error);
-        if !text.contains(&next) {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // Where the server answered, its own words are enough: kube shows the whole answer, and that twice.
+        let answer = answer(error);
+        let words = answer.map_or_else(|| error.to_string(), |status| status.message.clone());
+        if text.is_empty() {
+            text = words;
+        } else if !text.contains(&words) {
             text.push_str(": ");
-            text.push_str(&next);
+            text.push_str(&words);
         }
-        source = error.source();
+        next = if answer.is_some() { None } else { error.source() };
     }
     text
+}
+
+fn answer<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a kube::core::Status> {
+    let boxed = || error.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
+    match error.downcast_ref::<kube::Error>().or_else(boxed) {
+        Some(kube::Error::Api(status)) => Some(status),
+        _ => None,
+    }
 }
 
 /// Waits for a call at most [`DEADLINE`]; `action` completes "failed to …".

@@ -17,6 +17,7 @@ type Boxed = Box<dyn StdError + Send + Sync>;
 pub struct Tasks {
     set: JoinSet<(&'static str, Result<(), Boxed>)>,
     shutdown: CancellationToken,
+    grace: Duration,
 }
 
 /// A task ended by itself, which none of them should.
@@ -45,13 +46,11 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
-/// Time that tasks have to end after a signal.
-const GRACE: Duration = Duration::from_secs(8);
-
 impl Tasks {
-    /// An empty set that cancels `shutdown` as soon as one task ends or a signal arrives.
-    pub fn new(shutdown: CancellationToken) -> Self {
-        Self { set: JoinSet::new(), shutdown }
+    /// An empty set that cancels `shutdown` as soon as one task ends or a signal arrives, and then gives the others
+    /// `grace` to end; the pod's `terminationGracePeriodSeconds` is longer.
+    pub fn new(shutdown: CancellationToken, grace: Duration) -> Self {
+        Self { set: JoinSet::new(), shutdown, grace }
     }
 
     /// Starts a task that runs until shutdown.
@@ -99,7 +98,7 @@ impl Tasks {
         }
         self.shutdown.cancel();
         let rest = async { while self.set.join_next().await.is_some() {} };
-        if tokio::time::timeout(GRACE, rest).await.is_err() {
+        if tokio::time::timeout(self.grace, rest).await.is_err() {
             error!("some tasks did not end in time and are dropped");
         }
         first

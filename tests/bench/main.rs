@@ -15,6 +15,10 @@ mod bare;
 mod hub;
 mod report;
 mod spoke;
+mod worker;
+#[path = "../kernel/world.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use all of it")]
+mod world;
 
 use anyhow::Result;
 
@@ -38,6 +42,9 @@ fn main() -> Result<()> {
         if runs(&format!("spoke-{size}")) {
             report.add(runtime.block_on(spoke::run(size))?);
         }
+    }
+    if runs("worker") {
+        report.worker(runtime.block_on(worker::run())?);
     }
     if runs("image") {
         report.image()?;

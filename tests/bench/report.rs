@@ -13,6 +13,8 @@ const BASE_BYTES: u64 = 48 << 20;
 const BYTES_EACH: u64 = 6 << 10;
 /// Goal for the product image, compressed.
 const IMAGE_BYTES: u64 = 24 << 20;
+/// Goal for a worker at rest with ten modules, resident.
+const WORKER_BYTES: u64 = 10 << 20;
 
 /// What one run measured.
 #[derive(Debug, Serialize)]
@@ -30,6 +32,8 @@ pub(crate) struct Run {
 pub(crate) struct Report {
     runs: Vec<Run>,
     image_bytes: Option<u64>,
+    worker_resident_bytes: Option<u64>,
+    worker_anonymous_bytes: Option<u64>,
 }
 
 fn verdict(good: bool) -> &'static str {
@@ -40,6 +44,11 @@ impl Report {
     pub(crate) fn add(&mut self, run: Run) {
         println!("{run:?}");
         self.runs.push(run);
+    }
+
+    pub(crate) fn worker(&mut self, (resident, anonymous): (u64, u64)) {
+        self.worker_resident_bytes = Some(resident);
+        self.worker_anonymous_bytes = Some(anonymous);
     }
 
     /// Compressed size of the product image: all blobs of its OCI layout.
@@ -73,6 +82,14 @@ impl Report {
                 verdict(run.writes_after_restart == 0),
                 run.peak_memory_bytes as f64 / MIB,
                 verdict(run.peak_memory_bytes <= limit),
+            );
+        }
+        if let (Some(resident), Some(anonymous)) = (self.worker_resident_bytes, self.worker_anonymous_bytes) {
+            println!(
+                "\nWorker at rest with ten modules: {:.1} MiB resident (≤ 10 MiB) {}, {:.1} MiB of it anonymous",
+                resident as f64 / MIB,
+                verdict(resident <= WORKER_BYTES),
+                anonymous as f64 / MIB,
             );
         }
         if let Some(bytes) = self.image_bytes {

@@ -60,7 +60,7 @@ impl Bed {
         let kubeconfig = eventually(LIMIT, "the manager's ServiceAccount", account).await?;
         let client = self.cluster.client(&kubeconfig).await?;
         let (shutdown, metrics, readiness) = (CancellationToken::new(), Metrics::default(), Readiness::default());
-        let mut tasks = Tasks::new(shutdown.clone());
+        let mut tasks = Tasks::new(shutdown.clone(), Duration::from_secs(8));
         let settings = HubSettings { operator_namespace: NAMESPACE.to_owned(), instance: None };
         let hub = Hub::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
         let settings = ImagesSettings { namespace: Some(NAMESPACE.to_owned()), instance: None };

@@ -65,7 +65,7 @@ impl World {
         let client = cluster.client(&kubeconfig).await?;
         let stop = CancellationToken::new();
         let (metrics, readiness) = (Metrics::default(), Readiness::default());
-        let mut tasks = Tasks::new(stop.clone());
+        let mut tasks = Tasks::new(stop.clone(), Duration::from_secs(8));
         let settings = ImagesSettings { namespace: Some(self.namespace.clone()), instance: None };
         let images = Images::start(settings, client, &metrics, &readiness, &mut tasks);
         tasks.spawn_endless("images", images.lead(stop.clone()));

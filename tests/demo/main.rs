@@ -38,7 +38,7 @@ async fn run(keep: bool) -> Result<()> {
     world.show_claims(&screen).await?;
 
     screen.step("A ManagedClusterModule on the Hub");
-    screen.show(world::MANAGED_CLUSTER_MODULE_SHOWN);
+    screen.show(&world.managed_cluster_module());
     let sent = std::time::Instant::now();
     world.apply_managed_cluster_module().await?;
     world.wait_ready(&screen).await.context("waiting for the ManagedClusterModule to be ready")?;

@@ -17,8 +17,8 @@ use crate::support::node::{Node, NodeOptions};
 use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually, images, kmods};
 
-/// What is applied on the Hub, as shown; the registry's address is put in.
-pub(crate) const MANAGED_CLUSTER_MODULE_SHOWN: &str = "\
+/// What is applied on the Hub; the registry's address is put in.
+const MANAGED_CLUSTER_MODULE: &str = "\
 apiVersion: hub.kmm.sigs.x-k8s.io/v1beta1
 kind: ManagedClusterModule
 metadata:
@@ -100,12 +100,12 @@ impl World {
             let options = OcmOptions { labels, status_sync_interval: Duration::from_secs(2), ..OcmOptions::default() };
             spoke.ocm = Some(Ocm::start(&joined.0, &joined.1, spoke.name, options).await?);
         }
-        let managers = [(&self.hub, Edition::Hub)]
+        let managers = [("hub", &self.hub, Edition::Hub)]
             .into_iter()
-            .chain(self.spokes.iter().map(|spoke| (&spoke.cluster, Edition::Spoke)));
-        for (cluster, edition) in managers {
+            .chain(self.spokes.iter().map(|spoke| (spoke.name, &spoke.cluster, Edition::Spoke)));
+        for (name, cluster, edition) in managers {
             manager::wait_available(cluster, edition).await?;
-            screen.note(&format!("{} is available", edition.manager()));
+            screen.note(&format!("{name}: {} is available", edition.manager()));
         }
         Ok(())
     }
@@ -125,9 +125,12 @@ impl World {
         Ok(())
     }
 
+    pub(crate) fn managed_cluster_module(&self) -> String {
+        MANAGED_CLUSTER_MODULE.replace("REGISTRY", &self.registry.address())
+    }
+
     pub(crate) async fn apply_managed_cluster_module(&self) -> Result<()> {
-        let yaml = MANAGED_CLUSTER_MODULE_SHOWN.replace("REGISTRY", &self.registry.address());
-        self.hub.apply_yaml(&yaml).await.map(drop)
+        self.hub.apply_yaml(&self.managed_cluster_module()).await.map(drop)
     }
 
     pub(crate) async fn delete_managed_cluster_module(&self) -> Result<()> {
@@ -176,7 +179,8 @@ impl World {
     pub(crate) async fn proc_modules(&self) -> Result<String> {
         let mut text = String::new();
         for spoke in &self.spokes {
-            let out = spoke.node.exec(&format!("grep -w ^{MODULE} /proc/modules")).await?;
+            let command = format!("grep -w ^{MODULE} /proc/modules");
+            let out = spoke.node.wait_for(Duration::from_secs(30), &command, |out| out.code < 2).await?;
             let line = if out.code == 0 { out.text() } else { format!("(no {MODULE})\n") };
             write!(text, "{:14}{line}", format!("{}:", spoke.node.name()))?;
         }

@@ -201,7 +201,8 @@ impl Machine {
         let mut body: Option<String> = None;
         while let Some(line) = lines.next_line().await.context("reading the answer")? {
             let line = line.trim_end_matches('\r');
-            if line == begin {
+            // The first bytes after a boot may follow the echo of a line that was sent before the agent listened.
+            if line.ends_with(&begin) {
                 body = Some(String::new());
             } else if let Some(code) = line.strip_prefix(&end) {
                 let text = body.context("an answer without a beginning")?;
