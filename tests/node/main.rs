@@ -19,6 +19,15 @@ use world::{NODE, World};
 /// Long enough for a pass of the planner and a look of the worker, had they meant to unload.
 const QUIET: Duration = Duration::from_secs(12);
 
+/// Pauses for up to so many milliseconds, and tells for how many.
+#[allow(clippy::print_stdout, reason = "a failure is to be repeated with it")]
+async fn random_pause(limit: u32) {
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let pause = seed / 1000 % limit;
+    println!("SIGKILL after {pause} ms");
+    tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
+}
+
 /// The sentences of this test hold one after the other on one node, because a node takes half a minute to boot.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_its_module() -> Result<()> {
@@ -28,6 +37,9 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
 
     // A Module with a tag ends as a module in the kernel, proved by build id, and as a label on the node.
     world.apply_module().await?;
+    // Wherever in the load this hits the worker, if there is one yet, the load ends right.
+    random_pause(15_000).await;
+    world.kill_worker().await?;
     let first = world.wait_loaded().await?;
     ensure!(first.build_id.is_some() || first.srcversion.is_some(), "loaded without proof: {first:?}");
     ensure!(

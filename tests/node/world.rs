@@ -121,6 +121,13 @@ impl World {
         Ok(())
     }
 
+    /// SIGKILL for every worker process of the node.
+    pub(crate) async fn kill_worker(&self) -> Result<()> {
+        let workers = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/usr/bin/kmm worker' \
+                       && kill -9 ${p#/proc/}; done; true";
+        self.node.exec(workers).await.map(drop)
+    }
+
     pub(crate) async fn delete_module_and_wait(&self) -> Result<()> {
         let api: Api<Module> = Api::namespaced(self.cluster.admin().await?, "default");
         api.delete(MODULE, &DeleteParams::default()).await?;
