@@ -117,7 +117,7 @@ fn the_status_answers_what_is_missing_where_and_why() {
     let mut nothing = gpu();
     nothing.spec.module_loader = None;
     let zero = ModuleTotals::default();
-    let table = [
+    let table = vec![
         (gpu(), with(|_| {}), "True AllNodesReady 3 of 3 nodes have the module"),
         (gpu(), with(|t| t.available = 1), "False NodesNotReady 1 of 3 nodes have the module"),
         (gpu(), troubled.clone(), "False NodesFailing 2 of 3 nodes have the module; n2: used by 2"),

@@ -230,7 +230,7 @@ impl World {
             3 => self.node.taints = vec![Taint { key: "t".into(), effect: "NoExecute".into(), ..Taint::default() }],
             4 => self.node.taints.clear(),
             5 => self.node.ready = !self.node.ready,
-            6 => self.reboot(&KERNEL.to_owned()),
+            6 => self.reboot(KERNEL),
             7 => self.reboot(&kernel(dice.roll(3))),
             8 => {
                 self.config = None;
@@ -244,7 +244,9 @@ impl World {
             10 => self.modules.truncate(at),
             11 => {
                 let missing: Vec<_> = NAMES.into_iter().filter(|name| !self.has(*name)).collect();
-                missing.into_iter().for_each(|name| self.create(name));
+                for name in missing {
+                    self.create(name);
+                }
             }
             12 => {
                 if let Some(module) = self.modules.get_mut(at) {
@@ -282,10 +284,10 @@ impl World {
         }
     }
 
-    fn reboot(&mut self, kernel: &String) {
+    fn reboot(&mut self, kernel: &str) {
         self.boots += 1;
         self.node.boot_id = format!("boot-{}", self.boots);
-        self.node.kernel = kernel.as_str().into();
+        self.node.kernel = kernel.into();
         self.record.clear();
         self.unheard.clear();
     }
