@@ -194,20 +194,27 @@ impl Machine {
             UnixStream::connect(&socket).await.with_context(|| format!("connecting to {}", socket.display()))?;
         let (read, mut write) = stream.into_split();
         let encoded = base64::prelude::BASE64_STANDARD.encode(command);
+        let request = format!("\n{id} {} {encoded}\n", limit.as_secs().max(1));
         // The empty line ends whatever a broken request left on the line.
-        write.write_all(format!("\n{id} {} {encoded}\n", limit.as_secs().max(1)).as_bytes()).await?;
+        write.write_all(request.as_bytes()).await?;
         let (begin, end) = (format!("@begin {id}"), format!("@end {id} "));
         let mut lines = BufReader::new(read).lines();
         let mut body: Option<String> = None;
+        let mut asked_again = 0;
         while let Some(line) = lines.next_line().await.context("reading the answer")? {
             let line = line.trim_end_matches('\r');
             // The first bytes after a boot may follow the echo of a line that was sent before the agent listened.
             if line.ends_with(&begin) {
                 body = Some(String::new());
             } else if let Some(code) = line.strip_prefix(&end) {
-                let text = body.context("an answer without a beginning")?;
-                let bytes = base64::prelude::BASE64_STANDARD.decode(text).context("an answer that is not base64")?;
-                return Ok(Output { code: code.parse().context("an exit code")?, bytes });
+                let decoded = body.take().map(|text| base64::prelude::BASE64_STANDARD.decode(text));
+                if let (Some(Ok(bytes)), Ok(code)) = (decoded, code.parse()) {
+                    return Ok(Output { code, bytes });
+                }
+                // A busy host loses characters of the line; the agent keeps its last answer.
+                ensure!(asked_again < 5, "an answer that is broken each time");
+                asked_again += 1;
+                write.write_all(request.as_bytes()).await?;
             } else if let Some(body) = &mut body {
                 body.push_str(line);
             }
