@@ -34,7 +34,6 @@ pub use outcome::{Outcome, Standing, Trouble};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use futures::future::join_all;
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -150,14 +149,5 @@ impl Spoke {
         let events = Events::new(context.client.clone(), "kmm", Some(context.settings.instance.clone()));
         let events = reports::publish(events, told, shutdown.clone());
         tokio::join!(nodes, modules, statuses, namespaces, worker, claims, events);
-    }
-
-    /// Runs watches and leads at once, until shutdown: for a process that needs no lease.
-    pub async fn run_alone(self, watches: Vec<Watch>, shutdown: CancellationToken) {
-        let watching = join_all(watches.into_iter().map(|watch| watch.work));
-        tokio::select! {
-            _ = watching => {}
-            () = self.lead(shutdown) => {}
-        }
     }
 }
