@@ -14,6 +14,7 @@ pub mod names;
 pub mod node_modules_config;
 pub mod ocm;
 pub mod plugins;
+pub mod policy;
 mod schema;
 mod wire;
 
@@ -35,3 +36,4 @@ pub use node_modules_config::{
     NodeModulesConfigStatus, UnloadIntent, UnloadReason,
 };
 pub use plugins::{CommonContainerSpec, DRASpec, DeviceClassSpec, DevicePluginSpec};
+pub use policy::{LoadPolicy, OnChange, OnDrift, OnOtherFile, OnRemoval};

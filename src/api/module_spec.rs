@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::policy::LoadPolicy;
 use super::schema::embedded;
 use super::wire::{default_dir_name, empty_as_none, is_false, null_as_default};
 
@@ -158,6 +159,10 @@ pub struct ModprobeSpec {
     /// Directory of the image whose files are copied into the node's firmware search path.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
     pub firmware_path: Option<String>,
+    /// Lines for a file of modprobe.d, for this Module alone. With them, as with `args`, modprobe does the loading.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
+    #[schemars(length(max = 32768))]
+    pub modprobe_config: Option<String>,
     /// Soft dependencies, top module first: each one is loaded after the one that follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modules_loading_order: Option<Vec<String>>,
@@ -173,6 +178,7 @@ impl Default for ModprobeSpec {
             args: None,
             raw_args: None,
             firmware_path: None,
+            modprobe_config: None,
             modules_loading_order: None,
         }
     }
@@ -219,6 +225,9 @@ pub struct ModuleLoaderContainerSpec {
 pub struct ModuleLoaderSpec {
     /// The image and what is loaded from it.
     pub container: ModuleLoaderContainerSpec,
+    /// What may be done to the loaded kernel module, and when it is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<LoadPolicy>,
     /// Service account whose pull secrets serve the image too.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
     pub service_account_name: Option<String>,

@@ -7,6 +7,7 @@
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::wire::ClosedList;
@@ -83,6 +84,13 @@ pub(crate) fn plain_integer(_: &mut SchemaGenerator) -> Schema {
 /// A string of a closed list.
 pub(crate) fn string_enum<T: ClosedList>(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": T::NAMES })
+}
+
+/// A string of a closed list with the default that stands where none is given.
+pub(crate) fn policy<T: ClosedList + Default + Serialize>(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = string_enum::<T>(generator);
+    schema.insert("default".to_owned(), json!(T::default()));
+    schema
 }
 
 /// Takes away the default that the derive finds in `#[serde(default)]`, which is meant for reading alone.

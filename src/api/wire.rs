@@ -113,4 +113,29 @@ macro_rules! wire_enum {
     };
 }
 
-pub(crate) use {closed_list, wire_enum};
+/// A closed list of which the user chooses one member. Any other name (of a newer version) is read as the member that
+/// touches least, the one after `else`.
+macro_rules! policy_enum {
+    ($(#[$meta:meta])* pub enum $name:ident {
+        $($(#[$variant_meta:meta])* $variant:ident,)+
+    } else $careful:ident) => {
+        crate::api::wire::closed_list! {
+            $(#[$meta])*
+            #[derive(Default)]
+            pub enum $name { $($(#[$variant_meta])* $variant,)+ }
+        }
+
+        impl crate::api::wire::ClosedList for $name {
+            const NAMES: &'static [&'static str] = &[$(stringify!($variant),)+];
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                Ok(Self::from_name(&name).unwrap_or(Self::$careful))
+            }
+        }
+    };
+}
+
+pub(crate) use {closed_list, policy_enum, wire_enum};

@@ -24,7 +24,23 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
     ("modules.kmm.sigs.x-k8s.io", "names.shortNames", "a short name to type"),
     ("modules.kmm.sigs.x-k8s.io", ".status.renderedHash", "a Hub counts a status only if it is of what it sent"),
     ("modules.kmm.sigs.x-k8s.io", ".status.nodesFailing", "the first failing nodes are named"),
+    ("modules.kmm.sigs.x-k8s.io", ".spec.moduleLoader.policy", "some modules must not leave while the node is up"),
+    (
+        "modules.kmm.sigs.x-k8s.io",
+        ".spec.moduleLoader.container.modprobe.modprobeConfig",
+        "options and aliases of modprobe.d together with a loading order",
+    ),
     // ManagedClusterModule
+    (
+        "managedclustermodules.hub.kmm.sigs.x-k8s.io",
+        ".spec.moduleSpec.moduleLoader.policy",
+        "as in the Module",
+    ),
+    (
+        "managedclustermodules.hub.kmm.sigs.x-k8s.io",
+        ".spec.moduleSpec.moduleLoader.container.modprobe.modprobeConfig",
+        "as in the Module",
+    ),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", "names.shortNames", "a short name to type"),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".status.numberReady", "applied is not yet loaded"),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".status.numberWaiting", "on its way is not failed"),
@@ -47,6 +63,17 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         "nodemodulesconfigs.kmm.sigs.x-k8s.io",
         ".spec.modules[].config.registryTLS",
         "`insecurePull` merges two meanings",
+    ),
+    ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].policy", "the worker has to know it"),
+    (
+        "nodemodulesconfigs.kmm.sigs.x-k8s.io",
+        ".spec.modules[].config.modprobe.modprobeConfig",
+        "as in the Module",
+    ),
+    (
+        "nodemodulesconfigs.kmm.sigs.x-k8s.io",
+        ".status.modules[].config.modprobe.modprobeConfig",
+        "the same type as in the specification",
     ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.bootID", "what is said of a node holds for one boot"),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.kernelVersion", "the kernel that the worker saw"),

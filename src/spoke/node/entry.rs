@@ -31,6 +31,7 @@ pub fn build_entry(
         module_uid: Some(module.uid.to_string()),
         name: module.key.name.clone(),
         namespace: module.key.namespace.clone(),
+        policy: loader.policy,
         service_account_name: loader.service_account_name.clone().unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
         tolerations: effective_tolerations(Some(&module.spec.tolerations)),
         version: loader.container.version.clone(),
@@ -61,6 +62,7 @@ struct Identity<'a> {
     args: Args<'a>,
     raw_args: Args<'a>,
     firmware: Option<&'a str>,
+    modprobe_config: Option<&'a str>,
     order: &'a [String],
     in_tree: Vec<&'a str>,
 }
@@ -81,6 +83,7 @@ fn identity(config: &ModuleConfig) -> Identity<'_> {
         args: args(modprobe.args.as_ref()),
         raw_args: args(modprobe.raw_args.as_ref()),
         firmware: modprobe.firmware_path.as_deref(),
+        modprobe_config: modprobe.modprobe_config.as_deref(),
         order: modprobe.modules_loading_order.as_deref().unwrap_or_default(),
         in_tree: config.in_tree_modules_to_remove.iter().map(String::as_str).chain(single).collect(),
     }
