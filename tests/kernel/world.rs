@@ -214,7 +214,10 @@ impl World {
 
     /// Writes the specification and gives its generation.
     pub(crate) async fn want(&self, modules: Vec<NodeModuleSpec>, unload: Vec<UnloadIntent>) -> Result<i64> {
-        let object = NodeModulesConfig::new(&self.node, NodeModulesConfigSpec { modules, unload });
+        let object = NodeModulesConfig::new(
+            &self.node,
+            NodeModulesConfigSpec { modules, unload, ..NodeModulesConfigSpec::default() },
+        );
         let params = PatchParams::apply("kmm-spoke-node-planner").force();
         let written = self.api().patch(&self.node, &params, &Patch::Apply(&object)).await?;
         written.metadata.generation.context("no generation")
