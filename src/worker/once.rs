@@ -226,6 +226,7 @@ mod tests {
         let desired = NodeModulesConfigSpec {
             modules: vec![asking("gpu", 'a'), asking("back", 'a')],
             unload: vec![intent("net", 9), intent("back", 2), intent("gpu", 1)],
+            ..NodeModulesConfigSpec::default()
         };
         let (loaded, failed) = pass(&kernel, &MemoryStore::default(), desired);
         assert_eq!(loaded, [""; 0]);

@@ -168,7 +168,7 @@ impl KeptPlan {
         };
         let asks = |spec: &&NodeModuleSpec| spec.policy.is_some_and(|policy| policy.load_at_boot) && !taken_back(spec);
         let modules = self.spec.modules.iter().filter(asks).cloned().collect();
-        Self { spec: NodeModulesConfigSpec { modules, unload: Vec::new() }, ..self.clone() }
+        Self { spec: NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }, ..self.clone() }
     }
 }
 
