@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures::Stream;
 use kube::core::DeserializeGuard;
 use kube::{Api, Resource};
+use kube_runtime::WatchStreamExt;
 use kube_runtime::utils::Backoff;
 use kube_runtime::watcher::{Config, Error, Event, watcher};
-use kube_runtime::WatchStreamExt;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 

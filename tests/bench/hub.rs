@@ -9,9 +9,9 @@ use kube::Resource;
 use kube::api::{Api, ApiResource, ListParams, Patch};
 use serde_json::json;
 
+use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::ocm;
-use crate::PAUSE;
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually_every;

@@ -10,9 +10,9 @@ use kube::ResourceExt;
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::hub::writes;
-use crate::PAUSE;
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually_every;
@@ -53,16 +53,21 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     Api::<Module>::namespaced(admin.clone(), "bench").create(&PostParams::default(), &module).await?;
     let configs: Api<NodeModulesConfig> = Api::all(admin.clone());
     let label = ListParams::default().labels(kmm::api::names::WORKER_NODE_LABEL).limit(1);
-    eventually_every(PAUSE, Duration::from_mins(5), &format!("{size} NodeModulesConfigs and labelled nodes"), || async {
-        let made = configs.list_metadata(&ListParams::default().limit(1)).await?;
-        let made = made.items.len() + usize::try_from(made.metadata.remaining_item_count.unwrap_or(0))?;
-        // A list by label tells no remaining count; the whole is asked for only at the end.
-        if made < size {
-            return Ok(None);
-        }
-        let labelled = nodes.list_metadata(&ListParams { limit: None, ..label.clone() }).await?.items.len();
-        Ok((labelled >= size).then_some(()))
-    })
+    eventually_every(
+        PAUSE,
+        Duration::from_mins(5),
+        &format!("{size} NodeModulesConfigs and labelled nodes"),
+        || async {
+            let made = configs.list_metadata(&ListParams::default().limit(1)).await?;
+            let made = made.items.len() + usize::try_from(made.metadata.remaining_item_count.unwrap_or(0))?;
+            // A list by label tells no remaining count; the whole is asked for only at the end.
+            if made < size {
+                return Ok(None);
+            }
+            let labelled = nodes.list_metadata(&ListParams { limit: None, ..label.clone() }).await?.items.len();
+            Ok((labelled >= size).then_some(()))
+        },
+    )
     .await?;
     let product_seconds = started.elapsed().as_secs_f64();
     let all = configs.list(&ListParams::default()).await?.items;
