@@ -20,7 +20,7 @@ use self::reporting::Reporting;
 use self::tasks::{Backoff, Finished};
 use super::fetch::Fetch;
 use super::kernel::Kernel;
-use super::plan::{Attempt, Observed, Plan, Preparation, Prepared, plan};
+use super::plan::{Attempt, Observed, Plan, Preparation, Prepared, Scope, plan};
 use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
@@ -276,9 +276,16 @@ impl Agent {
         }
     }
 
+    /// What is carried out now: what is wanted, and before that is known the entries of the kept plan that are to be
+    /// loaded at boot.
+    fn carried_out(&self) -> Option<(&KeptPlan, Scope)> {
+        let wanted = self.wanted.as_ref().map(|wanted| (wanted, Scope::Everything));
+        wanted.or_else(|| Some((self.kept.as_ref()?, Scope::AtBoot)))
+    }
+
     /// One look at the kernel and what follows from it.
     fn pass(&mut self) {
-        let Some(wanted) = &self.wanted else { return };
+        let Some((wanted, scope)) = self.carried_out() else { return };
         let Some(record) = &self.record else { return };
         let names = Observed::interesting(record, &wanted.spec, &self.prepared);
         let kernel = match observe::kernel(self.kernel.as_ref(), &names) {
@@ -290,6 +297,7 @@ impl Agent {
             release: self.release.clone(),
             now: self.now(),
             desired: wanted.spec.clone(),
+            scope,
             record: record.clone(),
             kernel,
             prepared: self.prepared.clone(),
@@ -302,7 +310,10 @@ impl Agent {
             let loaded = observed.kernel.listed.keys().cloned().collect();
             self.prepare(spec, loaded);
         }
-        self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
+        // What is said of a part alone would be read as if it were all.
+        if scope == Scope::Everything {
+            self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
+        }
         if !plan.jobs.is_empty() {
             self.work(plan.jobs);
         } else if quiet && self.tidy {

@@ -85,6 +85,24 @@ pub struct KernelView {
     pub running: BTreeMap<String, Running>,
 }
 
+/// How much of the wanted entries is carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it.
+    #[default]
+    Everything,
+    /// Before the API server has answered: only entries whose policy asks to be loaded at boot, and of everything else
+    /// nothing is loaded, unloaded or forgotten.
+    AtBoot,
+}
+
+impl Scope {
+    /// Whether the entry is carried out.
+    pub fn covers(self, spec: &NodeModuleSpec) -> bool {
+        self == Self::Everything || spec.policy.unwrap_or_default().load_at_boot
+    }
+}
+
 /// The world as it was seen.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -94,6 +112,8 @@ pub struct Observed {
     pub now: Duration,
     /// What the API server, or the kept plan, says.
     pub desired: NodeModulesConfigSpec,
+    /// How much of that is carried out now.
+    pub scope: Scope,
     /// The record of this boot.
     pub record: Record,
     /// The kernel.
@@ -195,6 +215,9 @@ pub fn plan(observed: &Observed) -> Plan {
     let mut wanted_owners = BTreeSet::new();
     for spec in &observed.desired.modules {
         let owner = Owner::of(spec);
+        if !observed.scope.covers(spec) {
+            continue;
+        }
         // A newer intent than the entry: the planner took it back and has not removed the entry yet.
         if observed.intent(&owner, spec.generation.unwrap_or(0)).is_some() || !wanted_owners.insert(owner.clone()) {
             continue;
@@ -207,7 +230,7 @@ pub fn plan(observed: &Observed) -> Plan {
             }
         }
     }
-    for entry in &observed.record.entries {
+    for entry in observed.record.entries.iter().filter(|_| observed.scope == Scope::Everything) {
         if !wanted_owners.contains(&entry.owner()) {
             unloading::plan(observed, entry, &mut plan);
         }
@@ -283,5 +306,7 @@ impl Observed {
     }
 }
 
+#[cfg(test)]
+mod policies;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Outcome, RecordStore};
 use super::kernel::{Kernel, Refused, Running, Trouble};
-use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Step, plan};
+use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Scope, Step, plan};
 use super::record::{Owner, Record};
 use super::{observe, wanted};
 use crate::api::names::NodeReason;
@@ -217,6 +217,7 @@ pub(super) struct World {
     pub(super) store: MemoryStore,
     pub(super) record: Record,
     pub(super) desired: NodeModulesConfigSpec,
+    pub(super) scope: Scope,
     /// What images hold: files by digest letter and kernel module, or why they cannot be had.
     pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Trouble>>,
     pub(super) prepared: BTreeMap<Owner, Prepared>,
@@ -240,6 +241,7 @@ impl World {
             release: RELEASE.into(),
             now: self.now,
             desired: self.desired.clone(),
+            scope: self.scope,
             record: self.record.clone(),
             kernel: observe::kernel(&self.kernel, &names).unwrap(),
             prepared: self.prepared.clone(),

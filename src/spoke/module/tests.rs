@@ -147,6 +147,21 @@ fn the_status_answers_what_is_missing_where_and_why() {
             "True NoMatchingNodes taints keep the module off all of 2 matching nodes",
         ),
         (gpu(), zero.clone(), "True NoMatchingNodes no node matches the selector"),
+        (
+            gpu(),
+            with(|t| (t.available, t.waiting_for_reboot) = (1, 2)),
+            "False NodesWaitingForReboot 1 of 3 nodes have the module; 2 more run an older file of it until they boot again",
+        ),
+        (
+            gpu(),
+            with(|t| (t.available, t.waiting_for_reboot) = (1, 1)),
+            "False NodesNotReady 1 of 3 nodes have the module; 1 more run an older file of it until they boot again",
+        ),
+        (
+            gpu(),
+            with(|t| t.kept = 1),
+            "True AllNodesReady 3 of 3 nodes have the module; 1 more keep it until they boot again",
+        ),
         (nothing, zero.clone(), "True NoModuleLoader there is nothing to load"),
         (gpu().deleting(), zero, "False Unloading no node has the module any more"),
         (
