@@ -278,25 +278,27 @@ impl Agent {
 
     /// What is carried out now: what is wanted, and before that is known the entries of the kept plan that are to be
     /// loaded at boot.
-    fn carried_out(&self) -> Option<(&KeptPlan, Scope)> {
-        let wanted = self.wanted.as_ref().map(|wanted| (wanted, Scope::Everything));
-        wanted.or_else(|| Some((self.kept.as_ref()?, Scope::AtBoot)))
+    fn carried_out(&self) -> Option<(i64, NodeModulesConfigSpec, Scope)> {
+        if let Some(wanted) = &self.wanted {
+            return Some((wanted.generation, wanted.spec.clone(), Scope::Everything));
+        }
+        let kept = self.kept.as_ref()?.at_boot();
+        Some((kept.generation, kept.spec, Scope::AtBoot))
     }
 
     /// One look at the kernel and what follows from it.
     fn pass(&mut self) {
-        let Some((wanted, scope)) = self.carried_out() else { return };
+        let Some((generation, desired, scope)) = self.carried_out() else { return };
         let Some(record) = &self.record else { return };
-        let names = Observed::interesting(record, &wanted.spec, &self.prepared);
+        let names = Observed::interesting(record, &desired, &self.prepared);
         let kernel = match observe::kernel(self.kernel.as_ref(), &names) {
             Ok(kernel) => kernel,
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
-        let generation = wanted.generation;
         let observed = Observed {
             release: self.release.clone(),
             now: self.now(),
-            desired: wanted.spec.clone(),
+            desired,
             scope,
             record: record.clone(),
             kernel,
@@ -316,7 +318,7 @@ impl Agent {
         }
         if !plan.jobs.is_empty() {
             self.work(plan.jobs);
-        } else if quiet && self.tidy {
+        } else if quiet && self.tidy && scope == Scope::Everything {
             self.tidy_up(&observed);
         }
     }

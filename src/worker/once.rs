@@ -14,7 +14,7 @@ use super::apply::{self, Outcome};
 use super::examine::{self, Place};
 use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
-use super::plan::{Attempt, LoadSet, Observed, Plan, Preparation, Prepared, Report, Step, plan};
+use super::plan::{Attempt, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan};
 use super::record::{Holder, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
@@ -91,6 +91,7 @@ fn carry_out(
             release: release.clone(),
             now: begun.elapsed(),
             desired: desired.clone(),
+            scope: Scope::AtBoot,
             record: record.clone(),
             kernel: observe::kernel(kernel, &names)?,
             prepared: prepared.clone(),
@@ -100,7 +101,7 @@ fn carry_out(
         let rests = prepare.is_empty() && jobs.is_empty();
         let passing = reports.iter().any(|report| report.state == ModuleState::Loading);
         if shutdown.is_cancelled() || (rests && !passing) || begun.elapsed() > PATIENCE {
-            return Ok(reports.into_iter().filter(|report| is_asked(&desired, report)).collect());
+            return Ok(reports);
         }
         if rests {
             thread::sleep(LOOK);
@@ -126,10 +127,6 @@ fn carry_out(
             attempts.insert(job.owner, Attempt { identity: job.identity, trouble, retry_at: NEVER });
         }
     }
-}
-
-fn is_asked(desired: &NodeModulesConfigSpec, report: &Report) -> bool {
-    desired.modules.iter().any(|spec| Owner::of(spec) == Owner::of(&report.spec))
 }
 
 /// The files of an entry whose image was unpacked on this node before.

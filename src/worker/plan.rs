@@ -85,22 +85,17 @@ pub struct KernelView {
     pub running: BTreeMap<String, Running>,
 }
 
-/// How much of the wanted entries is carried out.
+/// What the wanted entries are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// All of it.
+    /// All there are.
     #[default]
     Everything,
-    /// Before the API server has answered: only entries whose policy asks to be loaded at boot, and of everything else
-    /// nothing is loaded, unloaded or forgotten.
+    /// Before the API server has answered, those that are to be loaded at boot ([`KeptPlan::at_boot`]). Whatever they do
+    /// not name is left alone and not spoken of.
+    ///
+    /// [`KeptPlan::at_boot`]: super::record::KeptPlan::at_boot
     AtBoot,
-}
-
-impl Scope {
-    /// Whether the entry is carried out.
-    pub fn covers(self, spec: &NodeModuleSpec) -> bool {
-        self == Self::Everything || spec.policy.unwrap_or_default().load_at_boot
-    }
 }
 
 /// The world as it was seen.
@@ -112,7 +107,7 @@ pub struct Observed {
     pub now: Duration,
     /// What the API server, or the kept plan, says.
     pub desired: NodeModulesConfigSpec,
-    /// How much of that is carried out now.
+    /// Whether that is all.
     pub scope: Scope,
     /// The record of this boot.
     pub record: Record,
@@ -215,9 +210,6 @@ pub fn plan(observed: &Observed) -> Plan {
     let mut wanted_owners = BTreeSet::new();
     for spec in &observed.desired.modules {
         let owner = Owner::of(spec);
-        if !observed.scope.covers(spec) {
-            continue;
-        }
         // A newer intent than the entry: the planner took it back and has not removed the entry yet.
         if observed.intent(&owner, spec.generation.unwrap_or(0)).is_some() || !wanted_owners.insert(owner.clone()) {
             continue;

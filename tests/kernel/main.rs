@@ -9,5 +9,6 @@ mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod policies;
 mod unloading;
 mod world;

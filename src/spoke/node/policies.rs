@@ -16,6 +16,7 @@ use super::*;
 const READY: &str = "kmm.node.kubernetes.io/drivers.gpu.ready";
 const VERSION: &str = "kmm.node.kubernetes.io/drivers.gpu.version.ready";
 
+#[allow(clippy::unnecessary_wraps, reason = "what an entry holds")]
 fn policy(on_change: OnChange, on_removal: OnRemoval) -> Option<LoadPolicy> {
     Some(LoadPolicy { on_change, on_removal, ..LoadPolicy::default() })
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::api::{LoadPolicy, OnChange, OnDrift, OnOtherFile, OnRemoval, UnloadIntent};
 use crate::core::kmod::order::Role::{Named, Needed};
+use crate::worker::record::KeptPlan;
 use crate::worker::simulated::{Loaded, World, file, intent, spec};
 
 /// A node on which `drivers/gpu` (kernel module `gpu`, needs `base`) of image `a` is wanted under this policy.
@@ -22,25 +23,30 @@ fn foreign(world: &World, name: &str, id: &str) {
 }
 
 #[test]
-fn before_the_api_server_answers_only_entries_that_ask_for_it_are_carried_out() {
+fn before_the_api_server_answers_nothing_but_the_entries_that_ask_for_it_is_touched_or_forgotten() {
     let mut world = gpu(LoadPolicy { load_at_boot: true, ..LoadPolicy::default() });
-    world.desired.modules.push(spec("net", "net", 'c', 1));
+    let all = NodeModulesConfigSpec {
+        modules: vec![world.desired.modules[0].clone(), spec("net", "net", 'c', 1)],
+        unload: vec![],
+        ..NodeModulesConfigSpec::default()
+    };
+    let at_boot = KeptPlan::new("u", 1, all.clone()).at_boot().spec;
+    world.desired = at_boot.clone();
     world.scope = Scope::AtBoot;
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.names(), ["base", "gpu"]);
+    world.desired = all;
     world.scope = Scope::Everything;
     assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Loaded Loaded"]);
 
-    // In a worker that starts anew, what is recorded and not asked for stays, recorded, whatever became of it.
-    world.desired.modules.remove(1);
-    world.desired.unload = vec![intent("net", 1)];
-    world.restart();
+    // In a worker that starts anew, what is recorded and not asked for stays in the record, whatever became of it.
+    world.desired = at_boot;
     world.scope = Scope::AtBoot;
-    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    world.restart();
     world.kernel.with(|modules| {
         modules.remove("net");
     });
-    world.settle();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.record.entries.len(), 2);
     world.scope = Scope::Everything;
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
