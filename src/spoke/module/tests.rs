@@ -35,7 +35,7 @@ fn totals(edit: impl FnOnce(&mut ModuleTotals)) -> ModuleTotals {
 }
 
 fn finalizers(module: ModuleBuilder, totals: Option<ModuleTotals>) -> Option<Vec<String>> {
-    plan(&Observed { facts: module.build(), images: None, totals }).finalizers
+    plan(&Observed { facts: module.build(), images: None, pull_secrets: vec![], totals }).finalizers
 }
 
 #[test]
@@ -66,6 +66,7 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
     let observed = |module: ModuleBuilder, images: Option<ImagesView>| Observed {
         facts: module.build(),
         images: images.map(Arc::new),
+        pull_secrets: vec![],
         totals: Some(totals(|_| {})),
     };
     let ImagesAction::Create(wanted) = plan(&observed(tagged(), None)).images else { panic!("nothing is asked for") };
@@ -76,6 +77,7 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
     let present = |spec: &ModuleImagesConfigSpec, owner: &str| {
         Some(ImagesView { uid: "i".into(), owner: Some(owner.into()), spec: spec.clone(), ..ImagesView::default() })
     };
+    let secrets = vec![crate::api::LocalObjectReference { name: "of-account".into() }];
     let mut older = (*wanted).clone();
     older.images.pop();
     let table = [
@@ -85,6 +87,11 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
         ("pinned", observed(gpu(), None), ImagesAction::Nothing),
         ("pinned now", observed(gpu(), present(&wanted, "u1")), ImagesAction::Delete { uid: "i".into() }),
         ("being deleted", observed(tagged().deleting(), present(&older, "u1")), ImagesAction::Nothing),
+        (
+            "the service account has a pull secret",
+            Observed { pull_secrets: secrets.clone(), ..observed(tagged(), present(&wanted, "u1")) },
+            ImagesAction::Update(Box::new(ModuleImagesConfigSpec { image_pull_secrets: secrets, ..(*wanted).clone() })),
+        ),
         (
             "nothing is known yet",
             Observed { totals: None, ..observed(tagged(), present(&wanted, "u1")) },

@@ -84,7 +84,7 @@ impl World {
     fn observed(&self) -> Observed {
         let here = |module: &ModuleBuilder| {
             let facts = module.clone().build();
-            ModuleHere { want: want(&facts, &self.node, None), facts }
+            ModuleHere { want: want(&facts, &self.node, None, &[]), facts }
         };
         Observed {
             name: "n".into(),
@@ -124,8 +124,12 @@ impl World {
         let totals = tally.lock();
         let over = |module: &ModuleBuilder| {
             let facts = module.clone().build();
-            let observed =
-                module::Observed { totals: Some(totals.of(&facts.uid)), facts: Arc::clone(&facts), images: None };
+            let observed = module::Observed {
+                totals: Some(totals.of(&facts.uid)),
+                facts: Arc::clone(&facts),
+                images: None,
+                pull_secrets: Vec::new(),
+            };
             facts.deleting && module::plan(&observed).finalizers.is_some()
         };
         let (ended, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.modules).into_iter().partition(over);
@@ -341,7 +345,7 @@ impl World {
         for module in &self.modules {
             let facts = module.clone().build();
             let held = self.record.get(&*facts.uid);
-            match want(&facts, &self.node, None) {
+            match want(&facts, &self.node, None, &[]) {
                 Want::Here(entry) => {
                     let blocked = self.record.iter().any(|(uid, held)| {
                         let unknown = self.modules.iter().all(|module| module.meta.uid.as_ref() != Some(uid));

@@ -63,9 +63,11 @@ fn is_there(observed: &Observed, entry: &Entry) -> bool {
 /// What to say of a module that somebody else took out and that the policy leaves out; `None` where it is loaded again,
 /// or was never there.
 fn left_missing(observed: &Observed, wanted: &Wanted, entry: &Entry) -> Option<Trouble> {
-    let reports = wanted.spec.policy.unwrap_or_default().on_drift == OnDrift::Report;
-    let same = || wanted::identity(&entry.spec).as_ref() == Ok(&wanted.identity);
-    if !reports || !entry.complete || !same() {
+    let policy = wanted.spec.policy.unwrap_or_default();
+    // Where a change waits for a reboot, it does not come by a module that was taken out either.
+    let meant =
+        policy.on_change == OnChange::OnReboot || wanted::identity(&entry.spec).as_ref() == Ok(&wanted.identity);
+    if policy.on_drift != OnDrift::Report || !entry.complete || !meant {
         return None;
     }
     let missing = entry.modules.iter().find(|m| m.named && !observed.kernel.listed.contains_key(&m.name))?;
@@ -101,6 +103,7 @@ fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (Mo
     let same_load = wanted::identity(&prepared.spec).as_ref() == Ok(&wanted.identity);
     let same_fetch = prepared.spec.config == wanted.spec.config
         && prepared.spec.image_repo_secret == wanted.spec.image_repo_secret
+        && prepared.spec.image_pull_secrets == wanted.spec.image_pull_secrets
         && same_load;
     match &prepared.state {
         Preparation::Ready(set) if same_load => Ok(set),

@@ -89,8 +89,12 @@ fn what_is_missing_while_something_else_is_wanted_is_loaded() {
         modules.remove("gpu");
     });
     assert_eq!(world.settle(), ["gpu Failed Missing"]);
-    world.desired.modules[0] = NodeModuleSpec { policy: world.desired.modules[0].policy, ..spec("gpu", "gpu", 'b', 2) };
-    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    let waits = LoadPolicy { on_drift: OnDrift::Report, on_change: OnChange::OnReboot, ..LoadPolicy::default() };
+    let report = world.desired.modules[0].policy;
+    for (policy, expected) in [(Some(waits), "gpu Failed Missing"), (report, "gpu Loaded Loaded")] {
+        world.desired.modules[0] = NodeModuleSpec { policy, ..spec("gpu", "gpu", 'b', 2) };
+        assert_eq!(world.settle(), [expected]);
+    }
     assert_eq!(world.kernel.id("gpu").as_deref(), Some("gpu2"));
     // Taken out by an order and wanted again: that was no drift.
     world.desired.unload = vec![intent("gpu", 2)];
