@@ -10,5 +10,6 @@ mod lasting;
 mod life;
 mod loading;
 mod policies;
+mod pulling;
 mod unloading;
 mod world;
