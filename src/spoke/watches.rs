@@ -180,7 +180,9 @@ fn account_changed(context: &Context, change: &Change<ServiceAccountView>) {
         return;
     }
     context.queues.namespaces.add(change.key.namespace.clone());
-    users.iter().for_each(|facts| context.queues.modules.add(facts.key.clone()));
+    for facts in &users {
+        context.queues.modules.add(facts.key.clone());
+    }
     context.stores.nodes.for_each(|key, node| {
         if users.iter().any(|facts| selects(facts, node)) {
             context.queues.nodes.add(key.name.clone());

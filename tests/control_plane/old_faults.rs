@@ -24,7 +24,7 @@ async fn select(bed: &Bed, value: &str) -> Result<()> {
     bed.patch_node("n1", json!({"metadata": {"labels": {"gpu": value}}})).await
 }
 
-fn container(container: Value) -> Value {
+fn container(container: &Value) -> Value {
     json!({"spec": {"moduleLoader": {"container": container}}})
 }
 
@@ -71,7 +71,7 @@ async fn a_module_wanted_again_while_it_is_being_unloaded_ends_loaded() -> Resul
 async fn readiness_ends_when_a_change_begins_and_how_an_image_is_fetched_is_no_change() -> Result<()> {
     let bed = bed().await?;
     bed.nodes["n1"].kernel.lock().unwrap().asleep = true;
-    bed.edit_module("drivers", "gpu", container(json!({"modprobe": {"parameters": ["debug=1"]}}))).await?;
+    bed.edit_module("drivers", "gpu", container(&json!({"modprobe": {"parameters": ["debug=1"]}}))).await?;
     bed.labels_become("n1", &["worker"]).await?;
     assert_eq!(bed.journal("n1"), ["load drivers/gpu"], "readiness ended before anything was done");
     bed.nodes["n1"].kernel.lock().unwrap().asleep = false;
@@ -85,7 +85,7 @@ async fn readiness_ends_when_a_change_begins_and_how_an_image_is_fetched_is_no_c
     };
     let before = entry().await?;
     let way = json!({"imagePullPolicy": "Always", "registryTLS": {"insecureSkipTLSVerify": true}});
-    bed.edit_module("drivers", "gpu", container(way)).await?;
+    bed.edit_module("drivers", "gpu", container(&way)).await?;
     let rest = json!({"imageRepoSecret": {"name": "pull"}, "tolerations": [{"operator": "Exists"}],
         "moduleLoader": {"serviceAccountName": "loader"}});
     bed.edit_module("drivers", "gpu", json!({"spec": rest})).await?;
@@ -130,7 +130,7 @@ async fn a_corrected_image_is_taken_up_and_a_module_without_image_or_namespace_g
     }
     let pinned = format!("registry.invalid/kmods/net@{DIGEST}");
     let mapping = json!([{"regexp": "^6\\.", "containerImage": pinned}]);
-    bed.edit_module("storage", "net", container(json!({"kernelMappings": mapping}))).await?;
+    bed.edit_module("storage", "net", container(&json!({"kernelMappings": mapping}))).await?;
     bed.ready("storage", "net", "True", "AllNodesReady").await?;
     // Its image never came: there is nothing to wait for.
     bed.delete_module("network", "net").await?;

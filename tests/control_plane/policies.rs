@@ -10,7 +10,7 @@ use crate::support::manager::Edition;
 
 const KERNEL: &str = "6.1.0-1-cloud-amd64";
 
-fn policy(policy: Value) -> Value {
+fn policy(policy: &Value) -> Value {
     json!({"moduleLoader": {"policy": policy}})
 }
 
@@ -21,7 +21,7 @@ async fn a_change_waits_for_a_reboot_and_a_removed_module_is_kept_where_the_poli
         bed.node(node, KERNEL, json!({"gpu": "yes"})).await?;
     }
     let image = format!("registry.invalid/kmods/gpu@{DIGEST}");
-    let careful = policy(json!({"onChange": "OnReboot", "onRemoval": "Keep"}));
+    let careful = policy(&json!({"onChange": "OnReboot", "onRemoval": "Keep"}));
     bed.module("drivers", "gpu", &image, careful.clone()).await?;
     bed.ready("drivers", "gpu", "True", "AllNodesReady").await?;
     let ready = ["drivers.gpu.ready", "worker"];
@@ -50,7 +50,7 @@ async fn a_change_waits_for_a_reboot_and_a_removed_module_is_kept_where_the_poli
     bed.labels_become("n2", &ready).await?;
 
     // In a hurry after all: the policy is the order.
-    bed.edit_module("drivers", "gpu", json!({"spec": policy(json!({"onChange": "Reload"}))})).await?;
+    bed.edit_module("drivers", "gpu", json!({"spec": policy(&json!({"onChange": "Reload"}))})).await?;
     bed.ready("drivers", "gpu", "True", "AllNodesReady").await?;
     let replaced = ["load drivers/gpu", "unload drivers/gpu Changed", "load drivers/gpu"];
     assert_eq!(bed.journal("n2"), replaced);
@@ -86,7 +86,7 @@ async fn a_change_waits_for_a_reboot_and_a_removed_module_is_kept_where_the_poli
     bed.module("drivers", "gpu", &image, again).await?;
     bed.ready("drivers", "gpu", "True", "AllNodesReady").await?;
     assert_eq!(bed.journal("n1"), ["load drivers/gpu", "load drivers/gpu"]);
-    bed.edit_module("drivers", "gpu", json!({"spec": policy(json!({"onRemoval": "Unload"}))})).await?;
+    bed.edit_module("drivers", "gpu", json!({"spec": policy(&json!({"onRemoval": "Unload"}))})).await?;
     bed.ready("drivers", "gpu", "True", "AllNodesReady").await?;
     bed.delete_module("drivers", "gpu").await?;
     eventually(LIMIT, "the Module to go", gone).await?;
