@@ -22,9 +22,7 @@ use self::tasks::{Backoff, Finished};
 use self::users::UsersFound;
 use super::fetch::Fetch;
 use super::kernel::Kernel;
-use super::plan::{
-    Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, in_use, plan, startable,
-};
+use super::plan::{Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, in_use, plan, startable};
 use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
@@ -300,8 +298,7 @@ impl Agent {
         // Before the kernel: what a job does meanwhile is then seen as done and not as undone by somebody else.
         let record = apply::lock(&self.record).clone();
         let names = Observed::interesting(&record, &wanted.spec, &self.prepared);
-        let about_to_load =
-            self.prepared.values().any(|prepared| matches!(prepared.state, Preparation::Ready(_)));
+        let about_to_load = self.prepared.values().any(|prepared| matches!(prepared.state, Preparation::Ready(_)));
         let kernel = match observe::kernel(self.kernel.as_ref(), &names, about_to_load) {
             Ok(kernel) => KernelView { users: self.users.told(), ..kernel },
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
@@ -320,8 +317,7 @@ impl Agent {
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
         self.look_for_users(in_use(&observed, &plan), &observed.kernel.listed);
-        let quiet =
-            plan.is_quiet() && self.preparing.is_empty() && self.running.is_empty() && !self.users.looking();
+        let quiet = plan.is_quiet() && self.preparing.is_empty() && self.running.is_empty() && !self.users.looking();
         for spec in plan.prepare {
             let loaded = observed.kernel.listed.keys().cloned().collect();
             self.prepare(spec, loaded);

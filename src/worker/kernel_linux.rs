@@ -215,10 +215,7 @@ mod tests {
             ("4,1236,99,-;net: kmm_a: x\n", None),
             ("3,1237,99,-;Module kmm_a is blacklisted\n", Some("Module kmm_a is blacklisted")),
             ("3,1238,99,-;Module kmm_ab is blacklisted\n", None),
-            (
-                "5,1239,99,-;Loading of unsigned module is rejected\n",
-                Some("Loading of unsigned module is rejected"),
-            ),
+            ("5,1239,99,-;Loading of unsigned module is rejected\n", Some("Loading of unsigned module is rejected")),
             (
                 "5,1240,99,-;Lockdown: kmm: unsigned module loading is restricted; see man kernel_lockdown.7",
                 Some("Lockdown: kmm: unsigned module loading is restricted; see man kernel_lockdown.7"),

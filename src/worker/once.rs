@@ -15,9 +15,7 @@ use super::apply::{self, Outcome};
 use super::examine::{self, Place};
 use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
-use super::plan::{
-    Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Step, plan, startable,
-};
+use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Step, plan, startable};
 use super::record::{Holder, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
@@ -130,7 +128,10 @@ fn carry_out(
                 }
                 Some(Outcome::Done(_) | Outcome::Interrupted) | None => continue,
             };
-            attempts.insert(job.owner, Attempt { identity: job.identity, trouble, retry_at: NEVER, counts: BTreeMap::new() });
+            attempts.insert(
+                job.owner,
+                Attempt { identity: job.identity, trouble, retry_at: NEVER, counts: BTreeMap::new() },
+            );
         }
     }
 }

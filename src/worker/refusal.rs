@@ -36,31 +36,37 @@ fn reason_of(errno: Errno, log: Option<&[String]>) -> (NodeReason, String) {
             (Reason::SymbolMissing, "it uses a symbol of a namespace that it does not import")
         }
         Errno::ENOENT => return missing(log),
-        Errno::ENOEXEC if log.is_none() => {
-            (Reason::KernelRefused, "the kernel cannot take this file: its version, or that of a symbol, may be another")
-        }
+        Errno::ENOEXEC if log.is_none() => (
+            Reason::KernelRefused,
+            "the kernel cannot take this file: its version, or that of a symbol, may be another",
+        ),
         Errno::ENOEXEC => (Reason::KernelRefused, "the kernel cannot take this file"),
-        Errno::EINVAL => (Reason::KernelRefused, "the kernel refuses a parameter, or the module itself refuses to start"),
+        Errno::EINVAL => {
+            (Reason::KernelRefused, "the kernel refuses a parameter, or the module itself refuses to start")
+        }
         Errno::EKEYREJECTED if says("unsigned module") => {
             (Reason::SignatureMissing, "it has no signature and the kernel takes only signed modules")
         }
         Errno::EKEYREJECTED if says("unsupported crypto") => {
             (Reason::SignatureRejected, "the kernel lacks an algorithm of its signature; sign it with another")
         }
-        Errno::EKEYREJECTED if says("unavailable key") => {
-            (Reason::SignatureRejected, "the kernel does not know the key that it is signed with; use one that it knows")
-        }
-        Errno::ENOKEY => {
-            (Reason::SignatureRejected, "the kernel does not know the key of its signature; sign it with one that it knows")
-        }
+        Errno::EKEYREJECTED if says("unavailable key") => (
+            Reason::SignatureRejected,
+            "the kernel does not know the key that it is signed with; use one that it knows",
+        ),
+        Errno::ENOKEY => (
+            Reason::SignatureRejected,
+            "the kernel does not know the key of its signature; sign it with one that it knows",
+        ),
         Errno::EKEYREJECTED => (
             Reason::SignatureRejected,
             "its signature does not fit its content, or the kernel does not know the key; sign it with one that it knows",
         ),
         Errno::EBADMSG => (Reason::SignatureRejected, "its signature is damaged; sign it again"),
-        Errno::ENOPKG => {
-            (Reason::SignatureRejected, "its signature is of an algorithm that the kernel does not have; sign it with another")
-        }
+        Errno::ENOPKG => (
+            Reason::SignatureRejected,
+            "its signature is of an algorithm that the kernel does not have; sign it with another",
+        ),
         Errno::EKEYREVOKED | Errno::EKEYEXPIRED => {
             (Reason::SignatureRejected, "the key of its signature is not valid any more; sign it with another")
         }
@@ -120,7 +126,9 @@ fn unknown_symbol(line: &str) -> Option<&str> {
 pub fn unload_trouble(name: &str, refused: &Refused) -> Trouble {
     let (reason, what) = match refused.errno {
         Errno::EAGAIN => (NodeReason::InUse, "something uses it; it goes as soon as nothing does"),
-        Errno::EBUSY => (NodeReason::InUse, "it is starting or ending, or has no exit function and leaves only by a reboot"),
+        Errno::EBUSY => {
+            (NodeReason::InUse, "it is starting or ending, or has no exit function and leaves only by a reboot")
+        }
         Errno::EPERM | Errno::EACCES => (
             NodeReason::NotPermitted,
             "unloading modules is not permitted (modules_disabled, or the worker is not privileged)",
@@ -146,7 +154,11 @@ mod tests {
             (Errno::ENOENT, "kmm_a: Unknown symbol f (err -2)", Reason::SymbolMissing),
             (Errno::ENOENT, "", Reason::KernelRefused),
             (Errno::EINVAL, "kmm_a: disagrees about version of symbol x", Reason::SymbolMissing),
-            (Errno::EINVAL, "kmm_a: module uses symbol (x) from namespace Y, but does not import it.", Reason::SymbolMissing),
+            (
+                Errno::EINVAL,
+                "kmm_a: module uses symbol (x) from namespace Y, but does not import it.",
+                Reason::SymbolMissing,
+            ),
             (Errno::ENOEXEC, "kmm_a: disagrees about version of symbol module_layout", Reason::SymbolMissing),
             (Errno::EINVAL, "kmm_a: `abc' invalid for parameter `level'", Reason::ParameterRefused),
             (Errno::ERANGE, "kmm_a: `999' invalid for parameter `level'", Reason::ParameterRefused),

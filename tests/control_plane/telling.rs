@@ -23,8 +23,10 @@ async fn told(bed: &Bed, kind: &str) -> Result<Vec<String>> {
         .filter(|event| event.regarding.as_ref().and_then(|about| about.kind.as_deref()) == Some(kind))
         .map(|event| {
             let name = event.regarding.as_ref().and_then(|about| about.name.clone()).unwrap_or_default();
-            let again = event.series.as_ref().map(|series| format!(" (told {} times)", series.count)).unwrap_or_default();
-            let (reason, note) = (event.reason.as_deref().unwrap_or_default(), event.note.as_deref().unwrap_or_default());
+            let again =
+                event.series.as_ref().map(|series| format!(" (told {} times)", series.count)).unwrap_or_default();
+            let (reason, note) =
+                (event.reason.as_deref().unwrap_or_default(), event.note.as_deref().unwrap_or_default());
             format!("{} {reason} {name}: {note}{again}", event.type_.as_deref().unwrap_or_default())
         })
         .collect();
@@ -99,7 +101,11 @@ async fn each_failure_and_each_success_is_told_once_on_module_and_node_with_reas
     bed.nodes["n1"].kernel.lock().unwrap().in_use.insert("gpu".to_owned());
     bed.delete_module("drivers", "gpu").await?;
     let gone_from_n2 = || async {
-        Ok(told(&bed, "Module").await?.iter().any(|line| line.contains("unloaded from the kernel of node n2")).then_some(()))
+        Ok(told(&bed, "Module")
+            .await?
+            .iter()
+            .any(|line| line.contains("unloaded from the kernel of node n2"))
+            .then_some(()))
     };
     eventually(LIMIT, "the unload of n2", gone_from_n2).await?;
     bed.ready("drivers", "gpu", "False", "UnloadBlocked").await?;

@@ -87,7 +87,10 @@ async fn a_file_that_does_not_fit_is_told_with_what_it_has_and_what_the_kernel_w
     assert_eq!(world.loaded().await?, ["kmm_param"]);
 
     // The kernel is locked down at run time: what has no signature is not even tried.
-    world.vm.run("mount -t securityfs securityfs /sys/kernel/security; echo integrity >/sys/kernel/security/lockdown").await?;
+    world
+        .vm
+        .run("mount -t securityfs securityfs /sys/kernel/security; echo integrity >/sys/kernel/security/lockdown")
+        .await?;
     let plain = world.push("plain", &[mods.plain()?]).await?;
     let generation = world.want(vec![world.entry("plain", "kmm_plain", &plain, 1)], vec![world.intent("release", 1)]);
     let status = world.settled(generation.await?, &[("plain", Failed, "SignatureMissing")]).await?;

@@ -105,8 +105,8 @@ pub(crate) fn signed_by_a_stranger(module: &Kmod) -> Result<Vec<u8>> {
     let subject = "/CN=a stranger";
     openssl(&["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", subject, "-keyout", "key", "-out", "cert"])?;
     openssl(&[
-        "cms", "-sign", "-binary", "-noattr", "-nocerts", "-md", "sha256", "-outform", "DER", "-signer", "cert", "-inkey",
-        "key", "-in", "module", "-out", "message",
+        "cms", "-sign", "-binary", "-noattr", "-nocerts", "-md", "sha256", "-outform", "DER", "-signer", "cert",
+        "-inkey", "key", "-in", "module", "-out", "message",
     ])?;
     signed(module, &std::fs::read(folder.join("message"))?)
 }

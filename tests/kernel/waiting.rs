@@ -49,12 +49,13 @@ async fn a_module_that_hangs_holds_up_nobody_and_one_in_use_is_told_with_its_use
     world.vm.run("busybox mount -t emptydata none /data").await?;
     let intents = vec![world.intent("misc", 1), world.intent("fs", 1)];
     let generation = world.want(vec![hanging(), entry("plain")], intents).await?;
-    let waiting =
-        [loaded("hang"), loaded("plain"), ("misc", UnloadFailed, "InUse"), ("fs", UnloadFailed, "InUse")];
+    let waiting = [loaded("hang"), loaded("plain"), ("misc", UnloadFailed, "InUse"), ("fs", UnloadFailed, "InUse")];
     world.settled(generation, &waiting).await?;
     let status = world
         .status("the users", |status| {
-            let told = |name: &str, word: &str| of(status, name).is_ok_and(|e| e.message.as_ref().is_some_and(|m| m.contains(word)));
+            let told = |name: &str, word: &str| {
+                of(status, name).is_ok_and(|e| e.message.as_ref().is_some_and(|m| m.contains(word)))
+            };
             told("misc", "open: ") && told("fs", "mounted: ")
         })
         .await?;

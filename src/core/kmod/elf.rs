@@ -366,11 +366,8 @@ mod tests {
         let cut = format!("cut off: its section .modinfo ends at byte 100064, the file has {} bytes", long.len());
         let whole = module("name=a\0", &[1]);
         let half = whole[..whole.len() / 2].to_vec();
-        let lost = format!(
-            "cut off: its table of sections ends at byte {}, the file has {} bytes",
-            whole.len(),
-            half.len()
-        );
+        let lost =
+            format!("cut off: its table of sections ends at byte {}, the file has {} bytes", whole.len(), half.len());
         let mut small = module("name=a\0", &[1]);
         small[18..20].copy_from_slice(&3u16.to_le_bytes());
         for (data, machine, expected) in [

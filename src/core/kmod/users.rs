@@ -116,10 +116,15 @@ mod tests {
         };
         assert_eq!(
             parse_mounts(text),
-            [mount((98, 0), "/mnt/a\\040b", "ext3"), mount((0, 31), "/proc", "proc"), mount((0, 40), "/remote", "fuse")]
+            [
+                mount((98, 0), "/mnt/a\\040b", "ext3"),
+                mount((0, 31), "/proc", "proc"),
+                mount((0, 40), "/remote", "fuse")
+            ]
         );
-        let (characters, blocks) =
-            parse_majors("Character devices:\n  1 mem\n195 nvidia-frontend\nx y\n\nBlock devices:\n  7 loop\n259 blkext\n");
+        let (characters, blocks) = parse_majors(
+            "Character devices:\n  1 mem\n195 nvidia-frontend\nx y\n\nBlock devices:\n  7 loop\n259 blkext\n",
+        );
         assert_eq!(characters, BTreeMap::from([(1, "mem".into()), (195, "nvidia-frontend".into())]));
         assert_eq!(blocks, BTreeMap::from([(7, "loop".into()), (259, "blkext".into())]));
     }

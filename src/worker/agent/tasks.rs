@@ -12,11 +12,11 @@ use super::users::Looked;
 use crate::api::names::NodeReason;
 use crate::api::{NodeModuleSpec, NodeModulesConfig};
 use crate::runtime::client::ApiError;
+use crate::worker::Error;
 use crate::worker::apply::{self, Outcome};
 use crate::worker::examine::{self, Place};
 use crate::worker::kernel::Trouble;
 use crate::worker::plan::{Attempt, Job, LoadSet, Preparation, Prepared, Reach, RunningJob, Step};
-use crate::worker::Error;
 use crate::worker::record::Owner;
 use crate::worker::wanted::{self, LoadIdentity};
 

@@ -114,8 +114,10 @@ mod tests {
             let listed = Listed { refcnt: Some(refcnt), holders: vec![], permanent: false, state: InitState::Live };
             let listed = BTreeMap::from([("m".to_owned(), listed)]);
             let due = users.due(names(), &listed, Duration::from_secs(seconds));
-            let looked = due.iter().map(|(name, count, _)| {
-                Looked { name: name.clone(), count: *count, users: format!("{refcnt} users") }
+            let looked = due.iter().map(|(name, count, _)| Looked {
+                name: name.clone(),
+                count: *count,
+                users: format!("{refcnt} users"),
             });
             users.found(looked.collect());
             (due.len(), users.told()["m"].clone())

@@ -53,8 +53,7 @@ impl Reach {
             }
         }
         let recorded = record.entries.iter().filter(|entry| reach.owners.contains(&entry.owner()));
-        let names: Vec<String> =
-            recorded.flat_map(|entry| &entry.modules).map(|module| module.name.clone()).collect();
+        let names: Vec<String> = recorded.flat_map(|entry| &entry.modules).map(|module| module.name.clone()).collect();
         reach.modules.extend(names);
         reach
     }
@@ -135,8 +134,7 @@ mod tests {
         world.image('a', vec![file("base", "b1", Needed, &[]), file("gpu", "g1", Named, &["base"])]);
         world.image('a', vec![file("base", "b1", Needed, &[]), file("net", "n1", Named, &["base"])]);
         world.image('a', vec![file("disk", "d1", Named, &[])]);
-        world.desired.modules =
-            ["gpu", "net", "disk"].iter().map(|name| spec(name, name, 'a', 1)).collect();
+        world.desired.modules = ["gpu", "net", "disk"].iter().map(|name| spec(name, name, 'a', 1)).collect();
         world
     }
 
