@@ -15,3 +15,4 @@ mod service_accounts;
 mod spoke;
 mod spoke_bed;
 mod stolen_token;
+mod telling;

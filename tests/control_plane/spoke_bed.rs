@@ -37,6 +37,8 @@ pub(crate) struct Kernel {
     pub(crate) in_use: BTreeSet<String>,
     /// The worker does not look and says nothing.
     pub(crate) asleep: bool,
+    /// Why nothing can be loaded: reason and sentence.
+    pub(crate) refuses: Option<(&'static str, &'static str)>,
 }
 
 impl Kernel {
@@ -88,6 +90,11 @@ impl Kernel {
                     self.loaded.remove(&of);
                     self.loaded.insert(uid.clone(), entry.clone());
                 }
+            }
+            if let (false, Some((reason, message))) = (self.loaded.contains_key(&uid), self.refuses) {
+                let failed = report(entry, ModuleState::Failed, reason, None);
+                reports.insert(uid, NodeModuleStatus { message: Some(message.to_owned()), ..failed });
+                continue;
             }
             match self.loaded.get_mut(&uid) {
                 None => {

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod checks;
 mod failing;
 mod killed;
 mod lasting;
@@ -11,5 +12,7 @@ mod life;
 mod loading;
 mod policies;
 mod pulling;
+mod special;
 mod unloading;
+mod waiting;
 mod world;
