@@ -13,6 +13,7 @@ use kmm::api::{
     Module, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, NodeModulesConfigStatus, OnChange,
     OnRemoval,
 };
+use kmm::spoke::node::same_in_kernel;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -86,7 +87,7 @@ impl Kernel {
                 .find(|(of, held)| (&held.namespace, &held.name) == (&entry.namespace, &entry.name) && **of != uid);
             if let Some((of, held)) = before.map(|(of, held)| (of.clone(), held.clone())) {
                 // A Module made again under its name: the same file is its own from now on.
-                if held.config == entry.config {
+                if same_in_kernel(&held.config, &entry.config) {
                     self.loaded.remove(&of);
                     self.loaded.insert(uid.clone(), entry.clone());
                 }
@@ -101,14 +102,14 @@ impl Kernel {
                     self.journal.push(format!("load {}/{}", entry.namespace, entry.name));
                     self.loaded.insert(uid.clone(), entry.clone());
                 }
-                Some(loaded) if loaded.config == entry.config => *loaded = entry.clone(),
+                Some(loaded) if same_in_kernel(&loaded.config, &entry.config) => *loaded = entry.clone(),
                 Some(_) => {}
             }
             if stuck.contains(&uid) {
                 continue;
             }
             let loaded = &self.loaded[&uid];
-            let same = loaded.config == entry.config;
+            let same = same_in_kernel(&loaded.config, &entry.config);
             let (state, reason) = match entry.policy.unwrap_or_default().on_change {
                 _ if same => (ModuleState::Loaded, "Loaded"),
                 OnChange::Reload => (ModuleState::Failed, "LoadedOtherFile"),
