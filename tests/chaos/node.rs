@@ -171,8 +171,10 @@ impl ChaosNode {
     pub(crate) async fn rmmod(&mut self, kernel_module: &str) -> Result<bool> {
         let begun = now();
         let out = self.vm.exec(&format!("rmmod {kernel_module}")).await?;
-        let boot = self.boots.last_mut().context("no boot")?;
-        boot.by_hand.push((kernel_module.to_owned(), begun, now()));
+        if out.code == 0 {
+            let boot = self.boots.last_mut().context("no boot")?;
+            boot.by_hand.push((kernel_module.to_owned(), begun, now()));
+        }
         Ok(out.code == 0)
     }
 

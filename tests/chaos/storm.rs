@@ -22,12 +22,12 @@ const CALM: Duration = Duration::from_mins(5);
 /// How long nothing may change once it is right.
 const STAYS: Duration = Duration::from_secs(7);
 /// Steps of one storm.
-const STEPS: (usize, usize) = (5, 12);
+const STEPS: (usize, usize) = (8, 20);
 
 /// What can happen, with its weight.
 const STEP: [(Step, usize); 14] = [
-    (Step::Want, 8),
-    (Step::Delete, 3),
+    (Step::Want, 12),
+    (Step::Delete, 4),
     (Step::KillWorker, 4),
     (Step::EndWorker, 2),
     (Step::KillManager, 2),
@@ -37,7 +37,7 @@ const STEP: [(Step, usize); 14] = [
     (Step::MendRegistry, 2),
     (Step::Reboot, 1),
     (Step::CutPower, 2),
-    (Step::Rmmod, 3),
+    (Step::Rmmod, 4),
     (Step::Cordon, 2),
     (Step::TakeObject, 2),
 ];
@@ -105,15 +105,17 @@ impl Storm {
         self.heal().await?;
         self.becomes_right().await?;
         // Where an order may have been lost with its object, a boot makes what is there certain again.
-        for node in 0..self.world.nodes.len() {
-            if ALL.iter().any(|brings| self.model.expected(*brings, node) == Expected::Unknown) {
-                self.note(format!("reboot {node}, for certainty"));
-                self.world.nodes[node].boot(false).await?;
-                self.world.nodes[node].tell_boot().await?;
-            }
-        }
+        let unknown = |node| ALL.iter().any(|brings| self.model.expected(*brings, node) == Expected::Unknown);
+        let unknown: Vec<usize> = (0..self.world.nodes.len()).filter(|node| unknown(*node)).collect();
         self.model.calm();
-        self.becomes_right().await?;
+        for node in &unknown {
+            self.note(&format!("reboot {node}, for certainty"));
+            self.world.nodes[*node].boot(false).await?;
+            self.world.nodes[*node].tell_boot().await?;
+        }
+        if !unknown.is_empty() {
+            self.becomes_right().await?;
+        }
         self.nothing_left_without_order().await
     }
 
@@ -129,7 +131,7 @@ impl Storm {
         Step::Want
     }
 
-    fn note(&mut self, what: String) {
+    fn note(&mut self, what: &str) {
         let line = format!("{:7.1}s {what}", self.begun.elapsed().as_secs_f64());
         eprintln!("{line}");
         self.journal.push_back(line);
@@ -152,23 +154,23 @@ impl Storm {
             Step::Want => self.want(brings, variant).await?,
             Step::Delete => {
                 if self.model.wish(brings.module).is_some() {
-                    self.note(format!("delete {}", brings.module));
+                    self.note(&format!("delete {}", brings.module));
                     self.world.delete(brings.module).await?;
                     self.model.delete(brings.module);
                 }
             }
             Step::KillWorker | Step::EndWorker => {
                 let signal = if step == Step::KillWorker { "KILL" } else { "TERM" };
-                self.note(format!("worker {node}: SIG{signal}"));
+                self.note(&format!("worker {node}: SIG{signal}"));
                 self.world.nodes[node].kill_worker(signal).await?;
             }
             Step::KillManager => {
-                self.note("manager: SIGKILL, and again".into());
+                self.note("manager: SIGKILL, and again");
                 self.world.manager.kill();
                 self.world.revive_manager().await?;
             }
             Step::StopApiServer if self.api => {
-                self.note("API server: stopped".into());
+                self.note("API server: stopped");
                 self.world.cluster.stop_apiserver()?;
                 self.api = false;
             }
@@ -186,16 +188,16 @@ impl Storm {
                 ];
                 let part = ["", "/blobs/", "/manifests/"][variant % 3];
                 let fault = faults[(variant / 3) % faults.len()].clone();
-                self.note(format!("registry: {fault:?} for `{part}`"));
+                self.note(&format!("registry: {fault:?} for `{part}`"));
                 self.world.front.set_for(part, fault);
             }
             Step::MendRegistry => {
-                self.note("registry: mended".into());
+                self.note("registry: mended");
                 self.world.front.set(Fault::None);
             }
             Step::Reboot | Step::CutPower => {
                 let cut = step == Step::CutPower;
-                self.note(format!("{} {node}", if cut { "power cut" } else { "reboot" }));
+                self.note(&format!("{} {node}", if cut { "power cut" } else { "reboot" }));
                 self.world.nodes[node].boot(cut).await?;
                 self.booted.insert(node);
                 if self.api {
@@ -206,21 +208,21 @@ impl Storm {
                 let names: Vec<&str> = [Some(brings.main), brings.needs].into_iter().flatten().collect();
                 let name = names[variant % names.len()];
                 let went = self.world.nodes[node].rmmod(name).await?;
-                self.note(format!("rmmod {name} on {node}: {}", if went { "went" } else { "did not go" }));
+                self.note(&format!("rmmod {name} on {node}: {}", if went { "went" } else { "did not go" }));
             }
             Step::Cordon => {
                 let closed = !variant.is_multiple_of(3);
-                self.note(format!("{} {node}", if closed { "cordon and taint" } else { "uncordon" }));
+                self.note(&format!("{} {node}", if closed { "cordon and taint" } else { "uncordon" }));
                 self.world.nodes[node].cordon(closed).await?;
             }
             Step::TakeObject => {
                 if variant.is_multiple_of(3) {
-                    self.note(format!("Node {node} is deleted and made again"));
+                    self.note(&format!("Node {node} is deleted and made again"));
                     self.model.lose(node);
                     let World { nodes, cluster, .. } = &mut self.world;
                     nodes[node].join_again(cluster).await?;
                 } else if self.world.take_config(node).await? {
-                    self.note(format!("NodeModulesConfig {node} is deleted"));
+                    self.note(&format!("NodeModulesConfig {node} is deleted"));
                     self.model.lose(node);
                 }
             }
@@ -246,14 +248,14 @@ impl Storm {
         if !self.world.is_free(brings.module).await? {
             return Ok(());
         }
-        self.note(format!("want {} {wish:?}", brings.module));
+        self.note(&format!("want {} {wish:?}", brings.module));
         self.world.apply(brings, &wish).await?;
-        self.model.want(brings.module, wish);
+        self.model.want(brings.module, &wish);
         Ok(())
     }
 
     async fn start_api(&mut self) -> Result<()> {
-        self.note("API server: started".into());
+        self.note("API server: started");
         self.world.cluster.start_apiserver().await?;
         self.api = true;
         self.tell_boots().await
@@ -268,7 +270,7 @@ impl Storm {
     }
 
     async fn heal(&mut self) -> Result<()> {
-        self.note("calm".into());
+        self.note("calm");
         if !self.api {
             self.start_api().await?;
         }
@@ -286,7 +288,7 @@ impl Storm {
         loop {
             match self.is_right().await {
                 Ok(()) if right_since.is_some_and(|since| since.elapsed() >= STAYS) => {
-                    self.note(format!("right after {:.1} s", begun.elapsed().saturating_sub(STAYS).as_secs_f64()));
+                    self.note(&format!("right after {:.1} s", begun.elapsed().saturating_sub(STAYS).as_secs_f64()));
                     return Ok(());
                 }
                 Ok(()) => right_since = right_since.or_else(|| Some(Instant::now())),
@@ -295,7 +297,7 @@ impl Storm {
                 }
                 Err(error) => {
                     if right_since.take().is_some() {
-                        self.note(format!("was right, and is not: {error:#}"));
+                        self.note(&format!("was right, and is not: {error:#}"));
                     }
                 }
             }

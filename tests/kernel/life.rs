@@ -260,6 +260,14 @@ async fn a_node_that_boots_another_kernel_says_so_and_loads_the_file_of_that_ker
     let status = world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
     assert_eq!(of(&status, "plain")?.build_id, Some(build_id(&other.plain()?)?));
     assert_eq!(of(&status, "plain")?.boot_id, Some(world.boot_id().await?));
+
+    // Back in the first kernel its file is still in the node's store; the registry is away.
+    world.registry.pause()?;
+    world.vm.reboot_into(&world.mods.release).await?;
+    world.start_worker().await?;
+    let generation = world.want(vec![world.entry("plain", "kmm_plain", &image, 3)], vec![]).await?;
+    let status = world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    assert_eq!(of(&status, "plain")?.build_id, Some(build_id(&world.mods.plain()?)?));
     Ok(())
 }
 
