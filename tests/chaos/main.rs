@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod again;
 mod images;
 mod model;
 mod node;
@@ -25,6 +26,9 @@ use model::Dice;
 use storm::Storm;
 use world::World;
 
+/// One test at a time: each has two machines and a control plane.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A number from the environment.
 #[allow(clippy::disallowed_methods, reason = "the test's own settings")]
 fn setting(name: &str) -> Result<Option<u64>> {
@@ -38,6 +42,7 @@ fn setting(name: &str) -> Result<Option<u64>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_every_kernel_ends_with_what_is_wanted_and_nothing_leaves_without_an_order() -> Result<()> {
+    let _turn = TURN.lock().await;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
     let seed = setting("KMM_CHAOS_SEED")?.unwrap_or(clock);

@@ -64,7 +64,7 @@ enum Step {
 }
 
 pub(crate) struct Storm {
-    world: World,
+    pub(crate) world: World,
     dice: Dice,
     model: Model,
     /// Whether the API server runs.
@@ -248,9 +248,14 @@ impl Storm {
         if !self.world.is_free(brings.module).await? {
             return Ok(());
         }
+        self.ask(brings, &wish).await
+    }
+
+    /// Makes or changes a Module.
+    pub(crate) async fn ask(&mut self, brings: Brings, wish: &Wish) -> Result<()> {
         self.note(&format!("want {} {wish:?}", brings.module));
-        self.world.apply(brings, &wish).await?;
-        self.model.want(brings.module, &wish);
+        self.world.apply(brings, wish).await?;
+        self.model.want(brings.module, wish);
         Ok(())
     }
 
@@ -282,7 +287,7 @@ impl Storm {
     }
 
     /// Waits until both kernels and the cluster say what the model says, and that this lasts.
-    async fn becomes_right(&mut self) -> Result<()> {
+    pub(crate) async fn becomes_right(&mut self) -> Result<()> {
         let begun = Instant::now();
         let mut right_since: Option<Instant> = None;
         loop {
