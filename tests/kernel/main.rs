@@ -4,10 +4,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod checks;
 mod failing;
 mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod policies;
+mod pulling;
+mod special;
 mod unloading;
+mod waiting;
 mod world;

@@ -86,6 +86,8 @@ pub(super) async fn reconcile(context: Arc<Context>, _: String) -> Result<Outcom
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::spoke::{Mode, SpokeSettings};
 
@@ -96,6 +98,7 @@ mod tests {
             worker_image: image.into(),
             worker_service_account: "worker".into(),
             worker_health_port: 8081,
+            worker_variables: vec![("HTTPS_PROXY", "http://proxy:3128".into())],
             instance: "test".into(),
         }
     }
@@ -124,6 +127,26 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_host_paths_are_those_of_the_pod() {
+        let docs = include_str!("../../../docs/security.md");
+        let documented = |row: &str| -> BTreeSet<String> {
+            let line = docs.lines().find(|line| line.starts_with(&format!("| {row} |"))).unwrap();
+            line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let set: DaemonSet = serde_json::from_value(render(&settings("a")).unwrap().0).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        let volumes = pod.volumes.unwrap_or_default();
+        let paths = |read_only: bool| -> BTreeSet<String> {
+            let mounts = pod.containers[0].volume_mounts.iter().flatten();
+            let names = mounts.filter(|mount| mount.read_only.unwrap_or(false) == read_only).map(|mount| &mount.name);
+            let of = |name: &String| volumes.iter().find(|volume| volume.name == *name)?.host_path.clone();
+            names.filter_map(of).map(|path| path.path).collect()
+        };
+        assert_eq!(paths(true), documented("Host paths, read-only"));
+        assert_eq!(paths(false), documented("Host paths, writable"));
+    }
+
+    #[test]
     fn the_hash_follows_what_is_rendered_and_the_object_is_a_daemon_set() {
         let ((one, hash), (_, same)) = (render(&settings("a")).unwrap(), render(&settings("a")).unwrap());
         assert_eq!(hash, same);
@@ -133,5 +156,7 @@ mod tests {
         assert_eq!(pod.containers[0].image.as_deref(), Some("a"));
         assert_eq!(pod.tolerations.unwrap()[0].operator.as_deref(), Some("Exists"));
         assert!(pod.node_selector.unwrap().contains_key("kmm.node.kubernetes.io/worker"));
+        let proxy = pod.containers[0].env.iter().flatten().find(|variable| variable.name == "HTTPS_PROXY");
+        assert_eq!(proxy.and_then(|variable| variable.value.as_deref()), Some("http://proxy:3128"));
     }
 }

@@ -28,7 +28,7 @@ fn a_wanted_module_is_loaded_after_what_it_needs_and_recorded_before() {
     let mut world = gpu();
     assert_eq!(world.plan().prepare, world.desired.modules);
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write gpu", "load base", "load gpu"]);
+    assert_eq!(world.next_steps(), ["memory 16", "write gpu", "load base", "load gpu"]);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.take_calls(), ["+base", "+gpu"]);
     world.restart();
@@ -45,7 +45,7 @@ fn parameters_and_order_reach_the_kernel() {
     wanted.config.modprobe.parameters = vec!["level=3".into(), "text=two words".into()];
     world.desired.modules = vec![wanted];
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write m", "load c", "load b", "load a level=3 text=\"two words\""]);
+    assert_eq!(world.next_steps(), ["memory 16", "write m", "load c", "load b", "load a level=3 text=\"two words\""]);
     assert_eq!(world.settle(), ["m Loaded Loaded"]);
 }
 
@@ -384,10 +384,18 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
             generation += 1;
             let module = ["gpu", "net"][dice.roll(2)];
             let digest = if module == "gpu" { ['a', 'b', 'f'] } else { ['c', 'd', 'e'] }[dice.roll(3)];
+            let policy = crate::api::LoadPolicy {
+                on_change: crate::api::OnChange::ALL[dice.roll(2)],
+                on_removal: crate::api::OnRemoval::ALL[dice.roll(2)],
+                on_drift: crate::api::OnDrift::ALL[dice.roll(2)],
+                on_other_file: crate::api::OnOtherFile::ALL[dice.roll(2)],
+                ..crate::api::LoadPolicy::default()
+            };
             match dice.roll(12) {
                 0 | 1 => {
                     world.desired.modules.retain(|spec| spec.name != module);
-                    world.desired.modules.push(spec(module, module, digest, generation));
+                    let wanted = NodeModuleSpec { policy: Some(policy), ..spec(module, module, digest, generation) };
+                    world.desired.modules.push(wanted);
                 }
                 2 => world.desired.modules.retain(|spec| spec.name != module),
                 3 | 4 => {
@@ -428,6 +436,7 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
                         .any(|intent| intent.name == entry.spec.name && intent.generation >= entry.generation())
                 })
                 .flat_map(|entry| entry.modules.iter().map(|module| module.name.clone()))
+                .chain(strangers_to_replace(&world))
                 .collect();
             world.kernel.take_calls();
             world.settle();
@@ -447,6 +456,15 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
     }
 }
 
+/// Modules that nobody brought and that the policy of the Module that wants the name takes out.
+fn strangers_to_replace(world: &World) -> Vec<String> {
+    let replaced = |spec: &&NodeModuleSpec| {
+        let replace = spec.policy.unwrap_or_default().on_other_file == crate::api::OnOtherFile::Replace;
+        replace && world.kernel.id(&spec.name).as_deref() == Some("stranger")
+    };
+    world.desired.modules.iter().filter(replaced).map(|spec| spec.name.clone()).collect()
+}
+
 #[test]
 fn after_a_crash_at_any_step_everything_inserted_is_known() {
     // The process dies in every possible place; the kernel and the record on the disk are what they are then.
@@ -457,6 +475,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
         for job in &plan.jobs {
             for step in job.steps.iter().take(steps) {
                 match step {
+                    Step::Memory { .. } => {}
                     Step::Write(entry) => world.record.put(entry.as_ref().clone()),
                     Step::Forget(owner) => world.record.remove(owner),
                     Step::Unload { name, .. } => crate::worker::kernel::Kernel::unload(&world.kernel, name).unwrap(),
