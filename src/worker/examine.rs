@@ -14,7 +14,7 @@ use crate::core::kmod::elf::{self, ModuleFile};
 use crate::core::kmod::modules_dep::{self, Entry};
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::order::{self, Candidate, Candidates, Role, Source};
-use crate::core::kmod::{params, vermagic};
+use crate::core::kmod::{cmdline, params, vermagic};
 
 /// Deepest folder and most files that are looked at.
 const MAX_DEPTH: usize = 32;
@@ -35,6 +35,8 @@ pub struct Place<'a> {
     pub machine: &'a str,
     /// Modules that are loaded now.
     pub loaded: &'a BTreeSet<String>,
+    /// The kernel's command line.
+    pub kernel_cmdline: &'a str,
 }
 
 /// Everything that must be loaded for an entry, checked as the kernel will check it.
@@ -68,11 +70,12 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
                 .map_err(|why| Trouble::new(NodeReason::VermagicMismatch, format!("{}: {why}", path.display())))?;
         }
         files.push(LoadFile {
-            name: step.name,
+            name: step.name.clone(),
             path: path.clone(),
             packing: *packing,
             role: step.role,
             identity: file.identity.clone(),
+            preset: cmdline::parameters(place.kernel_cmdline, &step.name).join(" "),
         });
     }
     let known = read.get(identity.main()).map(|(_, _, file)| file.info.parameters.clone()).unwrap_or_default();
@@ -119,6 +122,7 @@ struct Modules {
     files: BTreeMap<String, (PathBuf, Packing)>,
     dep: BTreeMap<String, Entry>,
     has_dep: bool,
+    soft: BTreeMap<String, (Vec<String>, Vec<String>)>,
 }
 
 impl Modules {
@@ -142,7 +146,8 @@ impl Modules {
         if search {
             walk(folder, 0, &mut files)?;
         }
-        Ok(Self { folder: folder.to_owned(), files, dep, has_dep })
+        let soft = modules_dep::parse_softdep(&text(&folder.join("modules.softdep")).unwrap_or_default());
+        Ok(Self { folder: folder.to_owned(), files, dep, has_dep, soft })
     }
 
     /// What the kernel's own build writes into modules, flags included.
@@ -214,6 +219,12 @@ fn gather(
             Some(entry) => entry.needs.clone(),
             None => file.info.depends.clone(),
         };
+        let mut soft_before = file.info.soft_before.clone();
+        let mut soft_after = file.info.soft_after.clone();
+        if let Some((before, after)) = modules.soft.get(&name) {
+            soft_before.extend_from_slice(before);
+            soft_after.extend_from_slice(after);
+        }
         if source == Source::Image && !image.has_dep {
             let providers = match &mut providers {
                 Some(providers) => providers,
@@ -221,13 +232,10 @@ fn gather(
             };
             needs.extend(file.undefined.iter().filter_map(|symbol| providers.get(symbol)).cloned());
         }
-        needs.sort();
-        needs.dedup();
-        needs.retain(|need| *need != name);
+        let mut known = BTreeSet::from([name.clone()]);
+        needs.retain(|need| known.insert(need.clone()));
         open.extend(needs.iter().map(|need| (need.clone(), required)));
-        let soft = file.info.soft_before.iter().chain(&file.info.soft_after);
-        open.extend(soft.map(|soft| (soft.clone(), false)));
-        let (soft_before, soft_after) = (file.info.soft_before.clone(), file.info.soft_after.clone());
+        open.extend(soft_before.iter().chain(&soft_after).map(|soft| (soft.clone(), false)));
         candidates.insert(name.clone(), Candidate { source, needs, soft_before, soft_after });
         read.insert(name, (path.clone(), *packing, file));
     }
@@ -292,6 +300,7 @@ mod tests {
                 release: RELEASE,
                 machine: "x86_64",
                 loaded: &BTreeSet::new(),
+                kernel_cmdline: "quiet kmm-a.debug=1 kmm_b.debug=2",
             };
             load_set(&place, &identity)
         }
@@ -330,7 +339,30 @@ mod tests {
             &[("extra/kmm-top.ko", ko("depends=kmm_base,h,built_in_one", 1)), ("kmm-base.ko", ko("", 2))],
             &host,
         );
-        assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed g", "Needed h", "Needed kmm_base", "Named kmm_top"]);
+        assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed kmm_base", "Needed g", "Needed h", "Named kmm_top"]);
+    }
+
+    #[test]
+    fn soft_dependencies_come_from_the_module_and_from_the_text_beside_it() {
+        let host: [(&str, Vec<u8>); 4] = [
+            ("modules.dep", b"kernel/h.ko:\nkernel/g.ko:\n".to_vec()),
+            ("modules.softdep", b"softdep h pre: g\n".to_vec()),
+            ("kernel/h.ko", ko("name=h", 8)),
+            ("kernel/g.ko", ko("name=g", 9)),
+        ];
+        let case = Case::new(
+            &[
+                ("modules.softdep", b"softdep kmm-top pre: h post: late\n".to_vec()),
+                ("kmm-top.ko", ko("softdep=pre: early", 1)),
+                ("early.ko", ko("", 2)),
+                ("late.ko", ko("", 3)),
+            ],
+            &host,
+        );
+        assert_eq!(
+            case.order(&["kmm_top"]).unwrap(),
+            ["Optional early", "Optional g", "Optional h", "Named kmm_top", "Optional late"]
+        );
     }
 
     #[test]
@@ -346,6 +378,7 @@ mod tests {
                 packing: Packing::Zstd,
                 role: Role::Named,
                 identity: Identity { build_id: Some("07".into()), srcversion: None },
+                preset: "debug=1".into(),
             }]
         );
     }

@@ -19,6 +19,8 @@ use crate::core::kmod::{Identity, elf};
 
 /// Longest value of a parameter that is read; the kernel itself prints at most a page.
 const MAX_SYSFS: u64 = 16 * 1024;
+/// `MODULE_INIT_COMPRESSED_FILE` of `include/uapi/linux/module.h` of Linux.
+const COMPRESSED_FILE: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
 /// Lines of the kernel's log that go into a message, and their length.
 const MAX_LOG_LINES: usize = 4;
 const MAX_LOG_LINE: usize = 200;
@@ -36,6 +38,17 @@ impl LinuxKernel {
     /// only and allowed to be absent.
     pub fn new(proc: impl Into<PathBuf>, sys: impl Into<PathBuf>, kmsg: impl Into<PathBuf>) -> Self {
         Self { proc: proc.into(), sys: sys.into(), kmsg: kmsg.into() }
+    }
+
+    /// Whether the kernel takes files of this packing as they are; it does for the one that its own modules have.
+    ///
+    /// Source: `Documentation/ABI/testing/sysfs-module` of Linux, `/sys/module/compression`, since 5.17.
+    fn unpacks(&self, packing: Packing) -> bool {
+        let own = text(&self.sys.join("module/compression"));
+        matches!(
+            (own.as_deref(), packing),
+            (Some("gzip"), Packing::Gzip) | (Some("xz"), Packing::Xz) | (Some("zstd"), Packing::Zstd)
+        )
     }
 
     fn line(&self, path: &str) -> io::Result<String> {
@@ -101,16 +114,23 @@ impl Kernel for LinuxKernel {
         let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);
         let errno_of = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        // A plain file goes in by descriptor, so that the kernel's policies see where it comes from.
+        let by_memory = || {
+            let image = unpack::read(file, packing).map_err(errno_of)?;
+            init_module(&image, &parameters)
+        };
+        // Where the kernel can unpack, it gets the file by descriptor, so that its policies see where it comes from.
+        let by_descriptor = |flags| {
+            let file = File::open(file).map_err(errno_of)?;
+            finit_module(&file, &parameters, flags)
+        };
         let answer = match packing {
-            Packing::Plain => {
-                let file = File::open(file).map_err(|error| Refused::from(errno_of(error)))?;
-                finit_module(&file, &parameters, ModuleInitFlags::empty())
-            }
-            Packing::Gzip | Packing::Xz | Packing::Zstd => {
-                let image = unpack::read(file, packing).map_err(|error| Refused::from(errno_of(error)))?;
-                init_module(&image, &parameters)
-            }
+            Packing::Plain => by_descriptor(ModuleInitFlags::empty()),
+            _ if self.unpacks(packing) => by_descriptor(COMPRESSED_FILE).or_else(|errno| match errno {
+                // Of a kind of compression that only looks like the kernel's own (xz with another checksum).
+                Errno::EOPNOTSUPP | Errno::EINVAL => by_memory(),
+                errno => Err(errno),
+            }),
+            Packing::Gzip | Packing::Xz | Packing::Zstd => by_memory(),
         };
         answer.map_err(|errno| Refused { errno, log: log.about(name) })
     }

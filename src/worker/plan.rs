@@ -34,6 +34,8 @@ pub struct LoadFile {
     pub role: Role,
     /// What to find again in the kernel.
     pub identity: Identity,
+    /// Parameters for it on the kernel's command line, in the kernel's grammar; those of a Module come after them.
+    pub preset: String,
 }
 
 /// Everything that an entry needs in the kernel, in the order of insertion.

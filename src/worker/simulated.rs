@@ -166,6 +166,7 @@ pub(super) fn file(name: &str, id: &str, role: Role, needs: &[&str]) -> LoadFile
         packing: Packing::Plain,
         role,
         identity: identity(id),
+        preset: String::new(),
     }
 }
 

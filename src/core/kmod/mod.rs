@@ -3,6 +3,7 @@
 //! Everything here reads bytes or text that somebody else fetched. Bad input is an error value or is skipped,
 //! never a panic.
 
+pub mod cmdline;
 pub mod elf;
 pub mod modinfo;
 pub mod modules_dep;

@@ -83,6 +83,7 @@ impl Agent {
         let fetch = Arc::clone(&self.fetch);
         let tree = self.state.tree(&key);
         let host_modules = self.settings.lib_modules.clone();
+        let proc = self.settings.proc.clone();
         let release = self.release.clone();
         self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
         let task = self.tasks.spawn(async move {
@@ -95,12 +96,14 @@ impl Agent {
             };
             let result = match fetched {
                 Ok(()) => tokio::task::spawn_blocking(move || {
+                    let kernel_cmdline = std::fs::read_to_string(proc.join("cmdline")).unwrap_or_default();
                     let place = Place {
                         tree: &tree,
                         host_modules: &host_modules,
                         release: &release,
                         machine: std::env::consts::ARCH,
                         loaded: &loaded,
+                        kernel_cmdline: &kernel_cmdline,
                     };
                     examine::load_set(&place, &identity)
                 })

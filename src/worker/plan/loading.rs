@@ -343,7 +343,8 @@ impl Loading<'_> {
         for file in &self.set.files {
             if matches!(self.found(file), Found::Absent) || leaving.contains(&file.name) {
                 let main = file.name == self.wanted.identity.main();
-                let parameters = if main { self.wanted.identity.parameters.clone() } else { String::new() };
+                let own = if main { self.wanted.identity.parameters.as_str() } else { "" };
+                let parameters = format!("{} {own}", file.preset).trim().to_owned();
                 steps.push(Step::Load { file: file.clone(), parameters });
             }
         }
