@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod apply;
+pub mod command;
 pub mod examine;
 pub mod fetch;
 pub mod kernel;

@@ -6,6 +6,8 @@
 pub mod cmdline;
 pub mod elf;
 pub mod modinfo;
+pub mod modprobe;
+pub mod modprobe_d;
 pub mod modules_dep;
 pub mod names;
 pub mod order;
