@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -153,6 +154,39 @@ impl KeptPlan {
     pub fn new(uid: impl Into<String>, generation: i64, spec: NodeModulesConfigSpec) -> Self {
         Self { version: VERSION, uid: uid.into(), generation, spec }
     }
+
+    /// What may be carried out before the API server answers: entries that ask to be loaded at boot and that no order
+    /// takes back. Orders themselves are not part of it: while nobody can take one back, nothing goes.
+    #[must_use]
+    pub fn at_boot(&self) -> Self {
+        let taken_back = |spec: &NodeModuleSpec| {
+            let owner = Owner::of(spec);
+            self.spec.unload.iter().any(|intent| {
+                (&intent.namespace, &intent.name, &intent.module_uid) == (&owner.namespace, &owner.name, &owner.uid)
+                    && intent.generation >= spec.generation.unwrap_or(0)
+            })
+        };
+        let asks = |spec: &&NodeModuleSpec| spec.policy.is_some_and(|policy| policy.load_at_boot) && !taken_back(spec);
+        let modules = self.spec.modules.iter().filter(asks).cloned().collect();
+        Self { spec: NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }, ..self.clone() }
+    }
+}
+
+/// Who has the state folder: what the other one says to people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Holder {
+    /// Version of the worker; empty if it has not said yet.
+    pub version: String,
+    /// A single pass (`kmm worker --once`), which answers no probes.
+    pub once: bool,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = if self.once { "`kmm worker --once`" } else { "`kmm worker`" };
+        if self.version.is_empty() { f.write_str(how) } else { write!(f, "{how}, version {}", self.version) }
+    }
 }
 
 /// The worker's own files could not be read or written.
@@ -176,7 +210,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl StateDir {
@@ -188,10 +222,26 @@ impl StateDir {
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
+            Ok(lock) => Ok(Some(Self { root: root.to_owned(), lock })),
             Err((_, Errno::EAGAIN)) => Ok(None),
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }
+    }
+
+    /// Writes into the lock who has it, for those who wait.
+    pub fn sign(&self, once: bool) -> Result<(), StoreError> {
+        let holder = Holder { version: env!("CARGO_PKG_VERSION").to_owned(), once };
+        let write = || -> io::Result<()> {
+            let text = serde_json::to_vec(&holder).map_err(io::Error::other)?;
+            self.lock.set_len(0)?;
+            self.lock.write_all_at(&text, 0)
+        };
+        write().map_err(failed("write", &self.root.join(LOCK)))
+    }
+
+    /// Who has the folder, as far as it has said so.
+    pub fn holder(root: &Path) -> Holder {
+        fs::read(root.join(LOCK)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
     /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel.
@@ -313,7 +363,12 @@ mod tests {
     fn only_one_has_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let first = StateDir::open(folder.path()).unwrap();
-        assert!(first.is_some());
+        assert_eq!(StateDir::holder(folder.path()).to_string(), "`kmm worker`");
+        for (once, told) in [(true, "`kmm worker --once`"), (false, "`kmm worker`")] {
+            first.as_ref().unwrap().sign(once).unwrap();
+            let version = env!("CARGO_PKG_VERSION");
+            assert_eq!(StateDir::holder(folder.path()).to_string(), format!("{told}, version {version}"));
+        }
         assert!(StateDir::open(folder.path()).unwrap().is_none());
         drop(first);
         assert!(StateDir::open(folder.path()).unwrap().is_some());

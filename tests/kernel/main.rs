@@ -5,7 +5,9 @@
 mod support;
 
 mod failing;
+mod killed;
 mod lasting;
+mod life;
 mod loading;
 mod unloading;
 mod world;
