@@ -46,6 +46,9 @@ pub(super) struct WorkerArgs {
     /// The host's /lib/modules
     #[arg(long, env = "KMM_LIB_MODULES", default_value = "/lib/modules")]
     lib_modules: PathBuf,
+    /// kmod's executable; it loads and unloads for Modules with args, rawArgs or modprobeConfig
+    #[arg(long, env = "KMM_MODPROBE", default_value = "/usr/sbin/modprobe")]
+    modprobe: PathBuf,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "KMM_HEALTH_ADDRESS", default_value_t = SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)))]
     health_address: SocketAddr,
@@ -84,6 +87,7 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
         proc: args.proc,
         sys: args.sys,
         lib_modules: args.lib_modules,
+        modprobe: args.modprobe,
         ..WorkerSettings::new(node_name)
     };
     let work = async { if args.once { once(settings).await } else { work(settings, args.health_address).await } };

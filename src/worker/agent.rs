@@ -294,6 +294,7 @@ impl Agent {
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            generated: observe::generated(record),
         };
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
@@ -349,7 +350,21 @@ impl Agent {
             .chain(recorded)
             .filter_map(|spec| Some(wanted::identity(spec).ok()?.tree_key(&self.release)))
             .collect();
-        match self.state.keep_trees(&keys) {
+        let generated = observed
+            .desired
+            .modules
+            .iter()
+            .filter_map(|spec| wanted::identity(spec).ok()?.generated_key(&self.release))
+            .chain(
+                observed
+                    .record
+                    .entries
+                    .iter()
+                    .filter_map(|entry| Some(entry.generated.as_ref()?.file_name()?.to_str()?.to_owned())),
+            )
+            .collect();
+        let kept = self.state.keep_trees(&keys).and_then(|trees| Ok(trees + self.state.keep_generated(&generated)?));
+        match kept {
             Ok(0) => {}
             Ok(removed) => info!(removed, "removed unpacked images that are not needed any more"),
             Err(error) => warn!("{}", chain(&error)),

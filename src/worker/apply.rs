@@ -76,6 +76,10 @@ fn carry_out(
             Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
             Step::Unload { name, identity } => unload(kernel, name, identity),
             Step::Load { file, parameters } => load(kernel, file, parameters),
+            Step::Modprobe { arguments, modules, removes } => {
+                info!(?arguments, "running modprobe");
+                kernel.modprobe(arguments, modules, *removes)
+            }
         };
         if let Err(trouble) = done {
             return Outcome::Failed(trouble);
@@ -83,7 +87,7 @@ fn carry_out(
     }
     let took = begun.elapsed();
     // Only how long it took is added; that it is lost if this write fails harms nobody.
-    if job.steps.iter().any(|step| matches!(step, Step::Load { .. }))
+    if job.steps.iter().any(Step::loads)
         && let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner)
     {
         entry.took_ms = u64::try_from(took.as_millis()).ok();

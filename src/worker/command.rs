@@ -97,7 +97,8 @@ pub fn run(program: &Path, name: &str, arguments: &[String], limit: Duration) ->
         return Err(Error::TooLong { program: shown(), limit, gone });
     }
     // A child that it left behind may hold the pipes open.
-    let answer = answer.recv_timeout(LAST_WAIT).unwrap_or_default().ok_or_else(|| Error::TooMuch { program: shown() })?;
+    let answer =
+        answer.recv_timeout(LAST_WAIT).unwrap_or_default().ok_or_else(|| Error::TooMuch { program: shown() })?;
     let tail = tail.recv_timeout(LAST_WAIT).unwrap_or_default();
     let status = ended.unwrap_or_default();
     Ok(Finished { success: status.success(), how: status.to_string(), answer, tail })

@@ -49,7 +49,8 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
     let mut present: BTreeSet<String> = place.loaded.clone();
     present.extend(builtin);
 
-    let (candidates, read) = gather(place, identity, &image, &host)?;
+    let named = identity.named.iter().map(|name| (name.clone(), true)).collect();
+    let (candidates, read) = gather(place, named, &image, &host)?;
     let steps = order::load_order(&identity.named, &candidates, &present).map_err(|error| {
         let reason = match error {
             order::Error::NotFound(_) => NodeReason::ModuleNotFound,
@@ -84,7 +85,47 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
         .map(|(name, _)| name)
         .filter(|name| !known.contains(name))
         .collect();
-    Ok(LoadSet { files, unknown_parameters })
+    Ok(LoadSet { files, unknown_parameters, modprobe: None })
+}
+
+/// A module that can be reached from an image.
+#[derive(Clone, Debug)]
+pub(super) struct Reached {
+    /// Where its file is.
+    pub(super) source: Source,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// How it is packed.
+    pub(super) packing: Packing,
+    /// What stands in it.
+    pub(super) file: ModuleFile,
+    /// What should be loaded before and after it.
+    pub(super) soft: (Vec<String>, Vec<String>),
+}
+
+/// Everything that can be reached from an image.
+#[derive(Clone, Debug)]
+pub(super) struct Reachable {
+    /// By name as the kernel has it.
+    pub(super) modules: BTreeMap<String, Reached>,
+    /// Vermagic of the kernel, where its own modules tell.
+    pub(super) kernel_magic: Option<String>,
+}
+
+/// All readable modules of the image, and those of the host that they lead to or that are among `more`.
+pub(super) fn reachable(place: &Place<'_>, identity: &LoadIdentity, more: &[String]) -> Result<Reachable, Trouble> {
+    let folder = image_folder(place, identity)?;
+    let host =
+        Modules::of_folder(&place.host_modules.join(place.release), false).map_err(|error| store_failed(&error))?;
+    let image = Modules::of_folder(&folder, true).map_err(|error| store_failed(&error))?;
+    let open = image.files.keys().chain(more).map(|name| (name.clone(), false)).collect();
+    let (mut candidates, read) = gather(place, open, &image, &host)?;
+    let modules = read.into_iter().filter_map(|(name, (path, packing, file))| {
+        let Candidate { source, soft_before, soft_after, .. } = candidates.remove(&name)?;
+        Some((name, Reached { source, path, packing, file, soft: (soft_before, soft_after) }))
+    });
+    let modules = modules.collect();
+    Ok(Reachable { modules, kernel_magic: host.kernel_vermagic(place.machine) })
 }
 
 fn store_failed(error: &io::Error) -> Trouble {
@@ -192,17 +233,16 @@ fn text(path: &Path) -> Option<String> {
 
 type Read = BTreeMap<String, (PathBuf, Packing, ModuleFile)>;
 
-/// Reads the named modules and everything that they lead to.
+/// Reads the modules of `open` and everything that they lead to; those that are not required may be unreadable.
 fn gather(
     place: &Place<'_>,
-    identity: &LoadIdentity,
+    mut open: Vec<(String, bool)>,
     image: &Modules,
     host: &Modules,
 ) -> Result<(Candidates, Read), Trouble> {
     let mut candidates = Candidates::new();
     let mut read = Read::new();
     let mut providers: Option<BTreeMap<String, String>> = None;
-    let mut open: Vec<(String, bool)> = identity.named.iter().map(|name| (name.clone(), true)).collect();
     while let Some((name, required)) = open.pop() {
         if candidates.contains_key(&name) {
             continue;
@@ -242,7 +282,7 @@ fn gather(
     Ok((candidates, read))
 }
 
-fn read_module(path: &Path, packing: Packing, machine: &str) -> Result<ModuleFile, String> {
+pub(super) fn read_module(path: &Path, packing: Packing, machine: &str) -> Result<ModuleFile, String> {
     let image = unpack::read(path, packing).map_err(|error| error.to_string())?;
     elf::read(&image, machine).map_err(|error| error.to_string())
 }
@@ -293,6 +333,7 @@ mod tests {
                 dir_name: "/opt".into(),
                 named: named.iter().map(|name| (*name).to_owned()).collect(),
                 parameters: parameters.into(),
+                by_modprobe: None,
             };
             let place = Place {
                 tree: &self.tree,

@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
 use nix::libc::O_NONBLOCK;
 
-use super::kernel::{Kernel, Refused, Running};
-use super::unpack;
+use super::kernel::{Kernel, Refused, Running, Trouble};
+use super::modprobe::Program;
+use super::{WorkerSettings, unpack};
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::proc_modules::{self, Listed};
 use crate::core::kmod::{Identity, elf};
@@ -31,13 +32,18 @@ pub struct LinuxKernel {
     proc: PathBuf,
     sys: PathBuf,
     kmsg: PathBuf,
+    kmod: Program,
 }
 
 impl LinuxKernel {
-    /// `proc` and `sys` are where the host's `/proc` and `/sys` are seen; `kmsg` is the kernel's log, used for messages
-    /// only and allowed to be absent.
-    pub fn new(proc: impl Into<PathBuf>, sys: impl Into<PathBuf>, kmsg: impl Into<PathBuf>) -> Self {
-        Self { proc: proc.into(), sys: sys.into(), kmsg: kmsg.into() }
+    /// The one that the settings describe.
+    pub fn of(settings: &WorkerSettings) -> Self {
+        Self {
+            proc: settings.proc.clone(),
+            sys: settings.sys.clone(),
+            kmsg: settings.kmsg.clone(),
+            kmod: settings.kmod(),
+        }
     }
 
     /// Whether the kernel takes files of this packing as they are; it does for the one that its own modules have.
@@ -140,6 +146,11 @@ impl Kernel for LinuxKernel {
         let mut log = Log::open(&self.kmsg);
         delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK).map_err(|errno| Refused { errno, log: log.about(name) })
     }
+
+    fn modprobe(&self, arguments: &[String], modules: &[String], removes: bool) -> Result<(), Trouble> {
+        let mut log = Log::open(&self.kmsg);
+        self.kmod.change(arguments, modules, removes, |module| log.about(module))
+    }
 }
 
 /// The kernel's log from the moment of opening on.
@@ -206,7 +217,12 @@ mod tests {
         let module = root.path().join("module/kmm_a");
         fs::create_dir_all(module.join("notes")).unwrap();
         fs::create_dir_all(module.join("parameters")).unwrap();
-        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        let kernel = LinuxKernel::of(&WorkerSettings {
+            proc: root.path().into(),
+            sys: root.path().into(),
+            kmsg: root.path().join("kmsg"),
+            ..WorkerSettings::new("node")
+        });
         let asked = BTreeSet::from(["level".to_owned(), "absent".to_owned(), "../initstate".to_owned()]);
         assert_eq!(kernel.running("kmm_a", &asked).unwrap(), None, "no initstate: part of the kernel");
         fs::write(module.join("initstate"), "live\n").unwrap();

@@ -45,6 +45,17 @@ pub struct LoadSet {
     pub files: Vec<LoadFile>,
     /// Parameters that the module does not know; the kernel ignores them.
     pub unknown_parameters: Vec<String>,
+    /// What modprobe is told, where it does the loading; the files are then what it said it would insert.
+    pub modprobe: Option<Modprobe>,
+}
+
+/// What modprobe needs for a load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modprobe {
+    /// The folder that was generated for it.
+    pub folder: PathBuf,
+    /// Its command line.
+    pub arguments: Vec<String>,
 }
 
 /// How far fetching an image and reading its modules is.
@@ -104,6 +115,8 @@ pub struct Observed {
     pub prepared: BTreeMap<Owner, Prepared>,
     /// Failures by Module.
     pub attempts: BTreeMap<Owner, Attempt>,
+    /// Of the folders that were generated for modprobe and are recorded, those that are there.
+    pub generated: BTreeSet<PathBuf>,
 }
 
 /// One step of a job. Steps carry all that they need and are not judged again.
@@ -127,9 +140,28 @@ pub enum Step {
         /// Parameters in the kernel's grammar.
         parameters: String,
     },
+    /// Let modprobe load or remove.
+    Modprobe {
+        /// Its command line.
+        arguments: Vec<String>,
+        /// The kernel modules that it is about.
+        modules: Vec<String>,
+        /// It removes.
+        removes: bool,
+    },
 }
 
 impl Step {
+    /// Whether a module gets into the kernel by it.
+    pub fn loads(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::Modprobe { removes: false, .. })
+    }
+
+    /// Whether a module leaves the kernel by it.
+    pub fn unloads(&self) -> bool {
+        matches!(self, Self::Unload { .. } | Self::Modprobe { removes: true, .. })
+    }
+
     /// Put this into the record.
     fn write(entry: Entry) -> Self {
         Self::Write(Box::new(entry))

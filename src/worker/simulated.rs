@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Outcome, RecordStore};
-use super::kernel::{Kernel, Refused, Running, Trouble};
-use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Step, plan};
+use super::kernel::{Kernel, Refused, Running, Trouble, load_trouble, unload_trouble};
+use super::plan::{Attempt, LoadFile, LoadSet, Modprobe, Observed, Plan, Preparation, Prepared, Step, plan};
 use super::record::{Owner, Record};
 use super::{observe, wanted};
 use crate::api::names::NodeReason;
@@ -20,7 +20,7 @@ use crate::api::{ModprobeSpec, ModuleConfig, NodeModuleSpec, NodeModulesConfigSp
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::{InitState, Listed};
-use crate::core::kmod::{Identity, params};
+use crate::core::kmod::{Identity, modprobe, params};
 
 pub(super) const RELEASE: &str = "6.12.1+";
 
@@ -151,6 +151,32 @@ impl Kernel for SimulatedKernel {
         self.calls.lock().unwrap().push(format!("-{name}"));
         Ok(())
     }
+
+    /// Loads the paths among the arguments, the words after `--` being parameters of the last; removes as the real one
+    /// does, with what nothing uses any more.
+    fn modprobe(&self, arguments: &[String], _: &[String], removes: bool) -> Result<(), Trouble> {
+        self.calls.lock().unwrap().push("modprobe".into());
+        let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+        if !removes {
+            for (at, path) in arguments[..end].iter().enumerate() {
+                let name = path.split('/').nth(2).unwrap();
+                let parameters = if at + 1 == end { arguments[end + 1..].join(" ") } else { String::new() };
+                if !self.names().contains(&name.to_owned()) {
+                    self.load(name, Path::new(path), Packing::Plain, &parameters)
+                        .map_err(|refused| load_trouble(name, &refused))?;
+                }
+            }
+            return Ok(());
+        }
+        for name in modprobe::aim(arguments).modules {
+            let Some(loaded) = self.modules.lock().unwrap().get(&name).cloned() else { continue };
+            self.unload(&name).map_err(|refused| unload_trouble(&name, &refused))?;
+            for need in &loaded.needs {
+                let _ = self.unload(need);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The identity of the file with this id; `?` is a file that cannot be told from another.
@@ -223,6 +249,8 @@ pub(super) struct World {
     pub(super) prepared: BTreeMap<Owner, Prepared>,
     pub(super) attempts: BTreeMap<Owner, Attempt>,
     pub(super) now: Duration,
+    /// Nothing is left of what was generated for modprobe.
+    pub(super) lost_generated: bool,
 }
 
 impl World {
@@ -245,6 +273,13 @@ impl World {
             kernel: observe::kernel(&self.kernel, &names).unwrap(),
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            generated: self
+                .record
+                .entries
+                .iter()
+                .filter_map(|entry| entry.generated.clone())
+                .filter(|_| !self.lost_generated)
+                .collect(),
         }
     }
 
@@ -260,7 +295,15 @@ impl World {
             let digest = identity.digest.hex().chars().next().unwrap();
             let state = match self.images.get(&(digest, identity.main().to_owned())) {
                 Some(Ok(files)) => {
-                    Preparation::Ready(Arc::new(LoadSet { files: files.clone(), unknown_parameters: Vec::new() }))
+                    let folder = PathBuf::from(format!("/generated/{}", spec.name));
+                    let paths = files.iter().map(|file| file.path.display().to_string());
+                    let words = ["--".to_owned(), identity.parameters.clone()];
+                    let modprobe = identity
+                        .by_modprobe
+                        .as_ref()
+                        .map(|_| Modprobe { folder, arguments: paths.chain(words).collect() });
+                    let (files, unknown_parameters) = (files.clone(), Vec::new());
+                    Preparation::Ready(Arc::new(LoadSet { files, unknown_parameters, modprobe }))
                 }
                 Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
                 None => Preparation::Failed(
@@ -322,6 +365,9 @@ impl World {
                 Step::Forget(owner) => format!("forget {}", owner.name),
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
+                Step::Modprobe { modules, removes, .. } => {
+                    format!("modprobe {}{}", if *removes { "-r " } else { "" }, modules.join(" "))
+                }
             })
             .collect()
     }

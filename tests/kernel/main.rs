@@ -9,5 +9,6 @@ mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod oracle;
 mod unloading;
 mod world;

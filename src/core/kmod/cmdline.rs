@@ -43,10 +43,7 @@ mod tests {
     fn only_parameters_of_the_module_are_found() {
         let line = "root=/dev/vda kmm-a.level=3 kmm_a.text=\"two words\" kmm_ab.x=1 \"kmm_a.more=a b\" kmm_a.flag kmm_a.=1 \
                     kmm_a.b.c=1 x.kmm_a=2 =kmm_a.y kmm_a.ip=1.2.3.4 quiet";
-        assert_eq!(
-            parameters(line, "kmm_a"),
-            ["level=3", "text=\"two words\"", "more=\"a b\"", "flag", "ip=1.2.3.4"]
-        );
+        assert_eq!(parameters(line, "kmm_a"), ["level=3", "text=\"two words\"", "more=\"a b\"", "flag", "ip=1.2.3.4"]);
         for line in ["", "\"", ".", "kmm_a", "kmm_a. \"kmm_a", "\"kmm_a.x=\""] {
             assert!(parameters(line, "kmm_a").iter().all(|found| found == "x="), "{line}");
         }

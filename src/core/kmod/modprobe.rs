@@ -14,7 +14,8 @@ pub const ROOT: &str = "root";
 pub const CONFIG: &str = "modprobe.d";
 
 /// Options with a value: letter, name, and the shortest beginning of the name that getopt takes for it.
-const VALUED: [(char, &str, usize); 4] = [('C', "config", 3), ('d', "dirname", 2), ('S', "set-version", 2), ('w', "wait", 1)];
+const VALUED: [(char, &str, usize); 4] =
+    [('C', "config", 3), ('d', "dirname", 2), ('S', "set-version", 2), ('w', "wait", 1)];
 
 /// A part of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -309,11 +310,7 @@ mod tests {
         let of = |path: &str, parameters: &str| Insertion { path: path.into(), parameters: parameters.into() };
         assert_eq!(
             insertions(answer),
-            [
-                of("/s/x/root/b.ko", ""),
-                of("/s/a b/c.ko", "text=\"two words\" n=1"),
-                of("/other/d.ko.xz", "p=1")
-            ]
+            [of("/s/x/root/b.ko", ""), of("/s/a b/c.ko", "text=\"two words\" n=1"), of("/other/d.ko.xz", "p=1")]
         );
     }
 }

@@ -78,7 +78,10 @@ pub fn options(text: &str, module: &str) -> Vec<String> {
 
 /// All words of the lines, as the kernel would have them if they are names of modules.
 pub fn words(text: &str) -> Vec<String> {
-    directives(text).into_iter().flat_map(|(_, _, rest)| rest.split_whitespace().map(kernel_name).collect::<Vec<_>>()).collect()
+    directives(text)
+        .into_iter()
+        .flat_map(|(_, _, rest)| rest.split_whitespace().map(kernel_name).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The file for a Module: its order of loading and its lines.

@@ -68,8 +68,7 @@ mod tests {
 
     #[test]
     fn all_soft_dependencies_of_a_module_count() {
-        let text =
-            "# Soft dependencies\nsoftdep kmm-top pre: a-b c post: d\nsoftdep kmm_top post: e\nsoftdep lone\nalias x y z\n";
+        let text = "# Soft dependencies\nsoftdep kmm-top pre: a-b c post: d\nsoftdep kmm_top post: e\nsoftdep lone\nalias x y z\n";
         let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let expected = (strings(&["a_b", "c"]), strings(&["d", "e"]));
         assert_eq!(parse_softdep(text), BTreeMap::from([("kmm_top".to_owned(), expected)]));

@@ -12,9 +12,9 @@ use crate::api::names::NodeReason;
 use crate::api::{NodeModuleSpec, NodeModulesConfig};
 use crate::runtime::client::ApiError;
 use crate::worker::apply::{self, Outcome};
-use crate::worker::examine::{self, Place};
 use crate::worker::kernel::Trouble;
 use crate::worker::plan::{Attempt, Job, LoadSet, Preparation, Prepared, Step};
+use crate::worker::prepare::Host;
 use crate::worker::record::{Owner, Record};
 use crate::worker::wanted::{self, LoadIdentity};
 
@@ -82,8 +82,8 @@ impl Agent {
         let slots = Arc::clone(&self.fetches.slots);
         let fetch = Arc::clone(&self.fetch);
         let tree = self.state.tree(&key);
-        let host_modules = self.settings.lib_modules.clone();
-        let proc = self.settings.proc.clone();
+        let host = Host::new(&self.settings, self.state.generated());
+        let wanted = spec.clone();
         let release = self.release.clone();
         self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
         let task = self.tasks.spawn(async move {
@@ -95,22 +95,16 @@ impl Agent {
                 fetch.fetch(spec.clone(), release.clone(), tree.clone()).await
             };
             let result = match fetched {
-                Ok(()) => tokio::task::spawn_blocking(move || {
-                    let kernel_cmdline = std::fs::read_to_string(proc.join("cmdline")).unwrap_or_default();
-                    let place = Place {
-                        tree: &tree,
-                        host_modules: &host_modules,
-                        release: &release,
-                        machine: std::env::consts::ARCH,
-                        loaded: &loaded,
-                        kernel_cmdline: &kernel_cmdline,
-                    };
-                    examine::load_set(&place, &identity)
-                })
-                .await
-                .unwrap_or_else(|error| {
-                    Err(Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))
-                }),
+                Ok(()) => {
+                    tokio::task::spawn_blocking(move || host.load_set(&tree, &release, &loaded, &identity, &wanted))
+                        .await
+                        .unwrap_or_else(|error| {
+                            Err(Trouble::new(
+                                NodeReason::InvalidModule,
+                                format!("the image could not be read: {error}"),
+                            ))
+                        })
+                }
                 Err(trouble) => Err(trouble),
             };
             Finished::Prepared { number, spec: Box::new(spec), result }
@@ -171,7 +165,7 @@ impl Agent {
     }
 
     fn worked(&mut self, job: &Job, outcome: &Outcome) {
-        let loads = job.steps.iter().any(|step| matches!(step, Step::Load { .. }));
+        let loads = job.steps.iter().any(Step::loads);
         let trouble = match outcome {
             Outcome::Failed(trouble) => trouble.clone(),
             // Held against a module that leaves again at once; forgotten when it has lasted.
@@ -180,7 +174,7 @@ impl Agent {
                 Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
             }
             Outcome::Done(took) => {
-                if job.steps.iter().any(|step| matches!(step, Step::Unload { .. })) {
+                if job.steps.iter().any(Step::unloads) {
                     info!(module = %job.owner, took_ms = took.as_millis(), "unloaded");
                 }
                 return;
