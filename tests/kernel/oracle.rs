@@ -247,12 +247,12 @@ mkdir -p /etc/modprobe.d
             r#"
 rm -rf /o /s; T=/o/lib/modules/$R; mkdir -p $T/extra; cp {files} $T/extra/
 ln -s /lib/modules/$R/kernel/lib $T/host; touch $T/modules.order; cp /lib/modules/$R/modules.builtin* $T/
-depmod -b /o $R; {change}
+/usr/sbin/depmod -b /o $R; {change}
 K=/s/trees/{key}/opt; I=$K/lib/modules/$R; mkdir -p $K/lib/modules; cp -a $T $I; rm $I/host; {to_image}
 printf %s {plan} >/s/plan.json
 {before}
 printf %s {conf} >/run/order.conf; [ -s /run/order.conf ] && cp /run/order.conf /etc/modprobe.d/oracle-order.conf
-modprobe -d /o {module} {words} >/run/said 2>&1; code=$?
+/usr/sbin/modprobe -d /o {module} {words} >/run/said 2>&1; code=$?
 tell {number} modprobe; echo "code $code"; cat /run/said
 rm -f /etc/modprobe.d/oracle-order.conf; clean
 {before}
@@ -303,7 +303,7 @@ fn outcomes(text: &str) -> BTreeMap<(String, String), Outcome> {
     found
 }
 
-async fn compare(release: &str) -> Result<()> {
+async fn compare(release: &str, cases: Vec<Case>) -> Result<()> {
     let kernel = bed()?.kernel_named(release)?;
     let sources = sources();
     let set: Vec<(&str, String)> = sources.iter().map(|(file, text)| (file.as_str(), text.clone())).collect();
@@ -317,8 +317,6 @@ async fn compare(release: &str) -> Result<()> {
         }
         files.push((format!("mods/{name}"), 0o644, bytes));
     }
-    let cases = cases();
-    ensure!(cases.len() >= 20, "{} cases", cases.len());
     files.push(("oracle.sh".into(), 0o755, script(&cases, release)?.into_bytes()));
     let vm = KernelVm::start(KernelVmOptions {
         kernel: Some(release.to_owned()),
@@ -351,10 +349,13 @@ async fn compare(release: &str) -> Result<()> {
 
 #[tokio::test]
 async fn native_loading_and_modprobe_lead_to_the_same_modules_order_and_parameters() -> Result<()> {
-    compare(&bed()?.kernel().release.clone()).await
+    let cases = cases();
+    ensure!(cases.len() >= 20, "{} cases", cases.len());
+    compare(&bed()?.kernel().release.clone(), cases).await
 }
 
 #[tokio::test]
 async fn native_loading_and_modprobe_agree_on_a_kernel_that_unpacks_itself() -> Result<()> {
-    compare(&bed()?.plus_kernel()?.release.clone()).await
+    let cases = cases().into_iter().filter(|case| !case.files.is_empty()).collect();
+    compare(&bed()?.plus_kernel()?.release.clone(), cases).await
 }
