@@ -22,8 +22,11 @@ pub mod once;
 pub mod plan;
 pub mod prepare;
 pub mod record;
+pub mod refusal;
 pub mod status;
+mod trees;
 pub mod unpack;
+pub mod users;
 pub mod wanted;
 
 #[cfg(test)]
@@ -40,9 +43,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::agent::Agent;
-use self::fetch::RegistryFetch;
+use self::fetch::{Network, RegistryFetch};
 use self::kernel_linux::LinuxKernel;
-use self::record::{StateDir, StoreError};
+use self::record::{Owner, StateDir, StoreError};
+use crate::oci::proxies::Proxies;
 use crate::runtime::readiness::Gate;
 
 /// How often a worker that waits for another looks again.
@@ -71,8 +75,10 @@ pub struct WorkerSettings {
     pub look_every: Duration,
     /// How long the API server is waited for at start before the kept plan is carried out.
     pub kept_plan_after: Duration,
-    /// Longest time that fetching one image may take.
-    pub pull_deadline: Duration,
+    /// How registries are reached.
+    pub network: Network,
+    /// Bytes of the disk that unpacked images may take together; those in use stay in any case.
+    pub store_limit: u64,
 }
 
 impl WorkerSettings {
@@ -92,9 +98,14 @@ impl WorkerSettings {
             kmsg: "/dev/kmsg".into(),
             modprobe: "/usr/sbin/modprobe".into(),
             modprobe_limit: Duration::from_mins(5),
-            look_every: Duration::from_secs(5),
+            look_every: Duration::from_secs(2),
             kept_plan_after: Duration::from_secs(10),
-            pull_deadline: Duration::from_mins(10),
+            network: Network {
+                host_etc: "/host/etc".into(),
+                proxies: Proxies::default(),
+                deadline: Duration::from_mins(10),
+            },
+            store_limit: 4 << 30,
         }
     }
 }
@@ -117,6 +128,9 @@ pub enum Error {
     /// A task of the worker broke off.
     #[error("a task of the worker broke off")]
     Task(#[source] tokio::task::JoinError),
+    /// A job for the kernel broke off.
+    #[error("a job of {0} broke off")]
+    Job(Owner),
     /// The watch ended for good.
     #[error("the watch of NodeModulesConfig {0} ended")]
     WatchEnded(String),
@@ -143,7 +157,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let Some(state) = lock(&settings, &turn, &shutdown).await? else { return Ok(()) };
     let kernel = Arc::new(LinuxKernel::of(&settings));
-    let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.pull_deadline));
+    let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.network.clone()));
     Agent::new(settings, kernel, fetch, state, client, shutdown)?.run().await
 }
 

@@ -17,8 +17,9 @@ use tracing::debug;
 
 use super::command::{self, Finished};
 use super::examine::{self, Place, Reachable, Reached};
-use super::kernel::{Refused, Trouble, load_trouble, unload_trouble};
+use super::kernel::{Refused, Trouble};
 use super::plan::{LoadFile, LoadSet, Modprobe};
+use super::refusal::{load_trouble, unload_trouble};
 use super::unpack;
 use super::wanted::{ByModprobe, LoadIdentity};
 use crate::api::ModprobeSpec;
@@ -51,7 +52,7 @@ impl Program {
         arguments: &[String],
         modules: &[String],
         removes: bool,
-        log: impl FnOnce(&str) -> Vec<String>,
+        log: impl FnOnce(&str) -> Option<Vec<String>>,
     ) -> Result<(), Trouble> {
         let failed =
             |error: command::Error| Trouble::new(NodeReason::KernelRefused, format!("modprobe: {}", chain(&error)));
@@ -66,7 +67,12 @@ impl Program {
 }
 
 /// modprobe's refusal in the worker's words. Source: `insmod_insert` and `mod_strerror` in kmod, and strerror(3).
-fn refusal(finished: &Finished, modules: &[String], removes: bool, log: impl FnOnce(&str) -> Vec<String>) -> Trouble {
+fn refusal(
+    finished: &Finished,
+    modules: &[String],
+    removes: bool,
+    log: impl FnOnce(&str) -> Option<Vec<String>>,
+) -> Trouble {
     const ERRORS: [(&str, Errno); 14] = [
         ("Exec format error", Errno::ENOEXEC),
         ("Unknown symbol in module", Errno::ENOENT),
@@ -96,7 +102,7 @@ fn refusal(finished: &Finished, modules: &[String], removes: bool, log: impl FnO
     match ERRORS.iter().find(|(words, _)| said.contains(words)) {
         Some((_, errno)) => {
             let refused = Refused { errno: *errno, log: log(&about) };
-            let words = if removes { unload_trouble(&about, &refused) } else { load_trouble(&about, &refused) };
+            let words = if removes { unload_trouble(&about, &refused) } else { load_trouble(&about, None, &refused) };
             Trouble::new(words.reason, format!("{}; modprobe says: {said}", words.message))
         }
         None => Trouble::new(NodeReason::KernelRefused, format!("modprobe left with {}: {said}", finished.how)),
@@ -237,25 +243,22 @@ fn files(
         let Some((name, packing)) = names::of_file(&path.display().to_string()) else { continue };
         let role = if named.contains(&name) { Role::Named } else { Role::Needed };
         let own = reachable.modules.get(&name).filter(|_| path.starts_with(folder));
-        let file = match own {
-            Some(reached) => {
-                if reached.source == Source::Image && !forced {
-                    let (magic, versions) = (reached.file.info.vermagic.as_deref(), reached.file.has_symbol_versions);
-                    vermagic::check(magic, versions, reachable.kernel_magic.as_deref(), place.release).map_err(
-                        |why| Trouble::new(NodeReason::VermagicMismatch, format!("{}: {why}", reached.path.display())),
-                    )?;
-                }
-                let (path, packing) = (reached.path.clone(), reached.packing);
-                LoadFile { name, path, packing, role, identity: reached.file.identity.clone(), preset: parameters }
-            }
-            // From a folder of the user's choice.
-            None => {
-                let known = examine::read_module(&path, packing, place.machine);
-                let identity = known.map(|file| file.identity).unwrap_or_default();
-                LoadFile { name, path, packing, role, identity, preset: parameters }
-            }
+        // Not among ours: from a folder of the user's choice.
+        let Some(reached) = own else {
+            let file = examine::read_module(&path, packing, place.machine).unwrap_or_default();
+            let (identity, facts) = (file.identity, file.facts);
+            files.push(LoadFile { name, path, packing, role, identity, preset: parameters, facts });
+            continue;
         };
-        files.push(file);
+        if reached.source == Source::Image && !forced {
+            let (magic, versions) = (reached.file.info.vermagic.as_deref(), reached.file.has_symbol_versions);
+            vermagic::check(magic, versions, reachable.kernel_magic.as_deref(), place.release).map_err(|why| {
+                Trouble::new(NodeReason::VermagicMismatch, format!("{}: {why}", reached.path.display()))
+            })?;
+        }
+        let (path, packing) = (reached.path.clone(), reached.packing);
+        let (identity, facts) = (reached.file.identity.clone(), reached.file.facts.clone());
+        files.push(LoadFile { name, path, packing, role, identity, preset: parameters, facts });
     }
     // The name was an alias: modprobe inserts what it stands for after everything that this needs.
     if !files.iter().any(|file| file.role == Role::Named)
@@ -273,7 +276,7 @@ mod tests {
     fn refused(tail: &[&str], removes: bool) -> Trouble {
         let tail = tail.iter().map(|line| (*line).to_owned()).collect();
         let finished = Finished { success: false, how: "exit status: 1".into(), answer: String::new(), tail };
-        refusal(&finished, &["kmm_a".into()], removes, |module| vec![format!("{module}: told")])
+        refusal(&finished, &["kmm_a".into()], removes, |module| Some(vec![format!("{module}: told")]))
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
+use crate::worker::trees;
 
 /// Version of the files; a higher one in a file is of a later worker.
 const VERSION: u32 = 1;
@@ -65,6 +66,9 @@ pub struct RecordedModule {
     pub inserted: bool,
     /// Which file it is.
     pub identity: Identity,
+    /// Types of filesystems that it provides: by them mounts are known that keep it from leaving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<String>,
 }
 
 /// What one Module has in the kernel.
@@ -89,6 +93,11 @@ impl Entry {
     /// The Module that it belongs to.
     pub fn owner(&self) -> Owner {
         Owner::of(&self.spec)
+    }
+
+    /// Name of the folder that was generated for modprobe.
+    pub fn generated_key(&self) -> Option<String> {
+        Some(self.generated.as_ref()?.file_name()?.to_str()?.to_owned())
     }
 
     /// Generation of the Module for which it was loaded.
@@ -296,15 +305,30 @@ impl StateDir {
         self.root.join(GENERATED)
     }
 
-    /// Removes every unpacked image that is not named, and what an interrupted unpacking left. Returns how many.
-    pub fn keep_trees(&self, keys: &BTreeSet<String>) -> Result<usize, StoreError> {
-        keep(&self.root.join(TREES), keys)
-    }
-
-    /// As [`keep_trees`](Self::keep_trees), for what was generated for modprobe.
+    /// Removes what was generated for modprobe and is not named. Returns how many.
     pub fn keep_generated(&self, keys: &BTreeSet<String>) -> Result<usize, StoreError> {
         let folder = self.generated();
         if folder.is_dir() { keep(&folder, keys) } else { Ok(0) }
+    }
+
+    /// Removes what an interrupted unpacking left. To be called before anything is unpacked. Returns how many.
+    pub fn sweep_trees(&self) -> Result<usize, StoreError> {
+        trees::sweep(&self.root.join(TREES)).map_err(|(path, source)| failed("remove", &path)(source))
+    }
+
+    /// Removes unpacked images, those that were not used for longest first, until all together take at most `limit`
+    /// bytes; never one of `in_use`. Returns how many.
+    pub fn keep_trees(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<usize, StoreError> {
+        trees::keep(&self.root.join(TREES), in_use, limit).map_err(|(path, source)| failed("remove", &path)(source))
+    }
+
+    /// Notes that an unpacked image, if it is there, was used until now.
+    pub fn touch_tree(&self, key: &str) -> Result<(), StoreError> {
+        let tree = self.tree(key);
+        match trees::touch(&tree) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("touch", &tree)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn load<T: DeserializeOwned>(
@@ -357,6 +381,7 @@ mod tests {
                 named: true,
                 inserted: true,
                 identity: Identity::default(),
+                filesystems: vec!["ext9".into()],
             }],
             adopted: false,
             generated: None,
@@ -408,18 +433,6 @@ mod tests {
             assert_eq!(aside, folder.path().join(format!("record.json.unreadable-{n}")));
             assert_eq!(fs::read_to_string(aside).unwrap(), *text);
         }
-    }
-
-    #[test]
-    fn trees_that_nobody_names_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap().unwrap();
-        for name in ["keep/lib", "drop/lib", ".half/lib"] {
-            fs::create_dir_all(state.tree(name)).unwrap();
-        }
-        fs::write(state.tree("file"), "").unwrap();
-        assert_eq!(state.keep_trees(&BTreeSet::from(["keep".to_owned()])).unwrap(), 3);
-        assert!(state.tree("keep/lib").exists() && !state.tree("drop").exists() && !state.tree(".half").exists());
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     if let Some(by) = &by_modprobe {
         let mut options = modprobe_d::options(&by.config, main);
         options.push(parameters);
-        parameters = options.join(" ").trim().to_owned();
+        options.join(" ").trim().clone_into(&mut parameters);
     }
     Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, by_modprobe })
 }

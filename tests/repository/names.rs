@@ -90,8 +90,10 @@ fn states_and_reasons_are_the_documented_ones() {
          ImageTimeout ImageUnreachable ImageTlsError ImageInvalidReference ImagePlatformMissing
          PullSecretMissing PullSecretForbidden PullSecretInvalid
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
-         WrongKernel VermagicMismatch SymbolMissing SignatureRejected NotPermitted ParameterRefused KernelRefused
-         LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict InTreeModuleStays InUse UnsupportedArgs StoreFailed"
+         WrongKernel VermagicMismatch SymbolMissing SignatureMissing SignatureRejected NotPermitted OutOfMemory
+         ParameterRefused KernelRefused
+         LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict InTreeModuleStays InUse UnsupportedArgs StoreFailed
+         StoreFull RegistryConfigInvalid RegistryBlocked"
     );
     assert_list!(names::NodeConfigReason, "AllLoaded InProgress ModulesFailing OrphanedModules Unreadable");
     assert_list!(

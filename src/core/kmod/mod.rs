@@ -5,6 +5,7 @@
 
 pub mod cmdline;
 pub mod elf;
+pub mod gates;
 pub mod modinfo;
 pub mod modprobe;
 pub mod modprobe_d;
@@ -13,7 +14,9 @@ pub mod names;
 pub mod order;
 pub mod params;
 pub mod proc_modules;
+pub mod signature;
+pub mod users;
 pub mod vermagic;
 
-pub use elf::{Identity, ModuleFile, Sameness};
+pub use elf::{FileFacts, Identity, ModuleFile, Sameness};
 pub use names::kernel_name;

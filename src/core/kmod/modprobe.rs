@@ -222,6 +222,7 @@ mod tests {
         spec
     }
 
+    #[allow(clippy::unnecessary_wraps)] // the field's type
     fn args(load: &str, unload: &str) -> Option<ModprobeArgs> {
         Some(ModprobeArgs { load: strings(load), unload: strings(unload) })
     }

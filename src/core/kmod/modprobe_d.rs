@@ -3,6 +3,7 @@
 //! Source: `kmod_config_parse` in `libkmod/libkmod-config.c` of kmod, and modprobe.d(5).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use super::{kernel_name, modinfo};
 
@@ -103,9 +104,9 @@ pub fn file(order: &[String], soft: &Soft, text: &str) -> String {
         let (before, after) = own.get(module).or_else(|| soft.get(module)).unwrap_or(&none);
         let before: Vec<&str> =
             std::iter::once(next).chain(before.iter().filter(|name| *name != next)).map(String::as_str).collect();
-        file.push_str(&format!("softdep {module} pre: {}", before.join(" ")));
+        let _ = write!(file, "softdep {module} pre: {}", before.join(" "));
         if !after.is_empty() {
-            file.push_str(&format!(" post: {}", after.join(" ")));
+            let _ = write!(file, " post: {}", after.join(" "));
         }
         file.push('\n');
     }

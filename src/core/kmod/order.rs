@@ -109,7 +109,15 @@ struct Walk<'a> {
     present: &'a BTreeSet<String>,
     steps: Vec<Step>,
     done: BTreeSet<String>,
-    path: Vec<String>,
+    path: Vec<Open>,
+}
+
+/// A module that is on its way into the order.
+struct Open {
+    name: String,
+    role: Role,
+    /// All that it needs stands before it; only what should come before is being looked for.
+    ready: bool,
 }
 
 impl Walk<'_> {
@@ -120,25 +128,33 @@ impl Walk<'_> {
             }
             return Ok(());
         }
-        if let Some(at) = self.path.iter().position(|open| open == name) {
-            let mut circle = self.path[at..].to_vec();
-            circle.push(name.to_owned());
-            return Err(Error::Circle(circle));
+        if let Some(at) = self.path.iter().position(|open| open.name == name) {
+            if self.path[at].ready {
+                // What should come before it needs it: the need wins.
+                let role = self.path[at].role;
+                self.push(name, role);
+                return Ok(());
+            }
+            let circle = self.path[at..].iter().map(|open| open.name.clone()).chain([name.to_owned()]);
+            return Err(Error::Circle(circle.collect()));
         }
         if self.path.len() >= MAX_DEPTH {
-            return Err(Error::TooLong(self.path[0].clone()));
+            return Err(Error::TooLong(self.path[0].name.clone()));
         }
         let Some(candidate) = self.candidates.get(name) else {
             if self.present.contains(name) {
                 return Ok(());
             }
-            let by = self.path.last().cloned().unwrap_or_default();
+            let by = self.path.last().map(|open| open.name.clone()).unwrap_or_default();
             return Err(Error::Missing { name: name.to_owned(), by });
         };
-        self.path.push(name.to_owned());
+        self.path.push(Open { name: name.to_owned(), role, ready: false });
         let inherited = if role == Role::Optional { Role::Optional } else { Role::Needed };
         for need in &candidate.needs {
             self.visit(need, inherited)?;
+        }
+        if let Some(open) = self.path.last_mut() {
+            open.ready = true;
         }
         let named = self.named;
         if let Some(at) = named.iter().position(|known| known == name)
@@ -150,16 +166,26 @@ impl Walk<'_> {
             self.visit_if_possible(soft, Role::Optional);
         }
         self.path.pop();
-        self.done.insert(name.to_owned());
-        self.steps.push(Step { name: name.to_owned(), source: candidate.source, role });
+        self.push(name, role);
         for soft in &candidate.soft_after {
             self.visit_if_possible(soft, Role::Optional);
         }
         Ok(())
     }
 
+    fn push(&mut self, name: &str, role: Role) {
+        if let Some(candidate) = self.candidates.get(name)
+            && self.done.insert(name.to_owned())
+        {
+            self.steps.push(Step { name: name.to_owned(), source: candidate.source, role });
+        }
+    }
+
     /// What cannot be had, or would close a circle, is left out with all that came with it.
     fn visit_if_possible(&mut self, name: &str, role: Role) {
+        if self.path.iter().any(|open| open.name == name) {
+            return;
+        }
         let (steps, path) = (self.steps.len(), self.path.len());
         let done = self.done.clone();
         if self.visit(name, role).is_err() {
@@ -242,7 +268,7 @@ mod tests {
         assert_eq!(order(&["a", "b"], &all, &[]), pairs(&[("c", Needed), ("b", Named), ("a", Named)]));
         // A hard dependency against the order wins, also in the middle of a chain.
         assert_eq!(order(&["c", "a"], &all, &[]), pairs(&[("c", Named), ("a", Named)]));
-        assert_eq!(order(&["b", "c", "a"], &all, &[]), pairs(&[("c", Named), ("b", Named), ("a", Named)]));
+        assert_eq!(order(&["b", "c", "a"], &all, &[]), pairs(&[("c", Named), ("a", Named), ("b", Named)]));
         let missing = candidates(&[("a", Image, &[], &[], &[]), ("b", Image, &["gone"], &[], &[])]);
         let gone = Error::Missing { name: "gone".into(), by: "b".into() };
         assert_eq!(order(&["a", "b"], &missing, &[]), Err(gone));

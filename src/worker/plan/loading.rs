@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::checks::{before_load, memory_for};
 use super::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, unload_steps};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, report};
 use crate::api::ModuleState;
@@ -215,6 +216,7 @@ impl Loading<'_> {
             named: file.role == Role::Named,
             inserted: inserted(file),
             identity: file.identity.clone(),
+            filesystems: file.facts.filesystems.clone(),
         });
         let took_ms = self.entry.and_then(|entry| entry.took_ms);
         let mut modules: Vec<RecordedModule> = modules.collect();
@@ -340,10 +342,18 @@ impl Loading<'_> {
     }
 
     fn load(&self, plan: &mut Plan, leaving: &[String]) {
+        let coming = || {
+            let files = self.set.files.iter();
+            files.filter(|file| matches!(self.found(file), Found::Absent) || leaving.contains(&file.name))
+        };
+        if let Err(trouble) = before_load(&self.observed.kernel.gates, coming()) {
+            return self.tell(plan, ModuleState::Failed, trouble);
+        }
         if let Some(trouble) = self.observed.held_back(&self.wanted.owner, Some(&self.wanted.identity)) {
             return self.tell(plan, ModuleState::Failed, trouble.clone());
         }
-        let mut steps = Vec::new();
+        // Before anything leaves: what is loaded is not given up for what cannot be loaded.
+        let mut steps = vec![Step::Memory { bytes: memory_for(coming()) }];
         steps.extend(self.entry.and_then(|entry| modprobe_removes(self.observed, entry, leaving)));
         steps.extend(unload_steps(leaving, &self.observed.kernel));
         if let Some(entry) = self.entry {
@@ -355,16 +365,14 @@ impl Loading<'_> {
         }
         // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
         steps.push(Step::write(entry));
-        let missing = |file: &&LoadFile| matches!(self.found(file), Found::Absent) || leaving.contains(&file.name);
-        let missing: Vec<&LoadFile> = self.set.files.iter().filter(missing).collect();
         match &self.set.modprobe {
             // Without the module itself missing modprobe would do nothing.
-            Some(modprobe) if missing.iter().any(|file| file.name == self.main()) => steps.push(Step::Modprobe {
+            Some(modprobe) if coming().any(|file| file.name == self.main()) => steps.push(Step::Modprobe {
                 arguments: modprobe.arguments.clone(),
-                modules: missing.iter().map(|file| file.name.clone()).collect(),
+                modules: coming().map(|file| file.name.clone()).collect(),
                 removes: false,
             }),
-            _ => steps.extend(missing.into_iter().map(|file| {
+            _ => steps.extend(coming().map(|file| {
                 let own = if file.name == self.main() { self.wanted.identity.parameters.as_str() } else { "" };
                 let parameters = format!("{} {own}", file.preset).trim().to_owned();
                 Step::Load { file: file.clone(), parameters }

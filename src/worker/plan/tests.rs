@@ -29,7 +29,7 @@ fn a_wanted_module_is_loaded_after_what_it_needs_and_recorded_before() {
     let mut world = gpu();
     assert_eq!(world.plan().prepare, world.desired.modules);
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write gpu", "load base", "load gpu"]);
+    assert_eq!(world.next_steps(), ["memory 16", "write gpu", "load base", "load gpu"]);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.take_calls(), ["+base", "+gpu"]);
     world.restart();
@@ -46,7 +46,7 @@ fn parameters_and_order_reach_the_kernel() {
     wanted.config.modprobe.parameters = vec!["level=3".into(), "text=two words".into()];
     world.desired.modules = vec![wanted];
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write m", "load c", "load b", "load a level=3 text=\"two words\""]);
+    assert_eq!(world.next_steps(), ["memory 16", "write m", "load c", "load b", "load a level=3 text=\"two words\""]);
     assert_eq!(world.settle(), ["m Loaded Loaded"]);
 }
 
@@ -361,6 +361,7 @@ fn a_module_that_is_starting_is_waited_for() {
     assert_eq!(world.settle(), ["gpu Loaded Adopted"]);
 }
 
+#[allow(clippy::unnecessary_wraps)] // the field's type
 fn args(load: &[&str], unload: &[&str]) -> Option<ModprobeArgs> {
     let strings = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
     Some(ModprobeArgs { load: strings(load), unload: strings(unload) })
@@ -394,7 +395,8 @@ fn modprobe_loads_what_was_recorded_before_and_removes_by_order_only() {
 #[test]
 fn what_modprobe_would_take_along_without_an_order_is_taken_out_one_by_one() {
     // A dependency that was there before, one that another Module has, no arguments to unload, a lost folder.
-    let cases: [(&str, fn(&mut World), &[&str]); 4] = [
+    type Change = fn(&mut World);
+    let cases: [(&str, Change, &[&str]); 4] = [
         ("before", |world| foreign(world, "base", "base1"), &["-gpu"]),
         (
             "another",
@@ -551,6 +553,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
         for job in &plan.jobs {
             for step in job.steps.iter().take(steps) {
                 match step {
+                    Step::Memory { .. } => {}
                     Step::Write(entry) => world.record.put(entry.as_ref().clone()),
                     Step::Forget(owner) => world.record.remove(owner),
                     Step::Unload { name, .. } => crate::worker::kernel::Kernel::unload(&world.kernel, name).unwrap(),
