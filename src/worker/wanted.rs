@@ -122,13 +122,11 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     }
     let main = named.first().map(String::as_str).unwrap_or_default();
     let own = raw.as_ref().map_or(modprobe.parameters.as_slice(), |aim| aim.parameters.as_slice());
-    let mut parameters =
-        params::encode(own).map_err(|error| Trouble::new(NodeReason::ParameterRefused, error.to_string()))?;
-    if let Some(by) = &by_modprobe {
-        let mut options = modprobe_d::options(&by.config, main);
-        options.push(parameters);
-        options.join(" ").trim().clone_into(&mut parameters);
-    }
+    let own = params::encode(own).map_err(|error| Trouble::new(NodeReason::ParameterRefused, error.to_string()))?;
+    let config = by_modprobe.as_ref().map(|by| by.config.as_str()).unwrap_or_default();
+    // Of a name given twice the kernel takes the last: what the Module asks for comes after what its lines say.
+    let parameters = modprobe_d::options(config, main).into_iter().chain([own]).collect::<Vec<_>>();
+    let parameters = parameters.join(" ").trim().to_owned();
     Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, by_modprobe })
 }
 

@@ -5,7 +5,6 @@ use kmm::api::ModuleState::{Failed, Loaded};
 use kmm::api::{ModprobeArgs, NodeModuleSpec};
 
 use crate::life::slow;
-use crate::support::eventually;
 use crate::support::kmods::{Compression, compress};
 use crate::world::{Options, PATIENCE, World, build_id, of};
 
@@ -146,15 +145,15 @@ async fn a_worker_that_ends_while_modprobe_runs_leaves_nothing_unknown() -> Resu
         entry.config.modprobe.args = args("-v", "-v");
         entry.config.modprobe.parameters = vec!["init_ms=4000".into()];
         let generation = world.want(vec![entry], vec![]).await?;
-        eventually(PATIENCE, "kmm_slow to be starting", || async {
-            Ok(world.vm.run("cat /proc/modules").await?.contains("kmm_slow 16384 1 - Loading").then_some(()))
-        })
-        .await?;
+        let slow_is = |modules: &str, state: &str| {
+            modules.lines().any(|line| line.starts_with("kmm_slow ") && line.contains(state))
+        };
+        world.vm.wait_for(PATIENCE, "cat /proc/modules", |out| slow_is(&out.text(), " Loading ")).await?;
         let record = world.vm.run("cat /var/lib/kmm/record.json").await?;
         ensure!(record.contains("\"name\":\"kmm_slow\"") && record.contains("\"inserted\":true"), "{record}");
         // A signal to the worker is none to modprobe: the module ends up live in either case.
         world.end_worker(signal).await?;
-        world.vm.wait_for(PATIENCE, "cat /proc/modules", |out| out.text().contains("kmm_slow 16384 0 - Live")).await?;
+        world.vm.wait_for(PATIENCE, "cat /proc/modules", |out| slow_is(&out.text(), " Live ")).await?;
         world.start_worker().await?;
         world.settled(generation, &[("slow", Loaded, "Loaded")]).await?;
         let generation = world.want(vec![], vec![world.intent("slow", 1)]).await?;

@@ -378,7 +378,7 @@ fn by_modprobe() -> World {
 fn modprobe_loads_what_was_recorded_before_and_removes_by_order_only() {
     let mut world = by_modprobe();
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write gpu", "modprobe base gpu"]);
+    assert_eq!(world.next_steps(), ["memory 16", "write gpu", "modprobe base gpu"]);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.take_calls(), ["modprobe", "+base", "+gpu"]);
     world.restart();
