@@ -12,6 +12,7 @@ mod life;
 mod loading;
 mod modprobe;
 mod oracle;
+mod policies;
 mod pulling;
 mod special;
 mod unloading;
