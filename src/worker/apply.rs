@@ -1,14 +1,16 @@
 //! Carries jobs out. Everything here blocks, and nothing here decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::kernel::{Kernel, Trouble, load_trouble, unload_trouble};
-use super::plan::{Job, LoadFile, Step};
+use super::kernel::{Kernel, Trouble};
+use super::plan::{Job, LoadFile, Step, enough_memory};
 use super::record::{Owner, Record, StateDir};
+use super::refusal::{load_trouble, unload_trouble};
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::{Identity, Sameness};
@@ -37,14 +39,20 @@ impl RecordStore for StateDir {
     }
 }
 
-/// Carries out all jobs, one after the other, and keeps `record` and its store up to date.
+/// The record for a moment. A panic elsewhere cannot have left it half changed: it is replaced whole.
+pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Carries out all jobs, one after the other, and keeps `record` and its store up to date. Several threads may do so
+/// at the same time for jobs that have nothing in common.
 ///
 /// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at; a step that has
 /// begun is always finished.
 pub fn jobs(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
-    record: &mut Record,
+    record: &Mutex<Record>,
     jobs: &[Job],
     shutdown: &CancellationToken,
 ) -> BTreeMap<Owner, Outcome> {
@@ -62,7 +70,7 @@ pub fn jobs(
 fn carry_out(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
-    record: &mut Record,
+    record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
 ) -> Outcome {
@@ -74,6 +82,7 @@ fn carry_out(
         let done = match step {
             Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
             Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
+            Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
             Step::Unload { name, identity } => unload(kernel, name, identity),
             Step::Load { file, parameters } => load(kernel, file, parameters),
         };
@@ -83,17 +92,19 @@ fn carry_out(
     }
     let took = begun.elapsed();
     // Only how long it took is added; that it is lost if this write fails harms nobody.
-    if job.steps.iter().any(|step| matches!(step, Step::Load { .. }))
-        && let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner)
-    {
-        entry.took_ms = u64::try_from(took.as_millis()).ok();
-        let _ = store.save(record);
+    if job.steps.iter().any(|step| matches!(step, Step::Load { .. })) {
+        let _ = change(store, record, |record| {
+            if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
+                entry.took_ms = u64::try_from(took.as_millis()).ok();
+            }
+        });
     }
     Outcome::Done(took)
 }
 
 /// Writes the record; it changes in memory only if it did on the disk.
-fn change(store: &dyn RecordStore, record: &mut Record, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
+fn change(store: &dyn RecordStore, record: &Mutex<Record>, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
+    let mut record = lock(record);
     let mut next = record.clone();
     change(&mut next);
     store.save(&next)?;
@@ -111,7 +122,10 @@ fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Tr
             info!(module = file.name, "left out: {refused}");
             Ok(())
         }
-        Err(refused) => Err(load_trouble(&file.name, &refused)),
+        Err(refused) => {
+            let signer = file.facts.signature.as_ref().and_then(|signature| signature.signer.as_deref());
+            Err(load_trouble(&file.name, signer, &refused))
+        }
     }
 }
 

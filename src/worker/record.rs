@@ -65,6 +65,9 @@ pub struct RecordedModule {
     pub inserted: bool,
     /// Which file it is.
     pub identity: Identity,
+    /// Types of filesystems that it provides: by them mounts are known that keep it from leaving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<String>,
 }
 
 /// What one Module has in the kernel.
@@ -343,6 +346,7 @@ mod tests {
                 named: true,
                 inserted: true,
                 identity: Identity::default(),
+                filesystems: vec!["ext9".into()],
             }],
             adopted: false,
             took_ms: Some(3),

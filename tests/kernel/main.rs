@@ -4,11 +4,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod checks;
 mod failing;
 mod killed;
 mod lasting;
 mod life;
 mod loading;
 mod pulling;
+mod special;
 mod unloading;
+mod waiting;
 mod world;
