@@ -83,6 +83,9 @@ pub struct Entry {
     /// How long the last load took, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
+    /// The kernel had all of it since it was written: a module that is missing was taken out by somebody else.
+    #[serde(default)]
+    pub complete: bool,
 }
 
 impl Entry {
@@ -350,6 +353,7 @@ mod tests {
             }],
             adopted: false,
             took_ms: Some(3),
+            complete: true,
         }
     }
 

@@ -10,6 +10,7 @@ mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod policies;
 mod pulling;
 mod special;
 mod unloading;
