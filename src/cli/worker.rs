@@ -47,6 +47,9 @@ pub(super) struct WorkerArgs {
     /// The host's /lib/modules
     #[arg(long, env = "KMM_LIB_MODULES", default_value = "/lib/modules")]
     lib_modules: PathBuf,
+    /// kmod's executable; it loads and unloads for Modules with args, rawArgs or modprobeConfig
+    #[arg(long, env = "KMM_MODPROBE", default_value = "/usr/sbin/modprobe")]
+    modprobe: PathBuf,
     /// The host's /etc: mirrors and certificates of its container runtime
     #[arg(long, env = "KMM_HOST_ETC", default_value = "/host/etc")]
     host_etc: PathBuf,
@@ -115,6 +118,7 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
         proc: args.proc,
         sys: args.sys,
         lib_modules: args.lib_modules,
+        modprobe: args.modprobe,
         ..usual
     };
     let work = async { if args.once { once(settings).await } else { work(settings, args.health_address).await } };

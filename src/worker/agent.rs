@@ -315,6 +315,7 @@ impl Agent {
             Ok(kernel) => KernelView { users: self.users.told(), ..kernel },
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
+        let generated = observe::generated(&record);
         let observed = Observed {
             release: self.release.clone(),
             now: self.now(),
@@ -324,6 +325,7 @@ impl Agent {
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            generated,
             running: self.running.clone(),
         };
         let plan = plan(&observed);
@@ -386,6 +388,14 @@ impl Agent {
         }
         self.remove_trees(&needed, self.settings.store_limit);
         self.needed_trees = needed;
+        let wanted = observed.desired.modules.iter().filter_map(|spec| wanted::identity(spec).ok());
+        let generated = wanted
+            .filter_map(|identity| identity.generated_key(&self.release))
+            .chain(observed.record.entries.iter().filter_map(super::record::Entry::generated_key))
+            .collect();
+        if let Err(error) = self.state.keep_generated(&generated) {
+            warn!("{}", chain(&error));
+        }
         self.tidy = false;
     }
 

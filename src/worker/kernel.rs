@@ -63,6 +63,10 @@ pub trait Kernel: Send + Sync + 'static {
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused>;
     /// Takes a module out of the kernel; never by force, never waiting for its users.
     fn unload(&self, name: &str) -> Result<(), Refused>;
+    /// Runs modprobe with these arguments and waits for its end; `modules` are those that it is about.
+    ///
+    /// That it ends well proves nothing about them.
+    fn modprobe(&self, arguments: &[String], modules: &[String], removes: bool) -> Result<(), Trouble>;
     /// What it demands of every module now.
     fn gates(&self) -> Gates;
     /// Memory that could be had without swapping, bytes; `None` if it does not say.

@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
 use nix::libc::O_NONBLOCK;
 
-use super::kernel::{Kernel, Refused, Running};
-use super::{unpack, users};
+use super::kernel::{Kernel, Refused, Running, Trouble};
+use super::modprobe::Program;
+use super::{WorkerSettings, unpack, users};
 use crate::core::kmod::gates::{self, Gates};
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::proc_modules::{self, Listed};
@@ -21,6 +22,8 @@ use crate::core::kmod::{Identity, elf};
 
 /// Longest value of a parameter that is read; the kernel itself prints at most a page.
 const MAX_SYSFS: u64 = 16 * 1024;
+/// `MODULE_INIT_COMPRESSED_FILE` of `include/uapi/linux/module.h` of Linux.
+const COMPRESSED_FILE: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
 /// Most lines of the kernel's log that are taken, and their length.
 const MAX_LOG_LINES: usize = 64;
 const MAX_LOG_LINE: usize = 200;
@@ -31,13 +34,29 @@ pub struct LinuxKernel {
     proc: PathBuf,
     sys: PathBuf,
     kmsg: PathBuf,
+    kmod: Program,
 }
 
 impl LinuxKernel {
-    /// `proc` and `sys` are where the host's `/proc` and `/sys` are seen; `kmsg` is the kernel's log, used for messages
-    /// only and allowed to be absent.
-    pub fn new(proc: impl Into<PathBuf>, sys: impl Into<PathBuf>, kmsg: impl Into<PathBuf>) -> Self {
-        Self { proc: proc.into(), sys: sys.into(), kmsg: kmsg.into() }
+    /// The one that the settings describe.
+    pub fn of(settings: &WorkerSettings) -> Self {
+        Self {
+            proc: settings.proc.clone(),
+            sys: settings.sys.clone(),
+            kmsg: settings.kmsg.clone(),
+            kmod: settings.kmod(),
+        }
+    }
+
+    /// Whether the kernel takes files of this packing as they are; it does for the one that its own modules have.
+    ///
+    /// Source: `Documentation/ABI/testing/sysfs-module` of Linux, `/sys/module/compression`, since 5.17.
+    fn unpacks(&self, packing: Packing) -> bool {
+        let own = text(&self.sys.join("module/compression"));
+        matches!(
+            (own.as_deref(), packing),
+            (Some("gzip"), Packing::Gzip) | (Some("xz"), Packing::Xz) | (Some("zstd"), Packing::Zstd)
+        )
     }
 
     fn line(&self, path: &str) -> io::Result<String> {
@@ -113,16 +132,23 @@ impl Kernel for LinuxKernel {
             errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
             log: Some(vec![format!("{name}: {} cannot be read: {error}", file.display())]),
         };
-        // A plain file goes in by descriptor, so that the kernel's policies see where it comes from.
+        let by_memory = || {
+            let image = unpack::read(file, packing).map_err(unreadable)?;
+            Ok::<_, Refused>(init_module(&image, &parameters))
+        };
+        // Where the kernel can unpack, it gets the file by descriptor, so that its policies see where it comes from.
+        let by_descriptor = |flags| {
+            let file = File::open(file).map_err(unreadable)?;
+            Ok::<_, Refused>(finit_module(&file, &parameters, flags))
+        };
         let answer = match packing {
-            Packing::Plain => {
-                let file = File::open(file).map_err(unreadable)?;
-                finit_module(&file, &parameters, ModuleInitFlags::empty())
-            }
-            Packing::Gzip | Packing::Xz | Packing::Zstd => {
-                let image = unpack::read(file, packing).map_err(unreadable)?;
-                init_module(&image, &parameters)
-            }
+            Packing::Plain => by_descriptor(ModuleInitFlags::empty())?,
+            _ if self.unpacks(packing) => match by_descriptor(COMPRESSED_FILE)? {
+                // Of a kind of compression that only looks like the kernel's own (xz with another checksum).
+                Err(Errno::EOPNOTSUPP | Errno::EINVAL) => by_memory()?,
+                answer => answer,
+            },
+            Packing::Gzip | Packing::Xz | Packing::Zstd => by_memory()?,
         };
         answer.map_err(|errno| Refused { errno, log: log.about(name) })
     }
@@ -131,6 +157,11 @@ impl Kernel for LinuxKernel {
         let c_name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);
         delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK).map_err(|errno| Refused { errno, log: log.about(name) })
+    }
+
+    fn modprobe(&self, arguments: &[String], modules: &[String], removes: bool) -> Result<(), Trouble> {
+        let mut log = Log::open(&self.kmsg);
+        self.kmod.change(arguments, modules, removes, |module| log.about(module))
     }
 
     fn gates(&self) -> Gates {
@@ -233,7 +264,12 @@ mod tests {
         let module = root.path().join("module/kmm_a");
         fs::create_dir_all(module.join("notes")).unwrap();
         fs::create_dir_all(module.join("parameters")).unwrap();
-        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        let kernel = LinuxKernel::of(&WorkerSettings {
+            proc: root.path().into(),
+            sys: root.path().into(),
+            kmsg: root.path().join("kmsg"),
+            ..WorkerSettings::new("node")
+        });
         let asked = BTreeSet::from(["level".to_owned(), "absent".to_owned(), "../initstate".to_owned()]);
         assert_eq!(kernel.running("kmm_a", &asked).unwrap(), None, "no initstate: part of the kernel");
         fs::write(module.join("initstate"), "live\n").unwrap();
@@ -258,7 +294,12 @@ mod tests {
     #[test]
     fn what_the_kernel_demands_is_read_where_it_says_it() {
         let root = tempfile::tempdir().unwrap();
-        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        let kernel = LinuxKernel::of(&WorkerSettings {
+            proc: root.path().into(),
+            sys: root.path().into(),
+            kmsg: root.path().join("kmsg"),
+            ..WorkerSettings::new("node")
+        });
         assert_eq!(kernel.gates(), Gates::default(), "nothing there: nothing demanded");
         assert_eq!(kernel.available_memory(), None);
         assert!(kernel.listed().is_err(), "no `/proc` at all");

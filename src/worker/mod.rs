@@ -11,13 +11,16 @@
 
 pub mod agent;
 pub mod apply;
+pub mod command;
 pub mod examine;
 pub mod fetch;
 pub mod kernel;
 pub mod kernel_linux;
+pub mod modprobe;
 pub mod observe;
 pub mod once;
 pub mod plan;
+pub mod prepare;
 pub mod record;
 pub mod refusal;
 pub mod status;
@@ -64,6 +67,10 @@ pub struct WorkerSettings {
     pub lib_modules: PathBuf,
     /// The kernel's log; for messages only, may be absent.
     pub kmsg: PathBuf,
+    /// kmod's executable, for what Modules ask of modprobe.
+    pub modprobe: PathBuf,
+    /// Longest time that modprobe may take for one load or removal.
+    pub modprobe_limit: Duration,
     /// How often the kernel is looked at while nothing else happens.
     pub look_every: Duration,
     /// How long the API server is waited for at start before the kept plan is carried out.
@@ -75,6 +82,11 @@ pub struct WorkerSettings {
 }
 
 impl WorkerSettings {
+    /// kmod's executable and its limit.
+    fn kmod(&self) -> modprobe::Program {
+        modprobe::Program { path: self.modprobe.clone(), limit: self.modprobe_limit }
+    }
+
     /// The usual places and times.
     pub fn new(node_name: impl Into<String>) -> Self {
         Self {
@@ -84,6 +96,8 @@ impl WorkerSettings {
             sys: "/sys".into(),
             lib_modules: "/lib/modules".into(),
             kmsg: "/dev/kmsg".into(),
+            modprobe: "/usr/sbin/modprobe".into(),
+            modprobe_limit: Duration::from_mins(5),
             look_every: Duration::from_secs(2),
             kept_plan_after: Duration::from_secs(10),
             network: Network {
@@ -142,7 +156,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let Some(state) = lock(&settings, &turn, &shutdown).await? else { return Ok(()) };
-    let kernel = Arc::new(LinuxKernel::new(&settings.proc, &settings.sys, &settings.kmsg));
+    let kernel = Arc::new(LinuxKernel::of(&settings));
     let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.network.clone()));
     Agent::new(settings, kernel, fetch, state, client, shutdown)?.run().await
 }

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 
 use super::kernel::Kernel;
 use super::plan::KernelView;
+use super::record::Record;
 use crate::core::kmod::gates::Gates;
+use crate::core::kmod::modprobe;
 
 /// The loaded modules, and proof of those that matter; `names` are these, each with the parameters to read.
 ///
@@ -25,4 +28,10 @@ pub fn kernel(
     }
     let gates = if about_to_load { kernel.gates() } else { Gates::default() };
     Ok(KernelView { listed, running, gates, users: BTreeMap::new() })
+}
+
+/// Of the folders that were generated for modprobe and are recorded, those that are there.
+pub fn generated(record: &Record) -> BTreeSet<PathBuf> {
+    let folders = record.entries.iter().filter_map(|entry| entry.generated.clone());
+    folders.filter(|folder| folder.join(modprobe::ROOT).is_dir()).collect()
 }

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::apply::{self, Outcome};
-use super::examine::{self, Place};
 use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
 use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan, startable};
+use super::prepare::Host;
 use super::record::{Holder, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
@@ -52,7 +52,7 @@ pub fn run(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Pa
         return Ok(Pass::Elsewhere(StateDir::holder(&settings.state_dir)));
     };
     state.sign(true)?;
-    let kernel = LinuxKernel::new(&settings.proc, &settings.sys, &settings.kmsg);
+    let kernel = LinuxKernel::of(settings);
     let boot_id = kernel.boot_id().map_err(|source| Error::Kernel { what: "boot id", source })?;
     let release = kernel.release().map_err(|source| Error::Kernel { what: "release", source })?;
     let (record, record_aside) = state.record(&boot_id)?;
@@ -99,6 +99,7 @@ fn carry_out(
             kernel: observe::kernel(kernel, &names, true)?,
             prepared: prepared.clone(),
             attempts: attempts.clone(),
+            generated: observe::generated(&apply::lock(&record)),
             running: BTreeMap::new(),
         };
         let Plan { prepare, jobs, reports } = plan(&observed);
@@ -120,7 +121,7 @@ fn carry_out(
         let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
         let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown);
         for job in jobs {
-            let loads = job.steps.iter().any(|step| matches!(step, Step::Load { .. }));
+            let loads = job.steps.iter().any(Step::loads);
             let trouble = match outcomes.get(&job.owner) {
                 Some(Outcome::Failed(trouble)) => trouble.clone(),
                 Some(Outcome::Done(took)) if loads => {
@@ -153,14 +154,8 @@ fn from_store(
         );
         return Err(Trouble::new(NodeReason::Pending, message));
     }
-    let place = Place {
-        tree: &tree,
-        host_modules: &settings.lib_modules,
-        release: &observed.release,
-        machine: std::env::consts::ARCH,
-        loaded: &observed.kernel.listed.keys().cloned().collect(),
-    };
-    examine::load_set(&place, &identity)
+    let loaded = observed.kernel.listed.keys().cloned().collect();
+    Host::new(settings, state.generated()).load_set(&tree, &observed.release, &loaded, &identity, spec)
 }
 
 fn told(reports: Vec<Report>) -> Pass {
@@ -199,7 +194,7 @@ mod tests {
                 return Err(Trouble::new(NodeReason::Pending, "not in the store"));
             }
             let files = vec![file("base", "b1", Needed, &[]), file(&spec.name, "m1", Named, &["base"])];
-            Ok(LoadSet { files, unknown_parameters: Vec::new() })
+            Ok(LoadSet { files, unknown_parameters: Vec::new(), modprobe: None })
         };
         let desired = KeptPlan::new("uid", 7, spec).at_boot().spec;
         let start = Start { release: RELEASE.into(), record: Record::new("boot-1"), desired };

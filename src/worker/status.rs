@@ -170,7 +170,14 @@ mod tests {
 
     fn loaded() -> Report {
         let spec = spec("gpu", "gpu", 'a', 3);
-        let entry = Entry { spec: spec.clone(), modules: vec![], adopted: false, took_ms: Some(1234), complete: true };
+        let entry = Entry {
+            spec: spec.clone(),
+            modules: vec![],
+            adopted: false,
+            generated: None,
+            took_ms: Some(1234),
+            complete: true,
+        };
         let identity = Identity { build_id: Some("abc".into()), srcversion: None };
         Report {
             spec,

@@ -10,6 +10,8 @@ mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod modprobe;
+mod oracle;
 mod policies;
 mod pulling;
 mod special;
