@@ -8,6 +8,8 @@ use crate::core::kmod::names::Packing;
 
 /// Largest unpacked module. The largest real ones, of graphics cards, are below 200 MiB with debug information.
 pub const MAX_MODULE: u64 = 512 * 1024 * 1024;
+/// Most memory that is set aside before anything is read.
+const LARGEST_RESERVE: usize = 64 * 1024 * 1024;
 /// Memory that xz may take for its dictionary; the kernel's build uses 2 MiB.
 const XZ_MEMORY: u64 = 128 * 1024 * 1024;
 
@@ -17,19 +19,23 @@ const XZ_MEMORY: u64 = 128 * 1024 * 1024;
 /// `InvalidData` for a packed file that is damaged, `FileTooLarge` above the limit, else what reading gave.
 pub fn read(path: &Path, packing: Packing) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
+    // Unpacked, modules are three to five times as large; what is set aside and not needed costs nothing.
+    let length = file.metadata()?.len().min(MAX_MODULE);
+    let length = usize::try_from(if packing == Packing::Plain { length + 1 } else { length.saturating_mul(4) })
+        .map_err(io::Error::other)?;
     match packing {
-        Packing::Plain => whole(file),
-        Packing::Gzip => whole(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
+        Packing::Plain => whole(file, length),
+        Packing::Gzip => whole(flate2::read::MultiGzDecoder::new(BufReader::new(file)), length),
         Packing::Xz => {
             let stream = liblzma::stream::Stream::new_auto_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
-            whole(liblzma::bufread::XzDecoder::new_stream(BufReader::new(file), stream))
+            whole(liblzma::bufread::XzDecoder::new_stream(BufReader::new(file), stream), length)
         }
-        Packing::Zstd => whole(zstd::Decoder::with_buffer(BufReader::new(file))?),
+        Packing::Zstd => whole(zstd::Decoder::with_buffer(BufReader::new(file))?, length),
     }
 }
 
-fn whole(mut source: impl Read) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
+fn whole(mut source: impl Read, expected: usize) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(expected.min(LARGEST_RESERVE));
     source.by_ref().take(MAX_MODULE + 1).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_MODULE {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_MODULE} bytes unpacked")));
