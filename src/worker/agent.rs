@@ -285,6 +285,11 @@ impl Agent {
             Ok(kernel) => kernel,
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
+        let asked = Observed::asks_for_firmware(record, &wanted.spec);
+        let firmware = match observe::firmware(self.kernel.as_ref(), self.state.as_ref(), asked) {
+            Ok(firmware) => firmware,
+            Err(error) => return warn!("the search path for firmware cannot be looked at: {error}"),
+        };
         let generation = wanted.generation;
         let observed = Observed {
             release: self.release.clone(),
@@ -294,6 +299,7 @@ impl Agent {
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            firmware,
         };
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
@@ -332,7 +338,7 @@ impl Agent {
         });
         self.fetch_backoff.retain(|owner, _| wanted.contains(owner) && !settled.contains(owner));
         self.attempts.retain(|owner, attempt| {
-            let known = wanted.contains(owner) || recorded.contains(owner);
+            let known = owner.is_node() || wanted.contains(owner) || recorded.contains(owner);
             known && !(settled.contains(owner) && now > attempt.retry_at + LASTED)
         });
         let attempts = &self.attempts;

@@ -1,11 +1,13 @@
 //! Carries jobs out. Everything here blocks, and nothing here decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::firmware;
 use super::kernel::{Kernel, Trouble, load_trouble, unload_trouble};
 use super::plan::{Job, LoadFile, Step};
 use super::record::{Owner, Record, StateDir};
@@ -29,12 +31,40 @@ pub enum Outcome {
 pub trait RecordStore {
     /// Replaces the record on the disk.
     fn save(&self, record: &Record) -> Result<(), Trouble>;
+    /// The path of the folder of links to firmware.
+    fn search_path(&self) -> String;
+    /// Which set of links it holds, if it is there.
+    fn merged(&self) -> Option<String>;
+    /// Makes it hold this set of links.
+    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble>;
+    /// Removes it.
+    fn unmerge(&self) -> Result<(), Trouble>;
 }
 
 impl RecordStore for StateDir {
     fn save(&self, record: &Record) -> Result<(), Trouble> {
         self.save_record(record).map_err(|error| Trouble::new(NodeReason::StoreFailed, chain(&error)))
     }
+
+    fn search_path(&self) -> String {
+        self.firmware().search_path().to_string_lossy().into_owned()
+    }
+
+    fn merged(&self) -> Option<String> {
+        self.firmware().merged()
+    }
+
+    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble> {
+        self.firmware().merge(name, links).map_err(|error| links_failed(&error))
+    }
+
+    fn unmerge(&self) -> Result<(), Trouble> {
+        self.firmware().unmerge().map_err(|error| links_failed(&error))
+    }
+}
+
+fn links_failed(error: &std::io::Error) -> Trouble {
+    Trouble::new(NodeReason::StoreFailed, format!("the folder of links to firmware cannot be written: {error}"))
 }
 
 /// Carries out all jobs, one after the other, and keeps `record` and its store up to date.
@@ -76,6 +106,7 @@ fn carry_out(
             Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
             Step::Unload { name, identity } => unload(kernel, name, identity),
             Step::Load { file, parameters } => load(kernel, file, parameters),
+            Step::Firmware => firmware(kernel, store, record),
         };
         if let Err(trouble) = done {
             return Outcome::Failed(trouble);
@@ -99,6 +130,13 @@ fn change(store: &dyn RecordStore, record: &mut Record, change: impl FnOnce(&mut
     store.save(&next)?;
     *record = next;
     Ok(())
+}
+
+fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record) -> Result<(), Trouble> {
+    let known = record.clone();
+    firmware::bring(kernel, store, &known, &mut |before| {
+        change(store, record, |record| record.firmware_before = before)
+    })
 }
 
 fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Trouble> {

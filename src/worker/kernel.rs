@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
+use super::firmware::SearchPath;
 use crate::api::names::NodeReason;
 use crate::core::kmod::Identity;
 use crate::core::kmod::names::Packing;
@@ -52,6 +53,13 @@ pub trait Kernel: Send + Sync + 'static {
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused>;
     /// Takes a module out of the kernel; never by force, never waiting for its users.
     fn unload(&self, name: &str) -> Result<(), Refused>;
+    /// Where the kernel searches for firmware first; `None` if this kernel cannot be told.
+    fn firmware_path(&self) -> io::Result<Option<SearchPath>>;
+    /// Tells the kernel where to search for firmware first.
+    fn set_firmware_path(&self, value: &str) -> Result<(), Refused>;
+    /// Names in a folder of the host, as its first process sees it, each with whether it is a folder, also by way of
+    /// links. A folder that is not there is empty.
+    fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>>;
 }
 
 /// Why something is not as wanted: one word of the closed list and one sentence.

@@ -7,11 +7,14 @@
 //! - [`observe`] reads the kernel, [`plan`] decides, [`apply`] carries out, [`status`] tells; [`agent`] connects them.
 //! - [`record`] is what survives the process: what was inserted, the last plan, unpacked images.
 //! - [`fetch`] and [`examine`] bring an image onto the node and read its modules.
+//! - [`firmware`] lets the kernel find the firmware of Modules.
 
 pub mod agent;
 pub mod apply;
 pub mod examine;
 pub mod fetch;
+pub mod firmware;
+pub mod firmware_folder;
 pub mod kernel;
 pub mod kernel_linux;
 pub mod observe;

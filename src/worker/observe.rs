@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use super::apply::RecordStore;
+use super::firmware::View;
 use super::kernel::Kernel;
 use super::plan::KernelView;
 
@@ -18,4 +20,13 @@ pub fn kernel(kernel: &dyn Kernel, names: &BTreeMap<String, BTreeSet<String>>) -
         }
     }
     Ok(KernelView { listed, running })
+}
+
+/// The search path for firmware. The kernel is asked only if somebody asks for firmware or the folder of links is there.
+pub fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, asked: bool) -> io::Result<Option<View>> {
+    let merged = store.merged();
+    if !asked && merged.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(View { kernel: kernel.firmware_path()?, ours: store.search_path(), merged }))
 }

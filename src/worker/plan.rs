@@ -5,12 +5,14 @@
 
 mod loading;
 mod unloading;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::firmware::{Firmware, View};
 use super::kernel::{Running, Trouble};
 use super::record::{Entry, Owner, Record};
 use super::wanted::{self, LoadIdentity};
@@ -37,12 +39,14 @@ pub struct LoadFile {
 }
 
 /// Everything that an entry needs in the kernel, in the order of insertion.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadSet {
     /// The files.
     pub files: Vec<LoadFile>,
     /// Parameters that the module does not know; the kernel ignores them.
     pub unknown_parameters: Vec<String>,
+    /// Its firmware, if the entry asks for any.
+    pub firmware: Option<Firmware>,
 }
 
 /// How far fetching an image and reading its modules is.
@@ -102,6 +106,8 @@ pub struct Observed {
     pub prepared: BTreeMap<Owner, Prepared>,
     /// Failures by Module.
     pub attempts: BTreeMap<Owner, Attempt>,
+    /// The search path for firmware; `None` if nobody asks for firmware.
+    pub firmware: Option<View>,
 }
 
 /// One step of a job. Steps carry all that they need and are not judged again.
@@ -125,6 +131,8 @@ pub enum Step {
         /// Parameters in the kernel's grammar.
         parameters: String,
     },
+    /// Make the search path for firmware hold what the record says.
+    Firmware,
 }
 
 impl Step {
@@ -212,6 +220,7 @@ pub fn plan(observed: &Observed) -> Plan {
             unloading::plan(observed, entry, &mut plan);
         }
     }
+    upkeep::plan(observed, &mut plan);
     plan.reports.sort_by_key(|report| Owner::of(&report.spec));
     plan
 }
@@ -253,6 +262,13 @@ impl Observed {
         (attempt.identity.as_ref() == identity && self.now < attempt.retry_at).then_some(&attempt.trouble)
     }
 
+    /// Whether any entry asks for firmware, or one did in this boot.
+    pub fn asks_for_firmware(record: &Record, desired: &NodeModulesConfigSpec) -> bool {
+        record.firmware_before.is_some()
+            || record.entries.iter().any(|entry| entry.firmware.is_some())
+            || desired.modules.iter().any(|spec| spec.config.modprobe.firmware_path.is_some())
+    }
+
     /// Names of every kernel module, and for each the parameters, that a plan looks at.
     pub fn interesting(
         record: &Record,
@@ -283,5 +299,7 @@ impl Observed {
     }
 }
 
+#[cfg(test)]
+mod firmware_tests;
 #[cfg(test)]
 mod tests;

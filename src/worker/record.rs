@@ -13,6 +13,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::firmware::Firmware;
+use super::firmware_folder::FirmwareFolder;
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
 
@@ -22,6 +24,7 @@ const RECORD: &str = "record.json";
 const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const TREES: &str = "trees";
+const FIRMWARE: &str = "firmware";
 
 /// The Module that an entry belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +38,16 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Nobody: work for the node as a whole.
+    pub fn node() -> Self {
+        Self::default()
+    }
+
+    /// Whether this is [`node`](Self::node).
+    pub fn is_node(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The Module that a wanted entry belongs to.
     pub fn of(spec: &NodeModuleSpec) -> Self {
         Self {
@@ -47,7 +60,7 @@ impl Owner {
 
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.is_node() { f.write_str("the node") } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -78,9 +91,17 @@ pub struct Entry {
     /// How long the last load took, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
+    /// Its firmware, if it brings any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Firmware>,
 }
 
 impl Entry {
+    /// One that has nothing in the kernel yet.
+    pub fn of(spec: NodeModuleSpec) -> Self {
+        Self { spec, modules: Vec::new(), adopted: false, took_ms: None, firmware: None }
+    }
+
     /// The Module that it belongs to.
     pub fn owner(&self) -> Owner {
         Owner::of(&self.spec)
@@ -107,12 +128,15 @@ pub struct Record {
     pub boot_id: String,
     /// One for each Module.
     pub entries: Vec<Entry>,
+    /// What the kernel's search path for firmware said before it was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_before: Option<String>,
 }
 
 impl Record {
     /// An empty one for this boot.
     pub fn new(boot_id: impl Into<String>) -> Self {
-        Self { version: VERSION, boot_id: boot_id.into(), entries: Vec::new() }
+        Self { version: VERSION, boot_id: boot_id.into(), entries: Vec::new(), firmware_before: None }
     }
 
     /// The entry of a Module.
@@ -222,6 +246,12 @@ impl StateDir {
         self.root.join(TREES).join(key)
     }
 
+    /// The folder of links to firmware; absolute, as the kernel knows no other folder to begin at.
+    pub fn firmware(&self) -> FirmwareFolder {
+        let folder = self.root.join(FIRMWARE);
+        FirmwareFolder::new(std::path::absolute(&folder).unwrap_or(folder))
+    }
+
     /// Removes every unpacked image that is not named, and what an interrupted unpacking left. Returns how many.
     pub fn keep_trees(&self, keys: &BTreeSet<String>) -> Result<usize, StoreError> {
         let trees = self.root.join(TREES);
@@ -282,15 +312,14 @@ mod tests {
 
     fn entry(name: &str) -> Entry {
         Entry {
-            spec: NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() },
             modules: vec![RecordedModule {
                 name: "m".into(),
                 named: true,
                 inserted: true,
                 identity: Identity::default(),
             }],
-            adopted: false,
             took_ms: Some(3),
+            ..Entry::of(NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() })
         }
     }
 

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Outcome, RecordStore};
+use super::firmware::{Firmware, SearchPath};
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Step, plan};
 use super::record::{Owner, Record};
@@ -23,6 +24,8 @@ use crate::core::kmod::proc_modules::{InitState, Listed};
 use crate::core::kmod::{Identity, params};
 
 pub(super) const RELEASE: &str = "6.12.1+";
+/// Path of the folder of links to firmware.
+pub(super) const OURS: &str = "/state/firmware/search";
 
 /// A loaded module.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,6 +47,8 @@ pub(super) struct SimulatedKernel {
     faults: Mutex<BTreeMap<String, Errno>>,
     /// Every change that the worker made: `+name` and `-name`.
     calls: Mutex<Vec<String>>,
+    /// The search path for firmware; `None` for a kernel without one.
+    pub(super) search_path: Mutex<Option<String>>,
 }
 
 impl SimulatedKernel {
@@ -151,6 +156,21 @@ impl Kernel for SimulatedKernel {
         self.calls.lock().unwrap().push(format!("-{name}"));
         Ok(())
     }
+
+    fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
+        Ok(self.search_path.lock().unwrap().clone().map(|value| SearchPath { value, writable: true }))
+    }
+
+    fn set_firmware_path(&self, value: &str) -> Result<(), Refused> {
+        self.fault("firmware_class")?;
+        *self.search_path.lock().unwrap() = Some(value.to_owned());
+        Ok(())
+    }
+
+    fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>> {
+        let there = path == Path::new("/opt/fw");
+        Ok(if there { BTreeMap::from([("admin.bin".to_owned(), false)]) } else { BTreeMap::new() })
+    }
 }
 
 /// The identity of the file with this id; `?` is a file that cannot be told from another.
@@ -202,11 +222,31 @@ pub(super) fn intent(module: &str, generation: i64) -> UnloadIntent {
 #[derive(Debug, Default)]
 pub(super) struct MemoryStore {
     pub(super) full: RefCell<bool>,
+    /// Links to firmware, and the name of their set.
+    pub(super) links: RefCell<Option<(String, BTreeMap<String, PathBuf>)>>,
 }
 
 impl RecordStore for MemoryStore {
     fn save(&self, _: &Record) -> Result<(), Trouble> {
         if *self.full.borrow() { Err(Trouble::new(NodeReason::StoreFailed, "disk full")) } else { Ok(()) }
+    }
+
+    fn search_path(&self) -> String {
+        OURS.to_owned()
+    }
+
+    fn merged(&self) -> Option<String> {
+        self.links.borrow().as_ref().map(|(name, _)| name.clone())
+    }
+
+    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble> {
+        *self.links.borrow_mut() = Some((name.to_owned(), links.clone()));
+        Ok(())
+    }
+
+    fn unmerge(&self) -> Result<(), Trouble> {
+        *self.links.borrow_mut() = None;
+        Ok(())
     }
 }
 
@@ -219,6 +259,8 @@ pub(super) struct World {
     pub(super) desired: NodeModulesConfigSpec,
     /// What images hold: files by digest letter and kernel module, or why they cannot be had.
     pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Trouble>>,
+    /// Firmware by the path in the image.
+    pub(super) firmware: BTreeMap<String, Firmware>,
     pub(super) prepared: BTreeMap<Owner, Prepared>,
     pub(super) attempts: BTreeMap<Owner, Attempt>,
     pub(super) now: Duration,
@@ -244,6 +286,10 @@ impl World {
             kernel: observe::kernel(&self.kernel, &names).unwrap(),
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            firmware: {
+                let asked = Observed::asks_for_firmware(&self.record, &self.desired);
+                observe::firmware(&self.kernel, &self.store, asked).unwrap()
+            },
         }
     }
 
@@ -259,7 +305,8 @@ impl World {
             let digest = identity.digest.hex().chars().next().unwrap();
             let state = match self.images.get(&(digest, identity.main().to_owned())) {
                 Some(Ok(files)) => {
-                    Preparation::Ready(Arc::new(LoadSet { files: files.clone(), unknown_parameters: Vec::new() }))
+                    let firmware = identity.firmware_path.as_ref().map(|path| self.firmware[path].clone());
+                    Preparation::Ready(Arc::new(LoadSet { files: files.clone(), firmware, ..LoadSet::default() }))
                 }
                 Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
                 None => Preparation::Failed(
@@ -269,6 +316,12 @@ impl World {
             };
             self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), state });
         }
+        self.carry_out(&plan, shutdown);
+        plan
+    }
+
+    /// Carries out the jobs of a plan.
+    pub(super) fn carry_out(&mut self, plan: &Plan, shutdown: &CancellationToken) {
         let outcomes = apply::jobs(&self.kernel, &self.store, &mut self.record, &plan.jobs, shutdown);
         for job in &plan.jobs {
             if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {
@@ -280,7 +333,6 @@ impl World {
                 self.attempts.insert(job.owner.clone(), attempt);
             }
         }
-        plan
     }
 
     /// Goes on until there is nothing to do, and says what holds: `module state reason`.
@@ -321,6 +373,7 @@ impl World {
                 Step::Forget(owner) => format!("forget {}", owner.name),
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
+                Step::Firmware => "firmware".to_owned(),
             })
             .collect()
     }

@@ -1,6 +1,7 @@
 //! A wanted entry, checked: what it asks for in the kernel, apart from how its image is fetched.
 
 use std::collections::BTreeSet;
+use std::path::{Component, Path};
 
 use super::kernel::Trouble;
 use super::record::Owner;
@@ -21,6 +22,8 @@ pub struct LoadIdentity {
     pub named: Vec<String>,
     /// Parameters of the first, in the kernel's grammar.
     pub parameters: String,
+    /// Folder of the image with firmware.
+    pub firmware_path: Option<String>,
 }
 
 impl LoadIdentity {
@@ -34,9 +37,10 @@ impl LoadIdentity {
         params::decode(&self.parameters).into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Name of the folder with the unpacked image; the same digest may be unpacked for two directories.
+    /// Name of the folder with the unpacked image; the same digest may be unpacked for several directories.
     pub fn tree_key(&self, release: &str) -> String {
-        let place = hash::hash_bytes(format!("{}\0{release}", self.dir_name).as_bytes());
+        let firmware = self.firmware_path.as_ref().map(|path| format!("\0{path}")).unwrap_or_default();
+        let place = hash::hash_bytes(format!("{}\0{release}{firmware}", self.dir_name).as_bytes());
         format!("{}-{}-{}", self.digest.algorithm().name(), self.digest.hex(), &place[..16.min(place.len())])
     }
 }
@@ -78,7 +82,6 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     for (field, set, way_out) in [
         ("modprobe.rawArgs", is_set(&modprobe.raw_args), "use moduleName, parameters and modulesLoadingOrder"),
         ("modprobe.args", is_set(&modprobe.args), "use parameters and modulesLoadingOrder"),
-        ("modprobe.firmwarePath", modprobe.firmware_path.is_some(), "put the firmware on the node"),
     ] {
         if set {
             let message = format!("{field} is not carried out by this worker; {way_out}");
@@ -99,9 +102,16 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     if let Some(name) = named.iter().find(|name| !names::is_valid(name)) {
         return Err(invalid(format!("`{name}` is no name that a kernel module can have")));
     }
+    let firmware_path = modprobe.firmware_path.clone();
+    let names_a_folder = |path: &String| Path::new(path).components().any(|part| matches!(part, Component::Normal(_)));
+    if firmware_path.as_ref().is_some_and(|path| !names_a_folder(path)) {
+        let message =
+            format!("modprobe.firmwarePath is `{}`; name a folder of the image", firmware_path.unwrap_or_default());
+        return Err(Trouble::new(NodeReason::FirmwareNotFound, message));
+    }
     let parameters = params::encode(&modprobe.parameters)
         .map_err(|error| Trouble::new(NodeReason::ParameterRefused, error.to_string()))?;
-    Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters })
+    Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, firmware_path })
 }
 
 /// Checks an entry against the running kernel's release.
@@ -144,7 +154,8 @@ mod tests {
             (spec(|c| c.container_image = "not an image".into()), NodeReason::ImageInvalidReference),
             (spec(|c| c.modprobe.args = args()), NodeReason::UnsupportedArgs),
             (spec(|c| c.modprobe.raw_args = args()), NodeReason::UnsupportedArgs),
-            (spec(|c| c.modprobe.firmware_path = Some("/firmware".into())), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.firmware_path = Some("/".into())), NodeReason::FirmwareNotFound),
+            (spec(|c| c.modprobe.firmware_path = Some(String::new())), NodeReason::FirmwareNotFound),
             (spec(|c| c.modprobe.module_name = None), NodeReason::ModuleNotFound),
             (spec(|c| c.modprobe.module_name = Some("../../x".into())), NodeReason::ModuleNotFound),
             (spec(|c| c.modprobe.parameters = vec!["=1".into()]), NodeReason::ParameterRefused),

@@ -5,6 +5,7 @@
 mod support;
 
 mod failing;
+mod firmware;
 mod lasting;
 mod loading;
 mod unloading;

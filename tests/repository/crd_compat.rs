@@ -31,11 +31,7 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         "options and aliases of modprobe.d together with a loading order",
     ),
     // ManagedClusterModule
-    (
-        "managedclustermodules.hub.kmm.sigs.x-k8s.io",
-        ".spec.moduleSpec.moduleLoader.policy",
-        "as in the Module",
-    ),
+    ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".spec.moduleSpec.moduleLoader.policy", "as in the Module"),
     (
         "managedclustermodules.hub.kmm.sigs.x-k8s.io",
         ".spec.moduleSpec.moduleLoader.container.modprobe.modprobeConfig",
@@ -65,11 +61,7 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         "`insecurePull` merges two meanings",
     ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].policy", "the worker has to know it"),
-    (
-        "nodemodulesconfigs.kmm.sigs.x-k8s.io",
-        ".spec.modules[].config.modprobe.modprobeConfig",
-        "as in the Module",
-    ),
+    ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].config.modprobe.modprobeConfig", "as in the Module"),
     (
         "nodemodulesconfigs.kmm.sigs.x-k8s.io",
         ".status.modules[].config.modprobe.modprobeConfig",

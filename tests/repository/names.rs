@@ -91,7 +91,8 @@ fn states_and_reasons_are_the_documented_ones() {
          PullSecretMissing PullSecretForbidden PullSecretInvalid
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
          WrongKernel VermagicMismatch SymbolMissing SignatureRejected NotPermitted ParameterRefused KernelRefused
-         LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict InTreeModuleStays InUse UnsupportedArgs StoreFailed"
+         LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict
+         FirmwareNotFound FirmwarePathRefused InTreeModuleStays InUse UnsupportedArgs StoreFailed"
     );
     assert_list!(names::NodeConfigReason, "AllLoaded InProgress ModulesFailing OrphanedModules Unreadable");
     assert_list!(

@@ -139,8 +139,12 @@ closed_list! {
         LoadedOtherFile,
         /// The file is loaded with other parameters; it is not touched.
         LoadedOtherParameters,
-        /// Two Modules want the same kernel module in different files.
+        /// Two Modules want the same kernel module, or firmware of the same name, in different files.
         Conflict,
+        /// The image holds no firmware where it should.
+        FirmwareNotFound,
+        /// The kernel has no search path for firmware that can be set.
+        FirmwarePathRefused,
         /// A module of the kernel itself that is to be removed first is built in, in use or refused to go.
         InTreeModuleStays,
         /// It cannot be unloaded while something uses it.

@@ -176,6 +176,11 @@ impl Agent {
                 info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
                 Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
             }
+            Outcome::Done(_) if job.owner.is_node() => {
+                self.attempts.remove(&job.owner);
+                self.backoff.remove(&job.owner);
+                return;
+            }
             Outcome::Done(took) => {
                 if job.steps.iter().any(|step| matches!(step, Step::Unload { .. })) {
                     info!(module = %job.owner, took_ms = took.as_millis(), "unloaded");

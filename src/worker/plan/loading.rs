@@ -9,6 +9,7 @@ use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::InitState;
 use crate::core::kmod::{Identity, Sameness, params};
+use crate::worker::firmware::{self, Firmware, View};
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, RecordedModule};
 use crate::worker::wanted::{self, Wanted};
@@ -120,8 +121,11 @@ impl Loading<'_> {
                 Found::Absent | Found::Same | Found::Passing => None,
             })
             .collect();
+        if let Some(trouble) = self.refused_firmware(plan) {
+            return self.tell(plan, ModuleState::Failed, trouble);
+        }
         let all_same = named().all(|file| matches!(self.found(file), Found::Same));
-        let parameters = if all_same { self.other_parameters() } else { None };
+        let parameters = if all_same { self.other_parameters().or_else(|| self.other_firmware()) } else { None };
         if all_same && parameters.is_none() {
             return self.adopt(plan);
         }
@@ -172,6 +176,43 @@ impl Loading<'_> {
         }
     }
 
+    /// In words, that the module was loaded with other firmware than the wanted one; `None` if it was not.
+    fn other_firmware(&self) -> Option<String> {
+        let entry = self.entry?;
+        let inserted = entry.module(self.wanted.identity.main()).is_some_and(|module| module.inserted);
+        let files = |firmware: &Option<Firmware>| firmware.as_ref().map(|firmware| firmware.files.clone());
+        (inserted && files(&entry.firmware) != files(&self.set.firmware))
+            .then(|| "it was loaded with other firmware than is wanted".to_owned())
+    }
+
+    /// Why the firmware cannot be handed to the kernel.
+    fn refused_firmware(&self, plan: &Plan) -> Option<Trouble> {
+        let firmware = self.set.firmware.as_ref()?;
+        if let Some(refusal) = self.observed.firmware.as_ref().and_then(View::refusal) {
+            return Some(refusal);
+        }
+        let about_to = plan.jobs.iter().flat_map(|job| &job.steps).filter_map(|step| match step {
+            Step::Write(entry) => Some(entry.as_ref()),
+            _ => None,
+        });
+        let others = self.observed.record.entries.iter().chain(about_to).filter_map(|entry| {
+            let owner = entry.owner();
+            (owner != self.wanted.owner).then_some((owner, entry.firmware.as_ref()?))
+        });
+        let (name, owner) = firmware::conflict(firmware, others)?;
+        let message = format!(
+            "firmware {name} of this Module and of {owner} differ, and the kernel knows one file of a name; \
+             give one of them another name"
+        );
+        Some(Trouble::new(NodeReason::Conflict, message))
+    }
+
+    /// The step that lets the kernel find the firmware, if the entry or the one before has any.
+    fn firmware_step(&self) -> Option<Step> {
+        let before = self.entry.is_some_and(|entry| entry.firmware.is_some());
+        (before || self.set.firmware.is_some()).then_some(Step::Firmware)
+    }
+
     /// Everything wanted is in the kernel already: it becomes this Module's.
     fn adopt(&self, plan: &mut Plan) {
         let entry = self.new_entry(self.entry.is_none_or(|entry| entry.adopted), &[]);
@@ -180,7 +221,7 @@ impl Loading<'_> {
         plan.jobs.push(Job {
             owner: self.wanted.owner.clone(),
             identity: Some(self.wanted.identity.clone()),
-            steps: vec![Step::write(entry.clone())],
+            steps: std::iter::once(Step::write(entry.clone())).chain(self.firmware_step()).collect(),
         });
         let trouble = Trouble::new(reason, drift(self.observed, self.wanted));
         let loaded = Some(super::InKernel { entry, identity });
@@ -220,7 +261,8 @@ impl Loading<'_> {
             let main = modules.remove(at);
             modules.push(main);
         }
-        Entry { spec: self.wanted.spec.clone(), modules, adopted, took_ms }
+        let firmware = self.set.firmware.clone();
+        Entry { modules, adopted, took_ms, firmware, ..Entry::of(self.wanted.spec.clone()) }
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
@@ -340,6 +382,7 @@ impl Loading<'_> {
         }
         // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
         steps.push(Step::write(entry));
+        steps.extend(self.firmware_step());
         for file in &self.set.files {
             if matches!(self.found(file), Found::Absent) || leaving.contains(&file.name) {
                 let main = file.name == self.wanted.identity.main();
