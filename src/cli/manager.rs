@@ -138,7 +138,8 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
     let shutdown = CancellationToken::new();
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut tasks = Tasks::new(shutdown.clone(), GRACE);
-    let probes = serve::serve(args.health_address, readiness.clone(), metrics.clone(), shutdown.clone());
+    let probes =
+        serve::serve(args.health_address, Duration::ZERO, readiness.clone(), metrics.clone(), shutdown.clone());
     tasks.spawn("probes and metrics", probes);
 
     let instance = instance(args.pod_name.clone());

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, client, fail};
 use crate::runtime::client::chain;
@@ -16,7 +17,8 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::serve;
 use crate::runtime::tasks::{self, Tasks};
-use crate::worker::{self, WorkerSettings};
+use crate::worker::once::Pass;
+use crate::worker::{self, Turn, WorkerSettings};
 
 /// Port on which the worker answers probes. It shares the node's network, so only on the loopback address.
 pub(super) const HEALTH_PORT: u16 = 18181;
@@ -27,8 +29,11 @@ const GRACE: Duration = Duration::from_secs(25);
 #[derive(Args, Debug)]
 pub(super) struct WorkerArgs {
     /// Name of the node that this worker drives
-    #[arg(long, env = "NODE_NAME")]
-    node_name: String,
+    #[arg(long, env = "NODE_NAME", required_unless_present = "once")]
+    node_name: Option<String>,
+    /// Load what asks to be loaded at boot from the node's own store, without an API server, and end
+    #[arg(long)]
+    once: bool,
     /// Folder of the worker on the host's disk: its record and the unpacked images
     #[arg(long, env = "KMM_STATE_DIR", default_value = "/var/lib/kmm")]
     state_dir: PathBuf,
@@ -41,6 +46,9 @@ pub(super) struct WorkerArgs {
     /// The host's /lib/modules
     #[arg(long, env = "KMM_LIB_MODULES", default_value = "/lib/modules")]
     lib_modules: PathBuf,
+    /// The host's /lib/modules where it can be written, for Modules with publishOnHost; ends in lib/modules
+    #[arg(long, env = "KMM_HOST_MODULES")]
+    host_modules: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "KMM_HEALTH_ADDRESS", default_value_t = SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)))]
     health_address: SocketAddr,
@@ -48,9 +56,18 @@ pub(super) struct WorkerArgs {
     log: LogArgs,
 }
 
+/// How long a port that another process has is waited for: one worker ends while the next begins.
+const PORT_WAIT: Duration = Duration::from_secs(10);
+
 /// What may end a worker.
 #[derive(Debug, thiserror::Error)]
 enum Error {
+    #[error(transparent)]
+    Worker(#[from] worker::Error),
+    #[error("the pass broke off")]
+    Broken(#[from] tokio::task::JoinError),
+    #[error("{failed} of {asking} modules that are to be loaded at boot are not in the kernel")]
+    NotLoaded { failed: usize, asking: usize },
     #[error(transparent)]
     Client(#[from] super::ClientError),
     #[error(transparent)]
@@ -61,36 +78,69 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
     if let Err(usage) = args.log.init() {
         return fail(EXIT_USAGE, &usage.to_string());
     }
-    if args.node_name.is_empty() {
+    let node_name = args.node_name.clone().unwrap_or_default();
+    if node_name.is_empty() && !args.once {
         return fail(EXIT_USAGE, "--node-name (NODE_NAME) is empty; name the node that this worker drives");
     }
+    let settings = WorkerSettings {
+        state_dir: args.state_dir,
+        proc: args.proc,
+        sys: args.sys,
+        lib_modules: args.lib_modules,
+        host_modules: args.host_modules,
+        ..WorkerSettings::new(node_name)
+    };
+    let work = async { if args.once { once(settings).await } else { work(settings, args.health_address).await } };
     // One thread: a worker rests nearly always, and there is one on every node.
     let result = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(work(args)).map_err(|error| chain(&error)));
+        .and_then(|runtime| runtime.block_on(work).map_err(|error| chain(&error)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(EXIT_FAILURE, &error),
     }
 }
 
-async fn work(args: WorkerArgs) -> Result<(), Error> {
-    info!(version = env!("CARGO_PKG_VERSION"), node = args.node_name, "worker starts");
+async fn work(settings: WorkerSettings, health_address: SocketAddr) -> Result<(), Error> {
+    info!(version = env!("CARGO_PKG_VERSION"), node = settings.node_name, "worker starts");
     let client = client().await?;
     let shutdown = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone(), GRACE);
-    let probes = serve::serve(args.health_address, Readiness::default(), Metrics::default(), shutdown.clone());
-    tasks.spawn("probes and metrics", probes);
-    let settings = WorkerSettings {
-        state_dir: args.state_dir,
-        proc: args.proc,
-        sys: args.sys,
-        lib_modules: args.lib_modules,
-        ..WorkerSettings::new(args.node_name)
-    };
-    tasks.spawn("worker", worker::run(settings, client, shutdown));
+    let readiness = Readiness::default();
+    let turn = Turn { gate: readiness.gate("the lock of this node"), port: Arc::default() };
+    let (port, stop) = (Arc::clone(&turn.port), shutdown.clone());
+    tasks.spawn("probes and metrics", async move {
+        tokio::select! {
+            () = port.notified() => serve::serve(health_address, PORT_WAIT, readiness, Metrics::default(), stop).await,
+            () = stop.cancelled() => Ok(()),
+        }
+    });
+    tasks.spawn("worker", worker::run(settings, client, turn, shutdown));
     tasks.run().await?;
     Ok(())
+}
+
+async fn once(settings: WorkerSettings) -> Result<(), Error> {
+    let shutdown = CancellationToken::new();
+    let (stop, asked) = (shutdown.clone(), tasks::asked_to_end()?);
+    tokio::spawn(async move {
+        info!("{}, ending", asked.await);
+        stop.cancel();
+    });
+    match tokio::task::spawn_blocking(move || worker::once::run(&settings, &shutdown)).await?? {
+        Pass::Elsewhere(holder) => {
+            info!(holder = %holder, "another worker runs on this node and loads what asks for it");
+            Ok(())
+        }
+        Pass::Done { loaded, failed } => {
+            for (owner, trouble) in &failed {
+                error!(module = %owner, reason = trouble.reason.as_str(), "not loaded: {}", trouble.message);
+            }
+            info!(loaded = loaded.len(), failed = failed.len(), "done");
+            let asking = loaded.len() + failed.len();
+            if failed.is_empty() { Ok(()) } else { Err(Error::NotLoaded { failed: failed.len(), asking }) }
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! The HTTP server for probes and metrics.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -23,10 +25,14 @@ pub struct Error {
     pub source: std::io::Error,
 }
 
+/// How often a port that another process has is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Serves `/healthz` (the process runs), `/readyz` (200, or 503 naming what is missing, one a line) and
-/// `/metrics` until `shutdown`.
+/// `/metrics` until `shutdown`. A port that another process has is waited for as long as `patience`.
 pub async fn serve(
     address: SocketAddr,
+    patience: Duration,
     readiness: Readiness,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -36,7 +42,19 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(render).with_state(metrics));
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let begun = Instant::now();
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < patience => {
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(AGAIN) => {}
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    };
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await.map_err(failed)
 }
 

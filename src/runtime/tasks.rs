@@ -46,6 +46,21 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
+/// Listens from now on for SIGTERM and SIGINT; the future ends with the name of the first.
+///
+/// # Errors
+/// Signals cannot be waited for.
+pub fn asked_to_end() -> Result<impl Future<Output = &'static str> + Send, Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
 impl Tasks {
     /// An empty set that cancels `shutdown` as soon as one task ends or a signal arrives, and then gives the others
     /// `grace` to end; the pod's `terminationGracePeriodSeconds` is longer.
@@ -78,12 +93,10 @@ impl Tasks {
     /// # Errors
     /// The first task that ended before it was asked to.
     pub async fn run(mut self) -> Result<(), Error> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+        let asked = asked_to_end()?;
         let mut first = Ok(());
         tokio::select! {
-            _ = terminate.recv() => info!("SIGTERM, ending"),
-            _ = interrupt.recv() => info!("SIGINT, ending"),
+            signal = asked => info!("{signal}, ending"),
             Some(ended) = self.set.join_next() => {
                 first = match ended {
                     Ok((task, Err(source))) => Err(Error::Failed { task, source }),

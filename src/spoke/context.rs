@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
-use serde_json::Value;
 
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
@@ -18,7 +17,7 @@ use super::tally::Tally;
 use super::view::{
     ClaimView, ConfigView, DaemonSetView, ImagesView, ModuleView, NamespaceView, NodeView, RoleBindingView, RoleView,
 };
-use super::worker_daemonset::Settled;
+use super::worker_daemonset::{Rendered, Settled};
 
 /// Everything that is watched.
 #[derive(Clone, Debug)]
@@ -156,8 +155,8 @@ pub(super) struct Context {
     pub(super) queues: Queues,
     pub(super) tally: Tally,
     pub(super) teller: Teller,
-    /// The worker's DaemonSet and the hash of its specification.
-    pub(super) worker: (Value, String),
+    /// The worker's DaemonSet.
+    pub(super) worker: Rendered,
     pub(super) settled: Settled,
     pub(super) leading: AtomicBool,
     kernels: Mutex<Kernels>,
@@ -177,7 +176,7 @@ impl Context {
         stores: Stores,
         metrics: &Metrics,
         teller: Teller,
-        worker: (Value, String),
+        worker: Rendered,
     ) -> Self {
         Self {
             settings,

@@ -23,6 +23,7 @@ pub(super) fn a_node() -> NodeView {
         taints: Vec::new(),
         kernel: KERNEL.into(),
         boot_id: "boot-1".into(),
+        runtime: String::new(),
         ready: true,
         released: false,
     }
@@ -112,7 +113,7 @@ pub(super) fn loaded(entry: &NodeModuleSpec) -> NodeModuleStatus {
 
 /// A NodeModulesConfig of [`a_node`] whose worker has seen all of it.
 pub(super) fn a_config(entries: Vec<NodeModuleSpec>, reports: Vec<NodeModuleStatus>) -> ConfigView {
-    let spec = NodeModulesConfigSpec { modules: entries, unload: Vec::new() };
+    let spec = NodeModulesConfigSpec { modules: entries, unload: Vec::new(), ..NodeModulesConfigSpec::default() };
     ConfigView {
         uid: "config-uid".into(),
         resource_version: "7".into(),

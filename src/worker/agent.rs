@@ -300,6 +300,11 @@ impl Agent {
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
             firmware,
+            published: self
+                .kernel
+                .published()
+                .inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}"))
+                .ok(),
         };
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::firmware;
 use super::kernel::{Kernel, Trouble, load_trouble, unload_trouble};
 use super::plan::{Job, LoadFile, Step};
-use super::record::{Owner, Record, StateDir};
+use super::record::{Owner, Record, StateDir, TakenOut};
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
-use crate::core::kmod::{Identity, Sameness};
+use crate::core::kmod::{Identity, Sameness, names, params};
 use crate::runtime::client::chain;
 
 /// How a job ended.
@@ -97,18 +98,21 @@ fn carry_out(
     shutdown: &CancellationToken,
 ) -> Outcome {
     let begun = Instant::now();
+    let mut undo: &[Step] = &[];
     for step in &job.steps {
         if shutdown.is_cancelled() {
             return Outcome::Interrupted;
         }
-        let done = match step {
-            Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
-            Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
-            Step::Unload { name, identity } => unload(kernel, name, identity),
-            Step::Load { file, parameters } => load(kernel, file, parameters),
-            Step::Firmware => firmware(kernel, store, record),
-        };
-        if let Err(trouble) = done {
+        if let Step::OnFailure(steps) = step {
+            undo = steps;
+            continue;
+        }
+        if let Err(mut trouble) = carry_out_step(kernel, store, record, step) {
+            for step in undo {
+                if let Err(more) = carry_out_step(kernel, store, record, step) {
+                    trouble.message = format!("{}; {}", trouble.message, more.message);
+                }
+            }
             return Outcome::Failed(trouble);
         }
     }
@@ -121,6 +125,30 @@ fn carry_out(
         let _ = store.save(record);
     }
     Outcome::Done(took)
+}
+
+fn carry_out_step(
+    kernel: &dyn Kernel,
+    store: &dyn RecordStore,
+    record: &mut Record,
+    step: &Step,
+) -> Result<(), Trouble> {
+    match step {
+        Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
+        Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
+        Step::Unload { name, identity } => unload(kernel, name, identity),
+        Step::Load { file, parameters } => load(kernel, file, parameters),
+        Step::Firmware => firmware(kernel, store, record),
+        Step::TakeOut { name, owner } => take_out(kernel, store, record, name, owner),
+        Step::PutBack(name) => put_back(kernel, store, record, name),
+        Step::ForgetTakenOut(names) => {
+            change(store, record, |record| record.in_tree.retain(|taken| !names.contains(&taken.name)))
+        }
+        Step::Publish { release, name, content, files } => kernel.publish(release, name, content, files),
+        Step::Unpublish { release, name } => kernel.unpublish(release, name),
+        Step::Index(release) => kernel.renew_index(release),
+        Step::OnFailure(_) => Ok(()),
+    }
 }
 
 /// Writes the record; it changes in memory only if it did on the disk.
@@ -139,12 +167,67 @@ fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record) -
     })
 }
 
+/// A module that cannot be asked for its parameters is taken out all the same.
+fn take_out(
+    kernel: &dyn Kernel,
+    store: &dyn RecordStore,
+    record: &mut Record,
+    name: &str,
+    owner: &Owner,
+) -> Result<(), Trouble> {
+    let parameters = params::encode_shown(&kernel.parameters(name).unwrap_or_default());
+    let taken = TakenOut { name: name.to_owned(), owner: owner.clone(), parameters, failures: 0 };
+    change(store, record, |record| record.take_out(taken))
+}
+
+fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record, name: &str) -> Result<(), Trouble> {
+    let Some(taken) = record.in_tree.iter().find(|taken| taken.name == name) else { return Ok(()) };
+    let why = match load_again(kernel, taken) {
+        Ok(()) => return Ok(()),
+        Err(why) => why,
+    };
+    change(store, record, |record| {
+        record.in_tree.iter_mut().filter(|taken| taken.name == name).for_each(|taken| taken.failures += 1);
+    })?;
+    let message = format!("module {name}, which the kernel came with and which made room, was not loaded again: {why}");
+    Err(Trouble::new(NodeReason::InTreeModuleNotRestored, message))
+}
+
+/// Loads what the kernel came with under the name, and what that needs.
+fn load_again(kernel: &dyn Kernel, taken: &TakenOut) -> Result<(), String> {
+    let name = taken.name.as_str();
+    if kernel.listed().map_err(|error| error.to_string())?.contains_key(name) {
+        return Ok(());
+    }
+    let files = kernel.own_module(name).map_err(|error| error.to_string())?;
+    if files.is_empty() {
+        return Err("modules.dep of the running kernel names no such module".to_owned());
+    }
+    info!(module = name, parameters = taken.parameters, "loading again what the kernel came with");
+    for file in files {
+        let Some((file_name, packing)) = file.to_str().and_then(names::of_file) else { continue };
+        let parameters = if file_name == name { taken.parameters.as_str() } else { "" };
+        let mut answer = kernel.load(&file_name, &file, packing, parameters);
+        // What the kernel shows of a parameter is not always what it takes.
+        if !parameters.is_empty() && answer.as_ref().is_err_and(|refused| refused.errno == Errno::EINVAL) {
+            warn!(module = name, "it does not take the parameters that it had: {parameters}");
+            answer = kernel.load(&file_name, &file, packing, "");
+        }
+        match answer {
+            Ok(()) => {}
+            Err(refused) if refused.errno == Errno::EEXIST => {}
+            Err(refused) => return Err(load_trouble(&file_name, &refused).message),
+        }
+    }
+    Ok(())
+}
+
 fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Trouble> {
     info!(module = file.name, path = %file.path.display(), parameters, "loading");
     match kernel.load(&file.name, &file.path, file.packing, parameters) {
         Ok(()) => Ok(()),
         // Somebody was faster; the next look at the kernel tells with which file.
-        Err(refused) if refused.errno == nix::errno::Errno::EEXIST => Ok(()),
+        Err(refused) if refused.errno == Errno::EEXIST => Ok(()),
         Err(refused) if file.role == Role::Optional => {
             info!(module = file.name, "left out: {refused}");
             Ok(())
@@ -166,7 +249,7 @@ fn unload(kernel: &dyn Kernel, name: &str, identity: &Identity) -> Result<(), Tr
     info!(module = name, "unloading");
     match kernel.unload(name) {
         Ok(()) => Ok(()),
-        Err(refused) if refused.errno == nix::errno::Errno::ENOENT => Ok(()),
+        Err(refused) if refused.errno == Errno::ENOENT => Ok(()),
         Err(refused) => Err(unload_trouble(name, &refused)),
     }
 }

@@ -65,13 +65,16 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
     })?;
 
     let kernel_magic = host.kernel_vermagic(place.machine);
-    let mut files = Vec::with_capacity(steps.len());
+    let (mut files, mut of_image) = (Vec::with_capacity(steps.len()), Vec::new());
     for step in steps {
         let Some((path, packing, file)) = read.get(&step.name) else { continue };
         if step.source == Source::Image && step.role != Role::Optional {
             let magic = file.info.vermagic.as_deref();
             vermagic::check(magic, file.has_symbol_versions, kernel_magic.as_deref(), place.release)
                 .map_err(|why| Trouble::new(NodeReason::VermagicMismatch, format!("{}: {why}", path.display())))?;
+        }
+        if step.source == Source::Image {
+            of_image.push(path.clone());
         }
         files.push(LoadFile {
             name: step.name,
@@ -88,7 +91,7 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
         .filter(|name| !known.contains(name))
         .collect();
     let firmware = identity.firmware_path.as_deref().map(|path| firmware(place.tree, path)).transpose()?;
-    Ok(LoadSet { files, unknown_parameters, firmware })
+    Ok(LoadSet { files, unknown_parameters, firmware, of_image })
 }
 
 fn store_failed(error: &io::Error) -> Trouble {

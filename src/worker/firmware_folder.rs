@@ -73,7 +73,7 @@ impl FirmwareFolder {
 }
 
 /// Removes a file, a link or a folder with all that is in it; what is not there is no error.
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

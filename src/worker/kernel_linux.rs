@@ -15,8 +15,10 @@ use nix::libc::O_NONBLOCK;
 use nix::unistd::{AccessFlags, access};
 
 use super::firmware::SearchPath;
-use super::kernel::{Kernel, Refused, Running};
-use super::unpack;
+use super::kernel::{Kernel, Refused, Running, Trouble};
+use super::publish::{HostModules, View as Published};
+use super::{WorkerSettings, unpack};
+use crate::core::kmod::modules_dep;
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::proc_modules::{self, Listed};
 use crate::core::kmod::{Identity, elf};
@@ -33,13 +35,21 @@ pub struct LinuxKernel {
     proc: PathBuf,
     sys: PathBuf,
     kmsg: PathBuf,
+    host: HostModules,
 }
 
 impl LinuxKernel {
-    /// `proc` and `sys` are where the host's `/proc` and `/sys` are seen; `kmsg` is the kernel's log, used for messages
-    /// only and allowed to be absent.
-    pub fn new(proc: impl Into<PathBuf>, sys: impl Into<PathBuf>, kmsg: impl Into<PathBuf>) -> Self {
-        Self { proc: proc.into(), sys: sys.into(), kmsg: kmsg.into() }
+    /// The kernel where the settings say that it is seen.
+    pub fn of(settings: &WorkerSettings) -> Self {
+        let root = settings.proc.join("1/root");
+        let config = ["etc", "run", "usr/local/lib", "lib"].map(|folder| root.join(folder).join("depmod.d"));
+        let host = HostModules {
+            read: settings.lib_modules.clone(),
+            write: settings.host_modules.clone(),
+            kmod: settings.modprobe.clone(),
+            config: config.into(),
+        };
+        Self { proc: settings.proc.clone(), sys: settings.sys.clone(), kmsg: settings.kmsg.clone(), host }
     }
 
     fn line(&self, path: &str) -> io::Result<String> {
@@ -142,6 +152,34 @@ impl Kernel for LinuxKernel {
         delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK).map_err(|errno| Refused { errno, log: log.about(name) })
     }
 
+    fn parameters(&self, name: &str) -> io::Result<BTreeMap<String, String>> {
+        if !names::is_valid(name) {
+            return Ok(BTreeMap::new());
+        }
+        let files = match fs::read_dir(self.sys.join("module").join(name).join("parameters")) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(error),
+        };
+        let mut parameters = BTreeMap::new();
+        for file in files {
+            let file = file?;
+            if let (Ok(name), Some(value)) = (file.file_name().into_string(), sysfs(&file.path())) {
+                parameters.insert(name, String::from_utf8_lossy(&value).trim_end_matches('\n').to_owned());
+            }
+        }
+        Ok(parameters)
+    }
+
+    fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>> {
+        let folder = self.host.read.join(self.release()?);
+        let modules = modules_dep::parse(&fs::read_to_string(folder.join("modules.dep"))?);
+        let Some(entry) = modules.get(name) else { return Ok(Vec::new()) };
+        // depmod writes what must be there first at the end of the line.
+        let needs = entry.needs.iter().rev().filter_map(|need| modules.get(need));
+        Ok(needs.chain([entry]).map(|entry| folder.join(&entry.path)).collect())
+    }
+
     fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
         let parameter = self.firmware_parameter();
         let value = match fs::read(&parameter) {
@@ -157,6 +195,22 @@ impl Kernel for LinuxKernel {
         let text = if value.is_empty() { "\0" } else { value };
         let write = || OpenOptions::new().write(true).open(self.firmware_parameter())?.write_all(text.as_bytes());
         write().map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw).into())
+    }
+
+    fn published(&self) -> io::Result<Published> {
+        self.host.view()
+    }
+
+    fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {
+        self.host.publish(release, name, content, files)
+    }
+
+    fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble> {
+        self.host.unpublish(release, name)
+    }
+
+    fn renew_index(&self, release: &str) -> Result<(), Trouble> {
+        self.host.renew_index(release)
     }
 
     fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>> {
@@ -243,7 +297,8 @@ mod tests {
         let module = root.path().join("module/kmm_a");
         fs::create_dir_all(module.join("notes")).unwrap();
         fs::create_dir_all(module.join("parameters")).unwrap();
-        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        let place = root.path().to_owned();
+        let kernel = LinuxKernel::of(&WorkerSettings { proc: place.clone(), sys: place, ..WorkerSettings::new("n") });
         let asked = BTreeSet::from(["level".to_owned(), "absent".to_owned(), "../initstate".to_owned()]);
         assert_eq!(kernel.running("kmm_a", &asked).unwrap(), None, "no initstate: part of the kernel");
         fs::write(module.join("initstate"), "live\n").unwrap();

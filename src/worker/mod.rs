@@ -6,11 +6,13 @@
 //!
 //! - [`observe`] reads the kernel, [`plan`] decides, [`apply`] carries out, [`status`] tells; [`agent`] connects them.
 //! - [`record`] is what survives the process: what was inserted, the last plan, unpacked images.
+//! - [`once`] is a single pass before the kubelet: from the node's own store, without an API server.
 //! - [`fetch`] and [`examine`] bring an image onto the node and read its modules.
 //! - [`firmware`] lets the kernel find the firmware of Modules.
 
 pub mod agent;
 pub mod apply;
+pub mod command;
 pub mod examine;
 pub mod fetch;
 pub mod firmware;
@@ -18,7 +20,9 @@ pub mod firmware_folder;
 pub mod kernel;
 pub mod kernel_linux;
 pub mod observe;
+pub mod once;
 pub mod plan;
+pub mod publish;
 pub mod record;
 pub mod status;
 pub mod unpack;
@@ -33,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -40,6 +45,7 @@ use self::agent::Agent;
 use self::fetch::RegistryFetch;
 use self::kernel_linux::LinuxKernel;
 use self::record::{StateDir, StoreError};
+use crate::runtime::readiness::Gate;
 
 /// How often a worker that waits for another looks again.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
@@ -57,6 +63,10 @@ pub struct WorkerSettings {
     pub sys: PathBuf,
     /// The host's `/lib/modules`.
     pub lib_modules: PathBuf,
+    /// The host's `/lib/modules` where it can be written, for Modules that are published there.
+    pub host_modules: Option<PathBuf>,
+    /// kmod's executable, by any of its names.
+    pub modprobe: PathBuf,
     /// The kernel's log; for messages only, may be absent.
     pub kmsg: PathBuf,
     /// How often the kernel is looked at while nothing else happens.
@@ -76,6 +86,8 @@ impl WorkerSettings {
             proc: "/proc".into(),
             sys: "/sys".into(),
             lib_modules: "/lib/modules".into(),
+            host_modules: None,
+            modprobe: "/usr/sbin/modprobe".into(),
             kmsg: "/dev/kmsg".into(),
             look_every: Duration::from_secs(5),
             kept_plan_after: Duration::from_secs(10),
@@ -107,30 +119,53 @@ pub enum Error {
     WatchEnded(String),
 }
 
+/// The turn of this worker on its node, as the process around it is told.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// Open once it is this worker's turn; until then it names who has it.
+    pub gate: Gate,
+    /// Told once the port for probes is this worker's: not while another worker answers there.
+    pub port: Arc<Notify>,
+}
+
 /// Runs the worker until `shutdown`.
 ///
 /// At shutdown a step that the kernel has begun is finished, and nothing is unloaded. A second worker on the same node
 /// waits until the first has gone.
-pub async fn run(settings: WorkerSettings, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
-    let Some(state) = lock(&settings, &shutdown).await? else { return Ok(()) };
-    let kernel = Arc::new(LinuxKernel::new(&settings.proc, &settings.sys, &settings.kmsg));
+pub async fn run(
+    settings: WorkerSettings,
+    client: Client,
+    turn: Turn,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let Some(state) = lock(&settings, &turn, &shutdown).await? else { return Ok(()) };
+    let kernel = Arc::new(LinuxKernel::of(&settings));
     let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.pull_deadline));
     Agent::new(settings, kernel, fetch, state, client, shutdown)?.run().await
 }
 
 /// The state folder, as soon as no other worker has it; `None` at shutdown.
-async fn lock(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Option<StateDir>, Error> {
-    let mut waiting = false;
+async fn lock(settings: &WorkerSettings, turn: &Turn, shutdown: &CancellationToken) -> Result<Option<StateDir>, Error> {
+    let mut waiting_for = None;
     loop {
         if let Some(state) = StateDir::open(&settings.state_dir)? {
-            if waiting {
+            state.sign(false)?;
+            if waiting_for.is_some() {
                 info!("the other worker has gone");
             }
+            turn.gate.open();
+            turn.port.notify_one();
             return Ok(Some(state));
         }
-        if !waiting {
-            waiting = true;
-            warn!(folder = %settings.state_dir.display(), "another worker runs on this node; waiting until it has gone");
+        let holder = StateDir::holder(&settings.state_dir);
+        if waiting_for.as_ref() != Some(&holder) {
+            let folder = settings.state_dir.display();
+            warn!(%folder, holder = %holder, "another worker runs on this node; waiting until it has gone");
+            turn.gate.waiting(format!("another worker runs on this node ({holder}) and has {folder}"));
+            if holder.once {
+                turn.port.notify_one();
+            }
+            waiting_for = Some(holder);
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),

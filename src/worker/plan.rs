@@ -3,6 +3,7 @@
 //! Nothing is unloaded unless an intent says so, and only what the record says that the Module has in the kernel.
 //! Carried out in the observed world, the next plan does nothing.
 
+mod in_tree;
 mod loading;
 mod unloading;
 mod upkeep;
@@ -14,10 +15,11 @@ use std::time::Duration;
 
 use super::firmware::{Firmware, View};
 use super::kernel::{Running, Trouble};
+use super::publish::View as Published;
 use super::record::{Entry, Owner, Record};
 use super::wanted::{self, LoadIdentity};
 use crate::api::names::NodeReason;
-use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
+use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec, UnloadReason};
 use crate::core::kmod::Identity;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
@@ -47,6 +49,8 @@ pub struct LoadSet {
     pub unknown_parameters: Vec<String>,
     /// Its firmware, if the entry asks for any.
     pub firmware: Option<Firmware>,
+    /// Those of the files that are of the image.
+    pub of_image: Vec<PathBuf>,
 }
 
 /// How far fetching an image and reading its modules is.
@@ -108,6 +112,8 @@ pub struct Observed {
     pub attempts: BTreeMap<Owner, Attempt>,
     /// The search path for firmware; `None` if nobody asks for firmware.
     pub firmware: Option<View>,
+    /// What is published on the host; `None` if it is not to be touched.
+    pub published: Option<Published>,
 }
 
 /// One step of a job. Steps carry all that they need and are not judged again.
@@ -133,6 +139,39 @@ pub enum Step {
     },
     /// Make the search path for firmware hold what the record says.
     Firmware,
+    /// Put into the record that this module of the kernel itself makes room for the Module, and how it is set.
+    TakeOut {
+        /// Its name.
+        name: String,
+        /// The Module.
+        owner: Owner,
+    },
+    /// Load a module of the kernel itself again that stands in the record as taken out, unless it is there.
+    PutBack(String),
+    /// Drop from the record that these modules were taken out.
+    ForgetTakenOut(Vec<String>),
+    /// Put files below the host's `/lib/modules`.
+    Publish {
+        /// Release of the kernel.
+        release: String,
+        /// Name of the folder.
+        name: String,
+        /// What tells its content from another.
+        content: String,
+        /// The files.
+        files: Vec<PathBuf>,
+    },
+    /// Remove a folder from there.
+    Unpublish {
+        /// Release of the kernel.
+        release: String,
+        /// Name of the folder.
+        name: String,
+    },
+    /// Renew the index of a release.
+    Index(String),
+    /// Should a later step fail, do this too, as far as it can be done.
+    OnFailure(Vec<Step>),
 }
 
 impl Step {
@@ -232,6 +271,18 @@ fn report(spec: &NodeModuleSpec, state: ModuleState, trouble: Trouble, loaded: O
 }
 
 impl Observed {
+    /// Whether the intent of that generation takes the Module from the node, instead of making room for another file.
+    fn is_removal(&self, owner: &Owner, generation: i64) -> bool {
+        self.desired.unload.iter().any(|intent| {
+            (&intent.module_uid, &intent.namespace, &intent.name) == (&owner.uid, &owner.namespace, &owner.name)
+                && intent.generation == generation
+                && matches!(
+                    intent.reason,
+                    UnloadReason::Deleted | UnloadReason::NoModuleLoader | UnloadReason::NotSelected
+                )
+        })
+    }
+
     /// The generation of an intent by which what was loaded for `generation` must go.
     fn intent(&self, owner: &Owner, generation: i64) -> Option<i64> {
         self.desired
@@ -301,5 +352,7 @@ impl Observed {
 
 #[cfg(test)]
 mod firmware_tests;
+#[cfg(test)]
+mod in_tree_tests;
 #[cfg(test)]
 mod tests;

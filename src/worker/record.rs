@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -27,7 +28,7 @@ const TREES: &str = "trees";
 const FIRMWARE: &str = "firmware";
 
 /// The Module that an entry belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// Its namespace.
     pub namespace: String,
@@ -38,14 +39,14 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Nobody: work for the node as a whole.
-    pub fn node() -> Self {
-        Self::default()
+    /// Nobody: work for the node as a whole, of some kind.
+    pub fn node(kind: &str) -> Self {
+        Self { uid: kind.to_owned(), ..Self::default() }
     }
 
-    /// Whether this is [`node`](Self::node).
+    /// Whether this is one of [`node`](Self::node).
     pub fn is_node(&self) -> bool {
-        *self == Self::default()
+        self.namespace.is_empty() && self.name.is_empty()
     }
 
     /// The Module that a wanted entry belongs to.
@@ -78,6 +79,21 @@ pub struct RecordedModule {
     pub identity: Identity,
 }
 
+/// A module of the kernel itself that was taken out to make room for a Module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenOut {
+    /// Name as the kernel has it.
+    pub name: String,
+    /// The Module that it made room for.
+    pub owner: Owner,
+    /// Its parameters as `/sys` showed them, in the kernel's grammar.
+    pub parameters: String,
+    /// How often loading it again has failed.
+    #[serde(default)]
+    pub failures: u32,
+}
+
 /// What one Module has in the kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -94,12 +110,15 @@ pub struct Entry {
     /// Its firmware, if it brings any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<Firmware>,
+    /// Files of its modules in the unpacked image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
 }
 
 impl Entry {
     /// One that has nothing in the kernel yet.
     pub fn of(spec: NodeModuleSpec) -> Self {
-        Self { spec, modules: Vec::new(), adopted: false, took_ms: None, firmware: None }
+        Self { spec, modules: Vec::new(), adopted: false, took_ms: None, firmware: None, files: Vec::new() }
     }
 
     /// The Module that it belongs to.
@@ -131,12 +150,21 @@ pub struct Record {
     /// What the kernel's search path for firmware said before it was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware_before: Option<String>,
+    /// Modules of the kernel itself that were taken out, in that order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_tree: Vec<TakenOut>,
 }
 
 impl Record {
     /// An empty one for this boot.
     pub fn new(boot_id: impl Into<String>) -> Self {
-        Self { version: VERSION, boot_id: boot_id.into(), entries: Vec::new(), firmware_before: None }
+        Self {
+            version: VERSION,
+            boot_id: boot_id.into(),
+            entries: Vec::new(),
+            firmware_before: None,
+            in_tree: Vec::new(),
+        }
     }
 
     /// The entry of a Module.
@@ -151,6 +179,12 @@ impl Record {
             Some(known) => *known = entry,
             None => self.entries.push(entry),
         }
+    }
+
+    /// Remembers a module that is about to be taken out, last of all.
+    pub fn take_out(&mut self, taken: TakenOut) {
+        self.in_tree.retain(|known| known.name != taken.name);
+        self.in_tree.push(taken);
     }
 
     /// Drops a Module's entry.
@@ -177,6 +211,39 @@ impl KeptPlan {
     pub fn new(uid: impl Into<String>, generation: i64, spec: NodeModulesConfigSpec) -> Self {
         Self { version: VERSION, uid: uid.into(), generation, spec }
     }
+
+    /// What may be carried out before the API server answers: entries that ask to be loaded at boot and that no order
+    /// takes back. Orders themselves are not part of it: while nobody can take one back, nothing goes.
+    #[must_use]
+    pub fn at_boot(&self) -> Self {
+        let taken_back = |spec: &NodeModuleSpec| {
+            let owner = Owner::of(spec);
+            self.spec.unload.iter().any(|intent| {
+                (&intent.namespace, &intent.name, &intent.module_uid) == (&owner.namespace, &owner.name, &owner.uid)
+                    && intent.generation >= spec.generation.unwrap_or(0)
+            })
+        };
+        let asks = |spec: &&NodeModuleSpec| spec.policy.is_some_and(|policy| policy.load_at_boot) && !taken_back(spec);
+        let modules = self.spec.modules.iter().filter(asks).cloned().collect();
+        Self { spec: NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }, ..self.clone() }
+    }
+}
+
+/// Who has the state folder: what the other one says to people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Holder {
+    /// Version of the worker; empty if it has not said yet.
+    pub version: String,
+    /// A single pass (`kmm worker --once`), which answers no probes.
+    pub once: bool,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = if self.once { "`kmm worker --once`" } else { "`kmm worker`" };
+        if self.version.is_empty() { f.write_str(how) } else { write!(f, "{how}, version {}", self.version) }
+    }
 }
 
 /// The worker's own files could not be read or written.
@@ -200,7 +267,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl StateDir {
@@ -212,10 +279,26 @@ impl StateDir {
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
+            Ok(lock) => Ok(Some(Self { root: root.to_owned(), lock })),
             Err((_, Errno::EAGAIN)) => Ok(None),
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }
+    }
+
+    /// Writes into the lock who has it, for those who wait.
+    pub fn sign(&self, once: bool) -> Result<(), StoreError> {
+        let holder = Holder { version: env!("CARGO_PKG_VERSION").to_owned(), once };
+        let write = || -> io::Result<()> {
+            let text = serde_json::to_vec(&holder).map_err(io::Error::other)?;
+            self.lock.set_len(0)?;
+            self.lock.write_all_at(&text, 0)
+        };
+        write().map_err(failed("write", &self.root.join(LOCK)))
+    }
+
+    /// Who has the folder, as far as it has said so.
+    pub fn holder(root: &Path) -> Holder {
+        fs::read(root.join(LOCK)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
     /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel.
@@ -342,7 +425,12 @@ mod tests {
     fn only_one_has_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let first = StateDir::open(folder.path()).unwrap();
-        assert!(first.is_some());
+        assert_eq!(StateDir::holder(folder.path()).to_string(), "`kmm worker`");
+        for (once, told) in [(true, "`kmm worker --once`"), (false, "`kmm worker`")] {
+            first.as_ref().unwrap().sign(once).unwrap();
+            let version = env!("CARGO_PKG_VERSION");
+            assert_eq!(StateDir::holder(folder.path()).to_string(), format!("{told}, version {version}"));
+        }
         assert!(StateDir::open(folder.path()).unwrap().is_none());
         drop(first);
         assert!(StateDir::open(folder.path()).unwrap().is_some());

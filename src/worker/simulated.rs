@@ -14,6 +14,7 @@ use super::apply::{self, Outcome, RecordStore};
 use super::firmware::{Firmware, SearchPath};
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Step, plan};
+use super::publish::View as Published;
 use super::record::{Owner, Record};
 use super::{observe, wanted};
 use crate::api::names::NodeReason;
@@ -49,6 +50,10 @@ pub(super) struct SimulatedKernel {
     calls: Mutex<Vec<String>>,
     /// The search path for firmware; `None` for a kernel without one.
     pub(super) search_path: Mutex<Option<String>>,
+    /// What is published on the host.
+    pub(super) published: Mutex<Published>,
+    /// Modules that the kernel itself came with, each with what it needs.
+    pub(super) own: Mutex<BTreeMap<String, Vec<String>>>,
 }
 
 impl SimulatedKernel {
@@ -128,6 +133,12 @@ impl Kernel for SimulatedKernel {
         let parts: Vec<String> = file.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
         let needs: Vec<String> =
             parts.get(2).map(|needs| needs.split(',').map(ToOwned::to_owned).collect()).unwrap_or_default();
+        let (id, needs) = if parts[0] == "own" {
+            let own = self.own.lock().unwrap();
+            ("own".to_owned(), own.get(name).cloned().unwrap_or_default())
+        } else {
+            (parts[0].clone(), needs)
+        };
         let mut modules = self.modules.lock().unwrap();
         if modules.contains_key(name) {
             return Err(Errno::EEXIST.into());
@@ -137,7 +148,7 @@ impl Kernel for SimulatedKernel {
         }
         let parameters =
             params::decode(parameters).into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
-        modules.insert(name.to_owned(), Loaded { id: parts[0].clone(), needs, parameters, ..Loaded::default() });
+        modules.insert(name.to_owned(), Loaded { id, needs, parameters, ..Loaded::default() });
         self.calls.lock().unwrap().push(format!("+{name}"));
         Ok(())
     }
@@ -157,6 +168,16 @@ impl Kernel for SimulatedKernel {
         Ok(())
     }
 
+    fn parameters(&self, name: &str) -> io::Result<BTreeMap<String, String>> {
+        Ok(self.modules.lock().unwrap().get(name).map(|loaded| loaded.parameters.clone()).unwrap_or_default())
+    }
+
+    fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>> {
+        let own = self.own.lock().unwrap();
+        let file = |name: &String| PathBuf::from(format!("/own/{name}.ko"));
+        Ok(own.get(name).map(|needs| needs.iter().chain([&name.to_owned()]).map(file).collect()).unwrap_or_default())
+    }
+
     fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
         Ok(self.search_path.lock().unwrap().clone().map(|value| SearchPath { value, writable: true }))
     }
@@ -164,6 +185,30 @@ impl Kernel for SimulatedKernel {
     fn set_firmware_path(&self, value: &str) -> Result<(), Refused> {
         self.fault("firmware_class")?;
         *self.search_path.lock().unwrap() = Some(value.to_owned());
+        Ok(())
+    }
+
+    fn published(&self) -> io::Result<Published> {
+        Ok(self.published.lock().unwrap().clone())
+    }
+
+    fn publish(&self, release: &str, name: &str, content: &str, _: &[PathBuf]) -> Result<(), Trouble> {
+        let mut published = self.published.lock().unwrap();
+        published.stale.insert(release.to_owned());
+        published.folders.insert((release.to_owned(), name.to_owned()), content.to_owned());
+        Ok(())
+    }
+
+    fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble> {
+        let mut published = self.published.lock().unwrap();
+        published.stale.insert(release.to_owned());
+        published.folders.remove(&(release.to_owned(), name.to_owned()));
+        Ok(())
+    }
+
+    fn renew_index(&self, release: &str) -> Result<(), Trouble> {
+        self.fault("depmod").map_err(|refused| Trouble::new(NodeReason::NotPublished, refused.to_string()))?;
+        self.published.lock().unwrap().stale.remove(release);
         Ok(())
     }
 
@@ -290,6 +335,7 @@ impl World {
                 let asked = Observed::asks_for_firmware(&self.record, &self.desired);
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
+            published: Some(self.kernel.published().unwrap()),
         }
     }
 
@@ -306,7 +352,12 @@ impl World {
             let state = match self.images.get(&(digest, identity.main().to_owned())) {
                 Some(Ok(files)) => {
                     let firmware = identity.firmware_path.as_ref().map(|path| self.firmware[path].clone());
-                    Preparation::Ready(Arc::new(LoadSet { files: files.clone(), firmware, ..LoadSet::default() }))
+                    Preparation::Ready(Arc::new(LoadSet {
+                        of_image: files.iter().map(|file| file.path.clone()).collect(),
+                        files: files.clone(),
+                        firmware,
+                        ..LoadSet::default()
+                    }))
                 }
                 Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
                 None => Preparation::Failed(
@@ -374,6 +425,13 @@ impl World {
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
                 Step::Firmware => "firmware".to_owned(),
+                Step::TakeOut { name, .. } => format!("take out {name}"),
+                Step::PutBack(name) => format!("put back {name}"),
+                Step::ForgetTakenOut(names) => format!("forget taken {}", names.join(" ")),
+                Step::Publish { name, .. } => format!("publish {name}"),
+                Step::Unpublish { name, .. } => format!("unpublish {name}"),
+                Step::Index(release) => format!("index {release}"),
+                Step::OnFailure(steps) => format!("on failure {} steps", steps.len()),
             })
             .collect()
     }

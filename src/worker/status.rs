@@ -55,7 +55,8 @@ pub fn status(
     if new == *old {
         return None;
     }
-    let recent = written.is_some_and(|at| now.duration_since(at) < QUIET);
+    // A clock that was put back says nothing about how long ago it is.
+    let recent = written.is_some_and(|at| (SignedDuration::ZERO..QUIET).contains(&now.duration_since(at)));
     (!recent || without_sentences(&new) != without_sentences(old)).then_some(new)
 }
 
@@ -211,6 +212,7 @@ mod tests {
         let first = status(&NodeModulesConfigStatus::default(), &NODE, &[failed("one")], None, at(0)).unwrap();
         assert_eq!(status(&first, &NODE, &[failed("two")], Some(at(0)), at(59)), None);
         assert!(status(&first, &NODE, &[failed("two")], Some(at(0)), at(60)).is_some());
+        assert!(status(&first, &NODE, &[failed("two")], Some(at(50)), at(1)).is_some(), "the clock was put back");
         let next = Node { generation: 8, ..NODE };
         assert!(status(&first, &next, &[failed("two")], Some(at(0)), at(1)).is_some());
         assert!(status(&first, &NODE, &[loaded()], Some(at(0)), at(1)).is_some());

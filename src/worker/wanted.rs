@@ -114,6 +114,13 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, firmware_path })
 }
 
+/// Modules of the kernel itself that an entry wants gone, as the kernel has them.
+pub fn in_tree(spec: &NodeModuleSpec) -> Vec<String> {
+    let single = spec.config.in_tree_module_to_remove.as_slice();
+    let list = spec.config.in_tree_modules_to_remove.as_slice();
+    if list.is_empty() { single } else { list }.iter().map(|name| kernel_name(name)).collect()
+}
+
 /// Checks an entry against the running kernel's release.
 pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
     let kernel = &spec.config.kernel_version;
@@ -122,11 +129,7 @@ pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
         return Err(Trouble::new(NodeReason::WrongKernel, message));
     }
     let identity = identity(spec)?;
-    let single = spec.config.in_tree_module_to_remove.as_slice();
-    let list = spec.config.in_tree_modules_to_remove.as_slice();
-    let in_tree: Vec<String> =
-        if list.is_empty() { single } else { list }.iter().map(|name| kernel_name(name)).collect();
-    Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity, in_tree })
+    Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity, in_tree: in_tree(spec) })
 }
 
 #[cfg(test)]

@@ -104,26 +104,3 @@ async fn is_loaded(world: &World, when: &str) -> Result<()> {
     }
     Ok(())
 }
-
-#[tokio::test]
-async fn a_second_worker_waits_for_the_first() -> Result<()> {
-    let world = World::start(Options::default()).await?;
-    let image = world.push("plain", &[world.mods.plain()?]).await?;
-    world.start_worker().await?;
-    let generation = world.want(vec![world.entry("plain", "kmm_plain", &image, 1)], vec![]).await?;
-    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
-    world.start_worker_with("127.0.0.1:18182", "second.log").await?;
-    world
-        .vm
-        .wait_for(PATIENCE, "cat /var/log/second.log", |out| out.text().contains("another worker runs on this node"))
-        .await?;
-    world.end_worker("TERM").await?;
-    world
-        .vm
-        .wait_for(PATIENCE, "cat /var/log/second.log", |out| out.text().contains("the other worker has gone"))
-        .await?;
-    assert_eq!(world.loaded().await?, ["kmm_plain"], "a worker that ends unloads nothing");
-    world.vm.run("rmmod kmm_plain").await?;
-    world.vm.wait_for(PATIENCE, "cat /proc/modules", |out| out.text().contains("kmm_plain ")).await?;
-    Ok(())
-}

@@ -6,7 +6,11 @@ mod support;
 
 mod failing;
 mod firmware;
+mod in_tree;
+mod killed;
 mod lasting;
+mod life;
 mod loading;
+mod publishing;
 mod unloading;
 mod world;

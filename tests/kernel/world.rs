@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) kernel: Option<String>,
     /// Words for the kernel's command line.
     pub(crate) append: String,
+    /// Further programs of the machine, each at `/<name>`.
+    pub(crate) programs: Vec<PathBuf>,
     /// A control plane of its own, for tests that stop it.
     pub(crate) own_control_plane: bool,
 }
@@ -47,7 +49,7 @@ pub(crate) struct World {
 }
 
 /// The executable without debug information: it is written to the machine's disk at every start.
-fn stripped() -> Result<PathBuf> {
+pub(crate) fn stripped() -> Result<PathBuf> {
     let folder = bed()?.new_dir("stripped")?;
     let program = folder.join("kmm");
     let done = Command::new("strip").arg("-o").arg(&program).arg(executable()).status().context("running strip")?;
@@ -70,7 +72,7 @@ impl World {
         let vm = KernelVm::start(KernelVmOptions {
             kernel: Some(release.clone()),
             files: vec![("etc/kubeconfig".into(), 0o600, kubeconfig)],
-            programs: vec![stripped()?],
+            programs: [stripped()?].into_iter().chain(options.programs).collect(),
             append: options.append,
         })
         .await?;
@@ -97,9 +99,13 @@ impl World {
     }
 
     pub(crate) async fn start_worker_with(&self, health: &str, log: &str) -> Result<()> {
+        self.start_program("/kmm", health, log).await
+    }
+
+    pub(crate) async fn start_program(&self, program: &str, health: &str, log: &str) -> Result<()> {
         let command = format!(
             "KUBECONFIG=/etc/kubeconfig KMM_LOG_FORMAT=json KMM_HEALTH_ADDRESS={health} \
-             setsid /kmm worker --node-name {} >>/var/log/{log} 2>&1 </dev/null & echo $! >/run/{log}.pid",
+             setsid {program} worker --node-name {} >>/var/log/{log} 2>&1 </dev/null & echo $! >/run/{log}.pid",
             self.node
         );
         self.vm.run(&format!("mkdir -p /var/log /run; {command}")).await?;
@@ -208,7 +214,10 @@ impl World {
 
     /// Writes the specification and gives its generation.
     pub(crate) async fn want(&self, modules: Vec<NodeModuleSpec>, unload: Vec<UnloadIntent>) -> Result<i64> {
-        let object = NodeModulesConfig::new(&self.node, NodeModulesConfigSpec { modules, unload });
+        let object = NodeModulesConfig::new(
+            &self.node,
+            NodeModulesConfigSpec { modules, unload, ..NodeModulesConfigSpec::default() },
+        );
         let params = PatchParams::apply("kmm-spoke-node-planner").force();
         let written = self.api().patch(&self.node, &params, &Patch::Apply(&object)).await?;
         written.metadata.generation.context("no generation")

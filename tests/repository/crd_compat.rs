@@ -48,6 +48,11 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         "the first clusters that are not ready are named",
     ),
     // NodeModulesConfig
+    (
+        "nodemodulesconfigs.kmm.sigs.x-k8s.io",
+        ".spec.containerRuntime",
+        "whose mirrors and certificates hold on the node",
+    ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.unload", "a module is unloaded on a written order only"),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].moduleUID", "a Module made again is another Module"),
     (

@@ -92,7 +92,7 @@ fn states_and_reasons_are_the_documented_ones() {
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
          WrongKernel VermagicMismatch SymbolMissing SignatureRejected NotPermitted ParameterRefused KernelRefused
          LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict
-         FirmwareNotFound FirmwarePathRefused InTreeModuleStays InUse UnsupportedArgs StoreFailed"
+         FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed"
     );
     assert_list!(names::NodeConfigReason, "AllLoaded InProgress ModulesFailing OrphanedModules Unreadable");
     assert_list!(

@@ -147,6 +147,10 @@ closed_list! {
         FirmwarePathRefused,
         /// A module of the kernel itself that is to be removed first is built in, in use or refused to go.
         InTreeModuleStays,
+        /// The module's files could not be put below the host's `/lib/modules`, or not removed from there.
+        NotPublished,
+        /// A module of the kernel itself that was removed could not be loaded again.
+        InTreeModuleNotRestored,
         /// It cannot be unloaded while something uses it.
         InUse,
         /// Arguments that this worker does not carry out.

@@ -6,8 +6,8 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
 use serde_json::{Map, Value, json};
 
-use crate::api::NodeModulesConfig;
 use crate::api::names::field_manager::{LABELS, NODE_PLANNER};
+use crate::api::{NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::{ApiError, apply, merge, within};
 
 use super::plan::{ConfigAction, Plan};
@@ -45,7 +45,6 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
             within(|| format!("create NodeModulesConfig {name}"), api.create(&params, &config)).await.map(|_| ())
         }
         ConfigAction::Apply { resource_version: Some(version), owner, labels, stale_labels, spec } => {
-            // Both lists are always sent: an absent one would leave what another writer put there.
             let body = json!({
                 "apiVersion": NodeModulesConfig::api_version(&()),
                 "kind": NodeModulesConfig::kind(&()),
@@ -55,7 +54,7 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
                     "labels": labels,
                     "ownerReferences": [node_owner(name, owner)],
                 },
-                "spec": { "modules": spec.modules, "unload": spec.unload },
+                "spec": spec_body(spec),
             });
             let written = apply(&api, name, NODE_PLANNER, &body).await?;
             let kept = written.metadata.labels.unwrap_or_default();
@@ -71,6 +70,15 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
             merge(&api, name, NODE_PLANNER, &json!({ "metadata": { "labels": left } })).await.map(|_| ())
         }
     }
+}
+
+/// Both lists are always sent: an absent one would leave what another writer put there.
+fn spec_body(spec: &NodeModulesConfigSpec) -> Value {
+    let mut body = json!({ "modules": spec.modules, "unload": spec.unload });
+    if let Some(runtime) = &spec.container_runtime {
+        body["containerRuntime"] = json!(runtime);
+    }
+    body
 }
 
 fn node_owner(name: &str, uid: &str) -> OwnerReference {

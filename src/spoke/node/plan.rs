@@ -104,7 +104,7 @@ pub fn plan(observed: &Observed) -> Plan {
 
     let here = Here { node, config };
     let mut drafts: Vec<Draft> = observed.modules.iter().map(|module| here.draft(module)).collect();
-    let mut spec = NodeModulesConfigSpec::default();
+    let mut spec = NodeModulesConfigSpec { container_runtime: here.runtime(), ..NodeModulesConfigSpec::default() };
     here.keep_unknown(&observed.modules, &mut drafts, &mut spec);
     spec.modules.extend(drafts.iter().filter_map(|draft| draft.entry.clone()));
     spec.unload.extend(drafts.iter().filter_map(|draft| draft.intent.clone()));
@@ -171,6 +171,12 @@ impl Draft<'_> {
 }
 
 impl<'a> Here<'a> {
+    /// The node's container runtime; while a kubelet that starts anew has not told it, the one that was known.
+    fn runtime(self) -> Option<String> {
+        let told = Some(&self.node.runtime).filter(|runtime| !runtime.is_empty());
+        told.or(self.config.and_then(|config| config.spec.container_runtime.as_ref())).cloned()
+    }
+
     fn entries(self) -> &'a [NodeModuleSpec] {
         self.config.map(|config| config.spec.modules.as_slice()).unwrap_or_default()
     }

@@ -54,9 +54,26 @@ fn taint() -> Taint {
 }
 
 #[test]
+fn the_worker_is_told_the_container_runtime_of_its_node_and_keeps_it_while_the_node_is_silent() {
+    let node = |runtime: &str| NodeView { runtime: runtime.into(), ..a_node() };
+    let told = |runtime: &str, config: Option<ConfigView>| {
+        spec(&planned(node(runtime), config.clone(), &[gpu().build()]), config.as_ref()).container_runtime
+    };
+    let known = |runtime: &str| {
+        let mut config = running();
+        config.spec.container_runtime = Some(runtime.into());
+        Some(config)
+    };
+    assert_eq!(told("containerd://2.1.4", None).as_deref(), Some("containerd://2.1.4"));
+    assert_eq!(told("cri-o://1.34.0", known("containerd://2.1.4")).as_deref(), Some("cri-o://1.34.0"));
+    assert_eq!(told("", known("containerd://2.1.4")).as_deref(), Some("containerd://2.1.4"));
+    assert_eq!(told("", None), None);
+}
+
+#[test]
 fn a_wanted_module_with_a_pinned_image_gets_an_entry_and_the_node_its_worker() {
     let plan = planned(a_node(), None, &[gpu().build()]);
-    let spec = NodeModulesConfigSpec { modules: vec![entry()], unload: Vec::new() };
+    let spec = NodeModulesConfigSpec { modules: vec![entry()], unload: Vec::new(), ..NodeModulesConfigSpec::default() };
     let labels = labels_of(&spec, &[]);
     assert_eq!(labels.len(), 2);
     assert_eq!(
@@ -157,7 +174,11 @@ fn only_a_module_that_is_there_and_does_not_want_the_node_makes_an_intent() {
         edit(&mut module);
         let module = module.build();
         let plan = planned(a_node(), Some(running()), std::slice::from_ref(&module));
-        let expected = NodeModulesConfigSpec { modules: Vec::new(), unload: vec![intent(reason, 5)] };
+        let expected = NodeModulesConfigSpec {
+            modules: Vec::new(),
+            unload: vec![intent(reason, 5)],
+            ..NodeModulesConfigSpec::default()
+        };
         assert_eq!(spec(&plan, None), expected, "{reason}");
         assert!(plan.outcomes.as_ref().unwrap()["u1"].holds);
         assert_eq!(planned(a_node(), None, &[module]).config, ConfigAction::Nothing, "{reason}, nothing to lose");
@@ -204,7 +225,10 @@ fn a_module_wanted_again_withdraws_the_intent_with_a_newer_generation() {
     let plan = planned(a_node(), Some(config), &[gpu().build()]);
     let mut again = entry();
     again.generation = Some(5);
-    assert_eq!(spec(&plan, None), NodeModulesConfigSpec { modules: vec![again], unload: Vec::new() });
+    assert_eq!(
+        spec(&plan, None),
+        NodeModulesConfigSpec { modules: vec![again], unload: Vec::new(), ..NodeModulesConfigSpec::default() }
+    );
 }
 
 #[test]
@@ -217,8 +241,11 @@ fn another_file_or_other_parameters_replace_what_is_loaded() {
     let mut next = entry();
     next.config.modprobe.parameters = vec!["debug=1".into()];
     next.generation = Some(2);
-    let expected =
-        NodeModulesConfigSpec { modules: vec![next.clone()], unload: vec![intent(UnloadReason::Changed, 1)] };
+    let expected = NodeModulesConfigSpec {
+        modules: vec![next.clone()],
+        unload: vec![intent(UnloadReason::Changed, 1)],
+        ..NodeModulesConfigSpec::default()
+    };
     assert_eq!(spec(&first, None), expected);
 
     // Nothing more happens until the worker says so; then the intent goes.
@@ -231,7 +258,10 @@ fn another_file_or_other_parameters_replace_what_is_loaded() {
     config.report.modules = vec![loaded(&next)];
     config.report.observed_generation = Some(4);
     let done = planned(a_node(), Some(config), std::slice::from_ref(&module));
-    assert_eq!(spec(&done, None), NodeModulesConfigSpec { modules: vec![next], unload: Vec::new() });
+    assert_eq!(
+        spec(&done, None),
+        NodeModulesConfigSpec { modules: vec![next], unload: Vec::new(), ..NodeModulesConfigSpec::default() }
+    );
 }
 
 #[test]
@@ -269,7 +299,10 @@ fn an_entry_of_the_pod_based_operator_is_taken_over_without_an_intent() {
     let mut config = a_config(vec![old], vec![report]);
     config.report.boot_id = None;
     let plan = planned(a_node(), Some(config), &[gpu().build()]);
-    assert_eq!(spec(&plan, None), NodeModulesConfigSpec { modules: vec![entry()], unload: Vec::new() });
+    assert_eq!(
+        spec(&plan, None),
+        NodeModulesConfigSpec { modules: vec![entry()], unload: Vec::new(), ..NodeModulesConfigSpec::default() }
+    );
     assert!(plan.labels.keys().all(|key| key.strip_suffix(".ready").is_none()));
 }
 
@@ -293,8 +326,11 @@ fn two_modules_of_one_name_in_two_namespaces_do_not_meet() {
     assert_eq!(spec(&plan, None).modules, entries);
     let config = a_config(entries.clone(), entries.iter().map(loaded).collect());
     let one = planned(a_node(), Some(config), &[gpu().deleting().build(), Arc::clone(&modules[1])]);
-    let expected =
-        NodeModulesConfigSpec { modules: vec![entries[1].clone()], unload: vec![intent(UnloadReason::Deleted, 1)] };
+    let expected = NodeModulesConfigSpec {
+        modules: vec![entries[1].clone()],
+        unload: vec![intent(UnloadReason::Deleted, 1)],
+        ..NodeModulesConfigSpec::default()
+    };
     assert_eq!(spec(&one, None), expected);
 }
 

@@ -21,6 +21,8 @@ pub struct NodeView {
     pub kernel: Arc<str>,
     /// `status.nodeInfo.bootID`; empty until the kubelet told it.
     pub boot_id: String,
+    /// `status.nodeInfo.containerRuntimeVersion`, for instance `containerd://2.1.4`; empty until the kubelet told it.
+    pub runtime: String,
     /// Whether the condition Ready is True.
     pub ready: bool,
     /// Whether a person said that the node will not come back.
@@ -33,14 +35,15 @@ impl Projection for NodeView {
     fn project(node: Node) -> Self {
         let status = node.status.unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
-        let (kernel, boot_id) = status.node_info.map(|info| (info.kernel_version, info.boot_id)).unwrap_or_default();
+        let info = status.node_info.unwrap_or_default();
         Self {
             uid: node.metadata.uid.unwrap_or_default(),
             released: node.metadata.annotations.is_some_and(|all| all.contains_key(RELEASE_NODE_ANNOTATION)),
             labels: node.metadata.labels.unwrap_or_default(),
             taints: node.spec.and_then(|spec| spec.taints).unwrap_or_default(),
-            kernel: kernel.into(),
-            boot_id,
+            kernel: info.kernel_version.into(),
+            boot_id: info.boot_id,
+            runtime: info.container_runtime_version,
             ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         }
     }

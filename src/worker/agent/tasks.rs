@@ -23,6 +23,8 @@ const FETCHES: usize = 4;
 /// First and longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Pause after a load that failed where a module of the kernel itself was loaded again: each try takes it from the node.
+const GAVE_WAY_PAUSE: Duration = Duration::from_mins(30);
 
 /// The end of a task.
 pub(super) enum Finished {
@@ -189,7 +191,11 @@ impl Agent {
             }
             Outcome::Interrupted => return,
         };
-        let pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
+        let mut pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
+        let gave_way = job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));
+        if gave_way && trouble.reason != NodeReason::InUse {
+            pause = pause.max(GAVE_WAY_PAUSE);
+        }
         let attempt = Attempt { identity: job.identity.clone(), trouble, retry_at: self.now() + pause };
         self.attempts.insert(job.owner.clone(), attempt);
     }

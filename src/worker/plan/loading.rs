@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::unloading::{blocked, heirs, is_recorded, removal, unload_steps};
-use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, report};
+use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
 use crate::api::ModuleState;
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
@@ -98,6 +98,14 @@ struct Loading<'a> {
     wanted: &'a Wanted,
     entry: Option<&'a Entry>,
     set: &'a LoadSet,
+}
+
+/// What makes room for a load.
+struct Room {
+    /// All modules that leave, users first.
+    leaving: Vec<String>,
+    /// Those of them that the kernel itself came with.
+    in_tree: Vec<String>,
 }
 
 /// What stands under the name of a file in the kernel.
@@ -262,7 +270,8 @@ impl Loading<'_> {
             modules.push(main);
         }
         let firmware = self.set.firmware.clone();
-        Entry { modules, adopted, took_ms, firmware, ..Entry::of(self.wanted.spec.clone()) }
+        let files = self.set.of_image.clone();
+        Entry { modules, adopted, took_ms, firmware, files, ..Entry::of(self.wanted.spec.clone()) }
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
@@ -271,7 +280,7 @@ impl Loading<'_> {
         stale: &[&str],
         other: Option<&(&LoadFile, Identity)>,
         parameters: Option<String>,
-    ) -> Result<Vec<String>, (ModuleState, Trouble)> {
+    ) -> Result<Room, (ModuleState, Trouble)> {
         let failed = |reason, message: String| Err((ModuleState::Failed, Trouble::new(reason, message)));
         let mut leaving = Vec::new();
         if let Some(entry) = self.entry
@@ -331,6 +340,7 @@ impl Loading<'_> {
         }
         // In-tree modules among themselves: users first too.
         let mut open = in_tree;
+        let own = leaving.len();
         while !open.is_empty() {
             let free = open.iter().position(|name| {
                 listed
@@ -339,7 +349,8 @@ impl Loading<'_> {
             });
             leaving.push(open.remove(free.unwrap_or(0)).to_owned());
         }
-        Ok(leaving)
+        let in_tree = leaving[own..].to_vec();
+        Ok(Room { leaving, in_tree })
     }
 
     /// Leaves out of the modules to be removed, which stand users first, those that the new load wants just as they are.
@@ -368,11 +379,12 @@ impl Loading<'_> {
             })
     }
 
-    fn load(&self, plan: &mut Plan, leaving: &[String]) {
+    fn load(&self, plan: &mut Plan, Room { leaving, in_tree }: &Room) {
         if let Some(trouble) = self.observed.held_back(&self.wanted.owner, Some(&self.wanted.identity)) {
             return self.tell(plan, ModuleState::Failed, trouble.clone());
         }
-        let mut steps = unload_steps(leaving, &self.observed.kernel);
+        let mut steps = in_tree::before_load(self.observed, &self.wanted.spec, in_tree);
+        steps.extend(unload_steps(leaving, &self.observed.kernel));
         if let Some(entry) = self.entry {
             steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::write));
         }

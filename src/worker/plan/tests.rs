@@ -470,7 +470,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
                         )
                         .unwrap();
                     }
-                    Step::Firmware => unreachable!("no firmware here"),
+                    other => unreachable!("neither firmware nor in-tree modules here: {other:?}"),
                 }
             }
         }

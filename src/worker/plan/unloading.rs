@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Job, KernelView, Observed, Plan, Report, Step};
+use super::{Job, KernelView, Observed, Plan, Report, Step, in_tree};
 use crate::api::ModuleState;
 use crate::api::names::NodeReason;
 use crate::core::kmod::proc_modules::{InitState, Listed};
@@ -48,6 +48,9 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
         Ok(names) => {
             let mut steps = unload_steps(&names, &observed.kernel);
             steps.extend(heirs(&observed.record, entry).into_iter().map(Step::write));
+            if observed.is_removal(&owner, intent) {
+                steps.extend(in_tree::after_removal(observed, &entry.spec));
+            }
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
