@@ -12,11 +12,12 @@ use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, Usage, client, fail, instance};
+use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, ProxyArgs, Usage, client, fail, instance};
 use crate::api::names;
 use crate::core::hash;
 use crate::hub::{Hub, HubSettings};
 use crate::images::{Images, ImagesSettings};
+use crate::oci::proxies::Proxies;
 use crate::runtime::client::{ApiError, chain, within};
 use crate::runtime::lease;
 use crate::runtime::metrics::Metrics;
@@ -51,6 +52,8 @@ pub(super) struct ManagerArgs {
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "KMM_HEALTH_ADDRESS", default_value = "0.0.0.0:8081")]
     health_address: SocketAddr,
+    #[command(flatten)]
+    proxies: ProxyArgs,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -120,19 +123,23 @@ pub(super) fn run(args: ManagerArgs) -> ExitCode {
             "--operator-namespace (OPERATOR_NAMESPACE) is empty; name the namespace of this manager",
         );
     }
+    let proxies = match args.proxies.proxies() {
+        Ok(proxies) => proxies,
+        Err(usage) => return fail(EXIT_USAGE, &usage.to_string()),
+    };
     let result = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(manage(mode, args)).map_err(|error| chain(&error)));
+        .and_then(|runtime| runtime.block_on(manage(mode, proxies, args)).map_err(|error| chain(&error)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(EXIT_FAILURE, &error),
     }
 }
 
-async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
+async fn manage(mode: Mode, proxies: Proxies, args: ManagerArgs) -> Result<(), Error> {
     info!(version = env!("CARGO_PKG_VERSION"), ?mode, namespace = args.operator_namespace, "manager starts");
     let client = client().await?;
     let shutdown = CancellationToken::new();
@@ -146,7 +153,7 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
     let namespace = args.operator_namespace.clone();
     // On a Hub images are asked for in the operator's namespace only, and only its secrets may be read.
     let asked_in = (mode == Mode::Hub).then(|| namespace.clone());
-    let settings = ImagesSettings { namespace: asked_in, instance: Some(instance.clone()) };
+    let settings = ImagesSettings { namespace: asked_in, instance: Some(instance.clone()), proxies: proxies.clone() };
     let images = Images::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
     let stop = shutdown.clone();
     let gate = readiness.gate("lease");
@@ -173,6 +180,7 @@ async fn manage(mode: Mode, args: ManagerArgs) -> Result<(), Error> {
                 worker_image,
                 worker_service_account: args.worker_service_account,
                 worker_health_port: super::worker::HEALTH_PORT,
+                worker_variables: proxies.variables().to_vec(),
                 instance: instance.clone(),
             };
             let (spoke, watches) = Spoke::new(settings, client.clone(), &metrics, &readiness).map_err(Error::Worker)?;

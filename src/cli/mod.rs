@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kube::Client;
 
 use crate::api::crds;
+use crate::oci::proxies::Proxies;
 use crate::runtime::telemetry::{self, Format};
 
 /// Kernel modules for fleets of Kubernetes clusters.
@@ -56,6 +57,39 @@ impl LogArgs {
         telemetry::init(format, &self.log).map_err(|error| {
             Usage(format!("--log (KMM_LOG) `{}`: {error}; write for instance `info,kube=warn`", self.log))
         })
+    }
+}
+
+/// Proxies on the way to registries. As everywhere in Kubernetes, the lower-case variables count where the upper-case
+/// ones are not set.
+#[derive(Args)]
+struct ProxyArgs {
+    /// Proxy for registries that speak HTTPS
+    #[arg(long = "https-proxy", env = "HTTPS_PROXY", hide_env_values = true, value_name = "URL")]
+    https: Option<String>,
+    /// Proxy for registries that speak plain HTTP
+    #[arg(long = "http-proxy", env = "HTTP_PROXY", hide_env_values = true, value_name = "URL")]
+    http: Option<String>,
+    /// Hosts, domains, addresses and networks that are reached without a proxy
+    #[arg(long = "no-proxy", env = "NO_PROXY", value_name = "LIST")]
+    exceptions: Option<String>,
+}
+
+impl std::fmt::Debug for ProxyArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The addresses may hold passwords.
+        f.debug_struct("ProxyArgs").field("exceptions", &self.exceptions).finish_non_exhaustive()
+    }
+}
+
+impl ProxyArgs {
+    fn proxies(&self) -> Result<Proxies, Usage> {
+        #[expect(clippy::disallowed_methods, reason = "this is the reader of the environment")]
+        let or = |given: &Option<String>, variable: &str| {
+            given.clone().filter(|value| !value.is_empty()).or_else(|| std::env::var(variable).ok()).unwrap_or_default()
+        };
+        let (http, https) = (or(&self.http, "http_proxy"), or(&self.https, "https_proxy"));
+        Proxies::new(&http, &https, &or(&self.exceptions, "no_proxy")).map_err(|error| Usage(error.to_string()))
     }
 }
 

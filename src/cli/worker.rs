@@ -11,12 +11,13 @@ use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, client, fail};
+use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, ProxyArgs, client, fail};
 use crate::runtime::client::chain;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::serve;
 use crate::runtime::tasks::{self, Tasks};
+use crate::worker::fetch::Network;
 use crate::worker::once::Pass;
 use crate::worker::{self, Turn, WorkerSettings};
 
@@ -49,11 +50,34 @@ pub(super) struct WorkerArgs {
     /// The host's /lib/modules where it can be written, for Modules with publishOnHost; ends in lib/modules
     #[arg(long, env = "KMM_HOST_MODULES")]
     host_modules: Option<PathBuf>,
+    /// The host's /etc: mirrors and certificates of its container runtime
+    #[arg(long, env = "KMM_HOST_ETC", default_value = "/host/etc")]
+    host_etc: PathBuf,
+    /// Bytes that unpacked images may take on the disk, for instance `512Mi`; those in use stay in any case
+    #[arg(long, env = "KMM_STORE_LIMIT", default_value = "4Gi", value_name = "BYTES", value_parser = bytes)]
+    store_limit: u64,
+    #[command(flatten)]
+    proxies: ProxyArgs,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "KMM_HEALTH_ADDRESS", default_value_t = SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)))]
     health_address: SocketAddr,
     #[command(flatten)]
     log: LogArgs,
+}
+
+/// A number of bytes with one of the suffixes that Kubernetes has for powers of two.
+fn bytes(value: &str) -> Result<u64, String> {
+    let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &value[digits.len()..] {
+        "" => 0,
+        "Ki" => 10,
+        "Mi" => 20,
+        "Gi" => 30,
+        "Ti" => 40,
+        _ => return Err("write a number of bytes, or one with Ki, Mi, Gi or Ti".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("{error}"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is too large".to_owned())
 }
 
 /// How long a port that another process has is waited for: one worker ends while the next begins.
@@ -82,13 +106,20 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
     if node_name.is_empty() && !args.once {
         return fail(EXIT_USAGE, "--node-name (NODE_NAME) is empty; name the node that this worker drives");
     }
+    let proxies = match args.proxies.proxies() {
+        Ok(proxies) => proxies,
+        Err(usage) => return fail(EXIT_USAGE, &usage.to_string()),
+    };
+    let usual = WorkerSettings::new(node_name);
     let settings = WorkerSettings {
+        network: Network { host_etc: args.host_etc, proxies, ..usual.network },
+        store_limit: args.store_limit,
         state_dir: args.state_dir,
         proc: args.proc,
         sys: args.sys,
         lib_modules: args.lib_modules,
         host_modules: args.host_modules,
-        ..WorkerSettings::new(node_name)
+        ..usual
     };
     let work = async { if args.once { once(settings).await } else { work(settings, args.health_address).await } };
     // One thread: a worker rests nearly always, and there is one on every node.
@@ -141,6 +172,23 @@ async fn once(settings: WorkerSettings) -> Result<(), Error> {
             info!(loaded = loaded.len(), failed = failed.len(), "done");
             let asking = loaded.len() + failed.len();
             if failed.is_empty() { Ok(()) } else { Err(Error::NotLoaded { failed: failed.len(), asking }) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_bytes_is_written_as_in_kubernetes() {
+        let table =
+            [("0", Some(0)), ("512Mi", Some(512 << 20)), ("4Gi", Some(4 << 30)), ("3", Some(3)), ("2Ki", Some(2048))];
+        for (text, expected) in table {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+        }
+        for text in ["", "Gi", "4G", "4 Gi", "-1", "1.5Gi", "99999999999Ti"] {
+            assert!(bytes(text).is_err(), "{text}");
         }
     }
 }

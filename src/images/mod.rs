@@ -20,6 +20,7 @@ use kube_runtime::watcher::Config;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::oci::proxies::Proxies;
 use crate::runtime::client::ApiError;
 use crate::runtime::events::Events;
 use crate::runtime::metrics::Metrics;
@@ -47,6 +48,8 @@ pub struct ImagesSettings {
     pub namespace: Option<String>,
     /// Name of this replica, shown as the source of events.
     pub instance: Option<String>,
+    /// Proxies on the way to registries.
+    pub proxies: Proxies,
 }
 
 /// The images controller: its watch runs on every replica, the rest only on the one that leads.
@@ -54,6 +57,7 @@ pub struct Images {
     client: Client,
     events: Events,
     metrics: Metrics,
+    proxies: Proxies,
     store: Store<ImagesView>,
     queue: Queue<ObjectKey>,
 }
@@ -87,18 +91,18 @@ impl Images {
             });
         tasks.spawn_endless("watch of ModuleImagesConfigs to be answered", watch);
         let events = Events::new(client.clone(), "kmm-images", settings.instance);
-        Self { client, events, metrics: metrics.clone(), store, queue }
+        Self { client, events, metrics: metrics.clone(), proxies: settings.proxies, store, queue }
     }
 
     /// Asks registries and writes statuses until `shutdown`; for the replica that holds the lease.
     pub async fn lead(self, shutdown: CancellationToken) {
-        let Self { client, events, metrics, store, queue } = self;
+        let Self { client, events, metrics, proxies, store, queue } = self;
         tokio::select! {
             () = store.wait_until_ready() => {}
             () = shutdown.cancelled() => return,
         }
         info!(objects = store.len(), "the store is complete, images are looked up");
-        let oracle = Box::new(Registries::new(client.clone(), &metrics));
+        let oracle = Box::new(Registries::new(client.clone(), proxies, &metrics));
         let lookups = Lookups::new(oracle, queue.clone(), metrics.queue("image_lookups"));
         let controller = Arc::new(Controller { client, events, store, lookups: lookups.clone() });
         let passes = queue.run(WORKERS, shutdown.clone(), move |key| {

@@ -15,6 +15,7 @@ use super::observe::{Answer, Question};
 use crate::api::names::ImageReason;
 use crate::core::image::ImageRef;
 use crate::oci::credentials::Credentials;
+use crate::oci::proxies::Proxies;
 use crate::oci::registry::{self, Error};
 use crate::runtime::client::{ApiError, Class, within};
 use crate::runtime::metrics::Metrics;
@@ -26,6 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// The registries, as the manager reaches them.
 pub struct Registries {
     client: Client,
+    proxies: Proxies,
     lookups: Family<Labels, Counter>,
 }
 
@@ -42,13 +44,13 @@ impl std::fmt::Debug for Registries {
 
 impl Registries {
     /// Reads secrets through `client`, each time that a question needs one: nothing secret is kept.
-    pub fn new(client: Client, metrics: &Metrics) -> Self {
+    pub fn new(client: Client, proxies: Proxies, metrics: &Metrics) -> Self {
         let lookups = Family::default();
         metrics.register(|registry| {
             let help = "Look-ups of images in their registries, by what they came to";
             registry.register("kmm_image_lookups", help, Family::clone(&lookups));
         });
-        Self { client, lookups }
+        Self { client, proxies, lookups }
     }
 
     async fn look_up(&self, question: &Question) -> Reply {
@@ -65,7 +67,7 @@ impl Registries {
                 }
             },
         };
-        match registry::resolve(&image, &credentials, &question.options(), DEADLINE).await {
+        match registry::resolve(&image, &credentials, &question.options(), &self.proxies, DEADLINE).await {
             Ok(digest) => Reply { answer: Answer::Found(digest), rest: None },
             Err(error) => Reply { rest: error.retry_after(), ..failed(reason(&error), error.to_string()) },
         }

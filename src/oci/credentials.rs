@@ -165,17 +165,21 @@ impl Credentials {
     /// **Source**: the rules of the kubelet (Kubernetes documentation, "Interpretation of config.json"): the number of
     /// host parts and the port must be equal, each part may be a glob, the path must be a prefix.
     pub fn candidates(&self, image: &ImageRef) -> Vec<&Credential> {
-        let name = image.name();
+        self.of_name(&image.name())
+    }
+
+    /// As [`Self::candidates`], for `registry/repository`.
+    pub(crate) fn of_name(&self, name: &str) -> Vec<&Credential> {
         let mut found: Vec<&Credential> = Vec::new();
         let mut add = |credential| {
             if !found.contains(&credential) {
                 found.push(credential);
             }
         };
-        let exact = self.entries.iter().filter(|entry| matches(&entry.pattern, &name));
+        let exact = self.entries.iter().filter(|entry| matches(&entry.pattern, name));
         exact.for_each(|entry| add(&entry.credential));
-        if image.registry() == DEFAULT_REGISTRY {
-            let legacy = format!("{DEFAULT_REGISTRY_ENTRY}/{}", image.repository());
+        if let Some((DEFAULT_REGISTRY, repository)) = name.split_once('/') {
+            let legacy = format!("{DEFAULT_REGISTRY_ENTRY}/{repository}");
             let legacy = self.entries.iter().filter(|entry| matches(&entry.pattern, &legacy));
             legacy.for_each(|entry| add(&entry.credential));
         }

@@ -3,26 +3,26 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher as _, RandomState};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
 use oci_distribution::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
 
 use crate::core::image::Digest;
-use crate::oci::hash::{self, Hasher};
+use crate::oci::download::{Blob, Download};
+use crate::oci::hash;
 use crate::oci::partial::Partial;
 use crate::oci::pull::{Error, Limits, Platform};
-use crate::oci::registry::{self, MAX_MANIFEST, fetch_manifest};
-use crate::oci::session::{Session, next_piece};
+use crate::oci::registry::{MAX_MANIFEST, fetch_manifest};
+use crate::oci::sources::Sources;
 
-/// Times that one thing is asked for.
-const ATTEMPTS: u32 = 4;
 /// Wait before the second attempt; it doubles for each further one, and up to half of it is added by chance.
 const BACKOFF: Duration = Duration::from_millis(400);
 /// Longest wait for which a pull stays alive when a registry asks for one.
 const MAX_WAIT: Duration = Duration::from_secs(30);
+/// Bytes that an attempt must bring for the earlier ones to be forgotten: a connection that breaks often still arrives.
+const PROGRESS: u64 = 1 << 20;
 
 /// The layers of the image for one platform.
 pub(crate) struct Layers {
@@ -32,24 +32,25 @@ pub(crate) struct Layers {
     pub(crate) layers: Vec<Blob>,
 }
 
-/// Something that a manifest names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Blob {
-    digest: Digest,
-    size: u64,
+impl Layers {
+    /// Bytes to be fetched; a layer that is listed twice is fetched once.
+    pub(crate) fn bytes(&self) -> u64 {
+        let each: BTreeMap<_, _> = self.layers.iter().map(|layer| (&layer.digest, layer.size)).collect();
+        each.values().sum()
+    }
 }
 
 /// Fetches what belongs to one image.
 pub(crate) struct Fetcher<'a> {
-    session: Session<'a>,
+    sources: Sources<'a>,
     limits: &'a Limits,
-    partial: &'a Partial,
+    partial: Arc<Partial>,
     fetched: BTreeMap<Digest, PathBuf>,
 }
 
 impl<'a> Fetcher<'a> {
-    pub(crate) fn new(session: Session<'a>, limits: &'a Limits, partial: &'a Partial) -> Self {
-        Self { session, limits, partial, fetched: BTreeMap::new() }
+    pub(crate) fn new(sources: Sources<'a>, limits: &'a Limits, partial: Arc<Partial>) -> Self {
+        Self { sources, limits, partial, fetched: BTreeMap::new() }
     }
 
     /// Finds the manifest for the platform and what it lists, all of it proved by digest.
@@ -71,16 +72,28 @@ impl<'a> Fetcher<'a> {
     }
 
     async fn manifest(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        self.sources.begin();
+        loop {
+            match self.manifest_of_one(digest).await {
+                Err(error) => self.sources.failed(error)?,
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn manifest_of_one(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let attempts = self.sources.attempts();
         let mut attempt = 0;
         loop {
-            let fetched = fetch_manifest(&mut self.session, &digest.to_string()).await;
+            let session = self.sources.session().await?;
+            let fetched = fetch_manifest(session, &digest.to_string()).await;
             let proved = fetched.map_err(Error::from).and_then(|manifest| {
                 let actual = hash::of(digest.algorithm(), &manifest.body);
                 prove("the manifest", digest, actual).map(|()| manifest.body)
             });
             match proved {
                 Ok(body) => return Ok(body),
-                Err(error) => wait(error, &mut attempt).await?,
+                Err(error) => wait(error, &mut attempt, attempts).await?,
             }
         }
     }
@@ -144,46 +157,28 @@ impl<'a> Fetcher<'a> {
         if let Some(path) = self.fetched.get(&blob.digest) {
             return Ok(path.clone());
         }
-        let path = self.partial.layer(blob.digest.hex());
-        let mut attempt = 0;
-        while let Err(error) = self.try_blob(what, blob, &path).await {
-            wait(error, &mut attempt).await?;
+        let mut download = Download::new(what, blob, self.partial.layer(blob.digest.hex()));
+        self.sources.begin();
+        while let Err(error) = self.blob_of_one(&mut download).await {
+            self.sources.failed(error)?;
         }
+        let path = download.path().to_owned();
         self.fetched.insert(blob.digest.clone(), path.clone());
         Ok(path)
     }
 
-    async fn try_blob(&mut self, what: &'static str, blob: &Blob, path: &PathBuf) -> Result<(), Error> {
-        let storage = |source| Error::Storage { path: path.clone(), source };
-        let mut response = self.session.send(Method::GET, &format!("blobs/{}", blob.digest), false).await?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => {
-                let why = format!("{what} with the digest {} is not there", blob.digest);
-                return Err(self.session.invalid(why).into());
+    async fn blob_of_one(&mut self, download: &mut Download<'_>) -> Result<(), Error> {
+        let attempts = self.sources.attempts();
+        let mut attempt = 0;
+        loop {
+            let before = download.size();
+            let session = self.sources.session().await?;
+            let Err(error) = download.attempt(session).await else { return Ok(()) };
+            if download.size() >= before + PROGRESS {
+                attempt = 0;
             }
-            _ => return Err(self.session.refused(&response).into()),
+            wait(error, &mut attempt, attempts).await?;
         }
-        let mut file = tokio::fs::File::create(path).await.map_err(storage)?;
-        let mut hasher = Hasher::new(blob.digest.algorithm());
-        let mut size = 0_u64;
-        while let Some(piece) = next_piece(&self.session, &mut response).await? {
-            size += piece.len() as u64;
-            if size > blob.size {
-                let why = format!("{what} is larger than the {} bytes that the manifest tells", blob.size);
-                return Err(self.session.invalid(why).into());
-            }
-            hasher.update(&piece);
-            file.write_all(&piece).await.map_err(storage)?;
-        }
-        file.flush().await.map_err(storage)?;
-        if size < blob.size {
-            let why = format!("{what} ended after {size} of {} bytes", blob.size);
-            let image = self.session.image();
-            let registry = image.registry_api().to_owned();
-            return Err(registry::Error::Unreachable { image: image.to_string(), registry, why }.into());
-        }
-        prove(what, &blob.digest, hasher.finish())
     }
 }
 
@@ -192,7 +187,7 @@ fn prove(what: &'static str, expected: &Digest, actual: Digest) -> Result<(), Er
 }
 
 /// Waits before another attempt, or gives the error back when another one is of no use.
-async fn wait(error: Error, attempt: &mut u32) -> Result<(), Error> {
+async fn wait(error: Error, attempt: &mut u32, attempts: u32) -> Result<(), Error> {
     let asked = match &error {
         Error::Registry(error) if error.is_passing() => error.retry_after(),
         // A broken proxy in between may be circumvented the next time; a wrong image stays wrong.
@@ -200,7 +195,7 @@ async fn wait(error: Error, attempt: &mut u32) -> Result<(), Error> {
         _ => return Err(error),
     };
     *attempt += 1;
-    if *attempt >= ATTEMPTS || asked.is_some_and(|asked| asked > MAX_WAIT) {
+    if *attempt >= attempts || asked.is_some_and(|asked| asked > MAX_WAIT) {
         return Err(error);
     }
     let backoff = BACKOFF * 2_u32.pow(*attempt - 1);

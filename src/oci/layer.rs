@@ -1,7 +1,7 @@
 //! Applying the layers of an image to a folder, as far as they are wanted.
 //!
-//! Layers are files whose digest was proved before. They are read once from the lowest to the highest; only the paths
-//! that [`Keep`] names are written. Where a folder above them turns out to be a symbolic link of the image (`/lib`
+//! Layers are files whose digest was proved before. They are read once from the lowest to the highest, each as soon as it
+//! is there; only the paths that [`Keep`] names are written. Where a folder above them turns out to be a symbolic link of the image (`/lib`
 //! mostly), everything is read again with the link followed, until nothing new turns up.
 
 use std::cell::Cell;
@@ -14,7 +14,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tar::EntryType;
+use tokio::sync::mpsc::Receiver;
 
 use crate::oci::pull::{Error, Keep, Limits, Skipped};
 use crate::oci::tree::{self, Tree};
@@ -32,6 +34,44 @@ const MAX_SKIPPED: usize = 100;
 /// Largest window of zstd, as a power of two: 32 MiB.
 const ZSTD_WINDOW_LOG: u32 = 25;
 
+/// Bytes that are read from a layer, and written to a file, at once.
+const BUFFER: usize = 256 << 10;
+/// Bytes that a decompressor gives at once where little is asked for, as between files.
+const SMALL_BUFFER: usize = 32 << 10;
+
+/// Layers on their way: unpacking the first does not wait for the last.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    coming: Receiver<PathBuf>,
+    here: Vec<PathBuf>,
+    count: usize,
+}
+
+impl Arriving {
+    /// `count` files will come, lowest layer first.
+    pub(crate) fn new(coming: Receiver<PathBuf>, count: usize) -> Self {
+        Self { coming, here: Vec::with_capacity(count), count }
+    }
+
+    /// A layer; waits until it is there.
+    fn get(&mut self, number: usize) -> Result<PathBuf, Error> {
+        loop {
+            if let Some(path) = self.here.get(number) {
+                return Ok(path.clone());
+            }
+            self.here.push(self.coming.blocking_recv().ok_or(Error::Cancelled)?);
+        }
+    }
+
+    /// Removes the files: what is not there need not be written to the disk.
+    fn discard(&self) {
+        for path in &self.here {
+            // One that is listed twice is gone already; what stays goes with its folder.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// Symbolic links above the wanted paths, with the number of the layer that has them.
 type Links = BTreeMap<PathBuf, (PathBuf, usize)>;
 
@@ -47,7 +87,7 @@ pub(crate) struct Unpacked {
 ///
 /// Ends soon with an error once `cancelled` is set.
 pub(crate) fn unpack(
-    layers: &[PathBuf],
+    layers: &mut Arriving,
     out: &Path,
     keep: &Keep,
     limits: &Limits,
@@ -56,12 +96,13 @@ pub(crate) fn unpack(
     let mut links = Links::new();
     for _ in 0..MAX_PASSES {
         let mut pass = Pass::new(out, keep, limits, links)?;
-        for (number, layer) in layers.iter().enumerate() {
-            pass.layer(number, layer, cancelled)?;
+        for number in 0..layers.count {
+            pass.layer(number, &layers.get(number)?, cancelled)?;
         }
         let found = |links: &Links| links.iter().map(|(path, (target, _))| (path.clone(), target.clone())).collect();
         let (used, found): (Vec<_>, Vec<_>) = (found(&pass.links), found(&pass.found));
         if used == found {
+            layers.discard();
             return pass.finish();
         }
         links = pass.found;
@@ -92,6 +133,7 @@ struct Pass<'a> {
     bytes: u64,
     scanned: u64,
     skipped: Vec<Skipped>,
+    buffer: Vec<u8>,
 }
 
 impl<'a> Pass<'a> {
@@ -122,12 +164,13 @@ impl<'a> Pass<'a> {
             bytes: 0,
             scanned: 0,
             skipped: Vec::new(),
+            buffer: vec![0; BUFFER],
         })
     }
 
     fn layer(&mut self, number: usize, layer: &Path, cancelled: &Arc<AtomicBool>) -> Result<(), Error> {
         let storage = |source| Error::Storage { path: layer.to_owned(), source };
-        let file = BufReader::with_capacity(1 << 16, File::open(layer).map_err(storage)?);
+        let file = BufReader::with_capacity(BUFFER, File::open(layer).map_err(storage)?);
         let left = self.limits.unpacked_bytes.saturating_sub(self.scanned);
         let meter = Meter { left: Cell::new(left), allowed: Cell::new(HEADER_BYTES), cancelled };
         let content = decompressed(file).map_err(|error| meter.error(self.limits, number, &error))?;
@@ -211,17 +254,24 @@ impl<'a> Pass<'a> {
         if self.bytes > self.limits.kept_bytes {
             return Err(too_large("bytes to keep", self.limits.kept_bytes));
         }
+        if self.bytes > self.limits.disk_bytes {
+            let (needed, room, folder) = (self.bytes, self.limits.disk_bytes, self.tree.root().to_owned());
+            return Err(Failure::Known(Error::NoSpace { needed, room, folder }));
+        }
         let mut file = self.tree.put_file(out).map_err(|error| Failure::Known(written(path, error)))?;
-        let mut buffer = vec![0; 1 << 16];
         let mut left = size;
         while left > 0 {
-            let read = entry.read(&mut buffer).map_err(Failure::Reading)?;
+            let read = entry.read(&mut self.buffer).map_err(Failure::Reading)?;
             if read == 0 {
                 return Err(Failure::Reading(io::ErrorKind::UnexpectedEof.into()));
             }
-            io::Write::write_all(&mut file, &buffer[..read])
+            io::Write::write_all(&mut file, &self.buffer[..read])
                 .map_err(|source| Failure::Known(Error::Storage { path: out.to_owned(), source }))?;
             left = left.saturating_sub(read as u64);
+        }
+        if size >= BUFFER as u64 {
+            // Begins to write it to the disk while the next one is unpacked; a system that does not loses time only.
+            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
         Ok(())
     }
@@ -410,11 +460,11 @@ fn decompressed<'a>(mut file: BufReader<File>) -> io::Result<Box<dyn Read + 'a>>
     // The bytes tell more reliably than media types, which tools that recompress forget to change.
     let start = file.fill_buf()?;
     if start.starts_with(&[0x1f, 0x8b]) {
-        Ok(Box::new(flate2::bufread::MultiGzDecoder::new(file)))
+        Ok(Box::new(BufReader::with_capacity(SMALL_BUFFER, flate2::bufread::MultiGzDecoder::new(file))))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || start.get(1..4) == Some(&[0x2a, 0x4d, 0x18]) {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
         decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-        Ok(Box::new(decoder))
+        Ok(Box::new(BufReader::with_capacity(SMALL_BUFFER, decoder)))
     } else {
         Ok(Box::new(file))
     }

@@ -8,9 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::sys::statvfs::statvfs;
+
 use crate::oci::pull::Error;
 
 const SUFFIX: &str = ".partial";
+/// What is left free: this part of the disk, at most so many bytes.
+const RESERVE_SHARE: u64 = 20;
+const MAX_RESERVE: u64 = 1 << 30;
 
 /// A private folder that goes with its owner.
 #[derive(Debug)]
@@ -59,8 +64,28 @@ impl Partial {
         self.folder.join("tree")
     }
 
+    /// Bytes that may still be written to the disk, a reserve left for everybody else; `None` where that is not told.
+    ///
+    /// **Errors**: [`Error::NoSpace`] when they are fewer than `needed`.
+    pub(crate) fn room(&self, needed: u64) -> Result<Option<u64>, Error> {
+        let found = statvfs(&self.folder)
+            .map_err(|errno| Error::Storage { path: self.folder.clone(), source: errno.into() })?;
+        // File systems without a size of their own tell zeros.
+        if found.blocks() == 0 {
+            return Ok(None);
+        }
+        let free = found.blocks_available().saturating_mul(found.fragment_size());
+        let reserve = (found.blocks().saturating_mul(found.fragment_size()) / RESERVE_SHARE).min(MAX_RESERVE);
+        let room = free.saturating_sub(reserve);
+        if room < needed {
+            let folder = self.folder.parent().unwrap_or(Path::new("/")).to_owned();
+            return Err(Error::NoSpace { needed, room, folder });
+        }
+        Ok(Some(room))
+    }
+
     /// Gives the unpacked tree its name, for good.
-    pub(crate) fn publish(self, destination: &Path) -> Result<(), Error> {
+    pub(crate) fn publish(&self, destination: &Path) -> Result<(), Error> {
         let failed = |source| Error::Storage { path: destination.to_owned(), source };
         fs::rename(self.tree(), destination).map_err(failed)?;
         let parent = destination.parent().unwrap_or(Path::new("/"));

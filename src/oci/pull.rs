@@ -1,7 +1,8 @@
 //! From a digest to files on the node.
 //!
-//! Layers are first fetched whole into files and proved by digest and size; only then is anything of them read. What is
-//! unpacked lies in a folder of its own beside the destination and takes its name when it is complete and on the disk.
+//! Each layer is first fetched whole into a file and proved by digest and size; only then is anything of it read. It is
+//! unpacked while the next one is fetched. What is unpacked lies in a folder of its own beside the destination and takes its
+//! name when it is complete and on the disk.
 
 use std::fmt;
 use std::io;
@@ -10,13 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::core::image::{Digest, ImageRef};
 use crate::oci::credentials::Credentials;
-use crate::oci::fetch::{Fetcher, Layers};
-use crate::oci::layer::{self, clean};
+use crate::oci::download::Blob;
+use crate::oci::endpoint::Endpoint;
+use crate::oci::fetch::Fetcher;
+use crate::oci::layer::{self, Arriving, clean};
 use crate::oci::partial::Partial;
-use crate::oci::registry::{self, RegistryOptions, candidates, worse};
-use crate::oci::session::{Connection, Session};
+use crate::oci::proxies::Proxies;
+use crate::oci::registry;
+use crate::oci::sources::Sources;
 
 /// Why there is no tree. One variant for one reason.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +76,30 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Several endpoints were asked, or one that is not the registry itself, and none had it.
+    #[error("{main} (asked at {at}{others})")]
+    Endpoints {
+        /// What tells most.
+        main: Box<Error>,
+        /// Where that was said.
+        at: String,
+        /// What the others said, each after a semicolon.
+        others: String,
+    },
+    /// The disk has less room than the image needs at least.
+    #[error(
+        "the image needs {needed} bytes at least, and there is room for {room} in {}, beside a reserve that stays free; \
+         make room there",
+        folder.display()
+    )]
+    NoSpace {
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that may be used.
+        room: u64,
+        /// Where.
+        folder: PathBuf,
+    },
     /// Our own disk.
     #[error("{} cannot be written", path.display())]
     Storage {
@@ -95,6 +125,8 @@ impl Error {
             Self::UnsafeImage { .. } => "UnsafeImage",
             Self::ImageTooLarge { .. } => "ImageTooLarge",
             Self::InvalidImage { .. } => "InvalidResponse",
+            Self::Endpoints { main, .. } => main.reason(),
+            Self::NoSpace { .. } => "StoreFull",
             Self::Storage { .. } => "StoreFailed",
             Self::Cancelled => "Timeout",
         }
@@ -166,6 +198,8 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of one path that is kept.
     pub path_bytes: u64,
+    /// Bytes of the disk that kept files may take.
+    pub disk_bytes: u64,
 }
 
 impl Default for Limits {
@@ -179,6 +213,7 @@ impl Default for Limits {
             file_bytes: 1 << 30,
             entries: 50_000,
             path_bytes: 1024,
+            disk_bytes: u64::MAX,
         }
     }
 }
@@ -214,8 +249,10 @@ pub struct PullRequest<'a> {
     pub platform: &'a Platform,
     /// Credentials for the registry.
     pub credentials: &'a Credentials,
-    /// How the registry is reached.
-    pub options: RegistryOptions,
+    /// Where it is asked for, in this order.
+    pub endpoints: &'a [Endpoint],
+    /// Proxies on the way.
+    pub proxies: &'a Proxies,
     /// The folder to make; it must not exist, its parent must.
     pub destination: &'a Path,
     /// What of the image is wanted.
@@ -229,59 +266,68 @@ pub struct PullRequest<'a> {
 /// Fetches, proves and unpacks an image. Paths below the destination are those of the image.
 ///
 /// The destination appears complete and on the disk, or not at all; leftovers of a crash are removed by the next pull to
-/// the same destination. Passing failures of the registry are retried a few times within the deadline. Memory use does
-/// not depend on the size of the image. Dropping the future ends everything soon.
+/// the same destination. Passing failures of an endpoint are retried a few times within the deadline, what broke off is
+/// taken up where it ended, and the next endpoint is asked for what one does not have. Memory use does not depend on the
+/// size of the image. Dropping the future ends everything soon.
 pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
     let image = request.image;
     let Some(digest) = image.digest() else { return Err(Error::NotPinned { image: image.to_string() }) };
     let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
     let pulled = async {
-        let partial = Partial::create(request.destination)?;
-        let (layers, manifest_digest) = fetch(&request, digest, &partial).await?;
-        let (keep, limits, cancelled) = (request.keep.clone(), request.limits, Arc::clone(&cancel.0));
-        let destination = request.destination.to_owned();
-        // The thread owns the folder: it is removed when the thread is done with it, not before.
-        let unpacking = tokio::task::spawn_blocking(move || {
-            let unpacked = layer::unpack(&layers, &partial.tree(), &keep, &limits, &cancelled)?;
+        let partial = Arc::new(Partial::create(request.destination)?);
+        let sources = Sources::new(image, request.endpoints, request.credentials, request.proxies, request.deadline);
+        let mut fetcher = Fetcher::new(sources, &request.limits, Arc::clone(&partial));
+        let found = fetcher.layers(digest, request.platform).await?;
+        let needed = found.bytes();
+        let mut limits = request.limits;
+        if let Some(room) = partial.room(needed)? {
+            limits.disk_bytes = limits.disk_bytes.min(room.saturating_sub(needed));
+        }
+        let (arrived, arriving) = mpsc::channel(found.layers.len().max(1));
+        let mut layers = Arriving::new(arriving, found.layers.len());
+        let (keep, cancelled, destination) =
+            (request.keep.clone(), Arc::clone(&cancel.0), request.destination.to_owned());
+        // The thread has a share in the folder: it is not removed before the thread is done with it.
+        let mut unpacking = tokio::task::spawn_blocking(move || {
+            let unpacked = layer::unpack(&mut layers, &partial.tree(), &keep, &limits, &cancelled)?;
             if cancelled.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
             partial.publish(&destination)?;
             Ok(unpacked)
         });
-        let unpacked = match unpacking.await {
-            Ok(unpacked) => unpacked?,
-            Err(error) => return Err(Error::InvalidImage { why: format!("unpacking broke off: {error}") }),
+        let fetching = fetch(&mut fetcher, &found.layers, arrived);
+        let unpacked = tokio::select! {
+            fetched = fetching => {
+                if fetched.is_err() {
+                    cancel.0.store(true, Ordering::Relaxed);
+                }
+                let unpacked = (&mut unpacking).await;
+                fetched?;
+                unpacked
+            }
+            unpacked = &mut unpacking => unpacked,
         };
+        let unpacked = unpacked
+            .unwrap_or_else(|error| Err(Error::InvalidImage { why: format!("unpacking broke off: {error}") }))?;
         let layer::Unpacked { files, bytes, skipped } = unpacked;
-        Ok(PulledTree { manifest_digest, files, bytes, skipped })
+        Ok(PulledTree { manifest_digest: found.manifest_digest, files, bytes, skipped })
     };
     tokio::time::timeout(request.deadline, pulled)
         .await
         .unwrap_or_else(|_| Err(registry::Error::Timeout { image: image.to_string(), after: request.deadline }.into()))
 }
 
-/// Fetches every layer with the first credential that works; returns the files, lowest layer first.
-async fn fetch(request: &PullRequest<'_>, digest: &Digest, partial: &Partial) -> Result<(Vec<PathBuf>, Digest), Error> {
-    let connection = Connection::open(request.image, request.options, request.deadline).await?;
-    let mut refused = None;
-    for candidate in candidates(request.image, request.credentials) {
-        let session = Session::new(&connection, candidate);
-        let mut fetcher = Fetcher::new(session, &request.limits, partial);
-        let answer = async {
-            let Layers { manifest_digest, layers } = fetcher.layers(digest, request.platform).await?;
-            let mut files = Vec::with_capacity(layers.len());
-            for layer in &layers {
-                files.push(fetcher.layer(layer).await?);
-            }
-            Ok((files, manifest_digest))
-        };
-        match answer.await {
-            Err(Error::Registry(error)) if error.depends_on_credentials() => refused = Some(worse(refused, error)),
-            answer => return answer,
+/// Fetches every layer and hands it on, lowest first.
+async fn fetch(fetcher: &mut Fetcher<'_>, layers: &[Blob], arrived: mpsc::Sender<PathBuf>) -> Result<(), Error> {
+    for layer in layers {
+        let path = fetcher.layer(layer).await?;
+        // Nobody waits any more: unpacking failed, which is told.
+        if arrived.send(path).await.is_err() {
+            break;
         }
     }
-    Err(refused.unwrap_or_else(|| registry::Error::NotFound { image: request.image.to_string() }).into())
+    Ok(())
 }
 
 /// Tells the unpacking thread that nobody waits any more.

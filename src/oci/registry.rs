@@ -1,11 +1,14 @@
 //! From a tag to a digest, and the closed list of what may go wrong on the way.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::core::image::{Algorithm, Digest, ImageRef, ParseError};
-use crate::oci::credentials::{Credential, Credentials};
+use crate::oci::credentials::Credentials;
+use crate::oci::endpoint::Endpoint;
+use crate::oci::proxies::Proxies;
 use crate::oci::session::{Connection, Session, is_manifest_type, read_bounded, refusal};
 
 /// Largest manifest that is read, in bytes; what the distribution specification asks registries to support.
@@ -158,13 +161,15 @@ pub async fn resolve(
     image: &ImageRef,
     credentials: &Credentials,
     options: &RegistryOptions,
+    proxies: &Proxies,
     deadline: Duration,
 ) -> Result<Digest, Error> {
+    let origin = Endpoint::origin(image, *options);
     let asked = async {
-        let connection = Connection::open(image, *options, deadline).await?;
+        let connection = Arc::new(Connection::open(image, &origin, proxies, deadline).await?);
         let mut refused = None;
-        for candidate in candidates(image, credentials) {
-            match look_up(&mut Session::new(&connection, candidate)).await {
+        for candidate in origin.candidates(credentials) {
+            match look_up(&mut Session::new(Arc::clone(&connection), candidate)).await {
                 Err(error) if error.depends_on_credentials() => refused = Some(worse(refused, error)),
                 answer => return answer,
             }
@@ -174,12 +179,6 @@ pub async fn resolve(
     tokio::time::timeout(deadline, asked)
         .await
         .unwrap_or_else(|_| Err(Error::Timeout { image: image.to_string(), after: deadline }))
-}
-
-/// What to try in turn: every credential that is for the image, or nothing but an anonymous request.
-pub(crate) fn candidates<'a>(image: &ImageRef, credentials: &'a Credentials) -> Vec<Option<&'a Credential>> {
-    let found = credentials.candidates(image);
-    if found.is_empty() { vec![None] } else { found.into_iter().map(Some).collect() }
 }
 
 /// Of two refusals the one that says less: a missing image is certain only when everybody was allowed to look.
@@ -193,7 +192,7 @@ pub(crate) fn worse(one: Option<Error>, other: Error) -> Error {
 async fn look_up(session: &mut Session<'_>) -> Result<Digest, Error> {
     let image = session.image();
     let reference = reference(image);
-    let head = session.send(http::Method::HEAD, &format!("manifests/{reference}"), true).await?;
+    let head = session.manifest(http::Method::HEAD, &reference).await?;
     let status = head.status();
     if status.is_success() {
         let digest = content_digest(head.headers()).and_then(|value| value.parse::<Digest>().ok());
@@ -242,7 +241,7 @@ pub(crate) struct FetchedManifest {
 
 /// Fetches a manifest or index by tag or digest. The caller compares the digest.
 pub(crate) async fn fetch_manifest(session: &mut Session<'_>, reference: &str) -> Result<FetchedManifest, Error> {
-    let mut response = session.send(http::Method::GET, &format!("manifests/{reference}"), true).await?;
+    let mut response = session.manifest(http::Method::GET, reference).await?;
     if response.status() == http::StatusCode::NOT_FOUND {
         return Err(missing(session, response).await);
     }

@@ -4,19 +4,22 @@
 //! `Retry-After`, a failing token server into an anonymous request (and its 401), and reads bodies of any size.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Method, StatusCode};
+use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, Method, StatusCode};
 use oci_distribution::manifest::{
     IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
 use reqwest::{Response, Url};
 use serde::Deserialize;
 
-use crate::core::image::ImageRef;
+use crate::core::image::{Digest, ImageRef};
 use crate::oci::credentials::Credential;
-use crate::oci::registry::{Error, RegistryOptions};
+use crate::oci::endpoint::{Endpoint, Scheme, Tls};
+use crate::oci::proxies::Proxies;
+use crate::oci::registry::Error;
 
 /// Everything that a tag may stand for. An index first: where there is one, its digest is the one that travels.
 const MANIFEST_TYPES: [&str; 4] =
@@ -38,58 +41,91 @@ pub(crate) fn is_manifest_type(content_type: &str) -> bool {
     MANIFEST_TYPES.contains(&media_type)
 }
 
-/// A client for the registry of one image, with the scheme decided.
+/// A client for one endpoint of an image, with the scheme decided.
 pub(crate) struct Connection<'a> {
     image: &'a ImageRef,
+    endpoint: &'a Endpoint,
     http: reqwest::Client,
     scheme: &'static str,
-    options: RegistryOptions,
 }
 
 impl<'a> Connection<'a> {
     /// Prepares the client. Where plain HTTP may be used, one request tells whether it must be.
     pub(crate) async fn open(
         image: &'a ImageRef,
-        options: RegistryOptions,
+        endpoint: &'a Endpoint,
+        proxies: &Proxies,
         deadline: Duration,
     ) -> Result<Connection<'a>, Error> {
-        let http = client(options).map_err(|error| transport(image, STALL, &error))?;
-        let mut connection = Self { image, http, scheme: "https", options };
-        if options.insecure {
-            let probe = connection.http.get(format!("https://{}/v2/", image.registry_api())).send();
-            if !matches!(tokio::time::timeout(PROBE.min(deadline / 3), probe).await, Ok(Ok(_))) {
-                connection.scheme = "http";
+        let http = client(endpoint, proxies).map_err(|error| transport(image, endpoint, STALL, &error))?;
+        let mut connection = Self { image, endpoint, http, scheme: "https" };
+        match endpoint.scheme {
+            Scheme::Https => {}
+            Scheme::Http => connection.scheme = "http",
+            Scheme::Either => {
+                let probe = connection.http.get(connection.url("")).headers(endpoint.headers.clone()).send();
+                if !matches!(tokio::time::timeout(PROBE.min(deadline / 3), probe).await, Ok(Ok(_))) {
+                    connection.scheme = "http";
+                }
             }
         }
         Ok(connection)
     }
+
+    /// Below the root of the API.
+    fn url(&self, path: &str) -> String {
+        format!("{}://{}{}/{path}", self.scheme, self.endpoint.host, self.endpoint.root)
+    }
 }
 
-fn client(options: RegistryOptions) -> reqwest::Result<reqwest::Client> {
+fn client(endpoint: &Endpoint, proxies: &Proxies) -> reqwest::Result<reqwest::Client> {
     // Without a provider the client would panic; where one is installed already this changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = || {
-        reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder()
             .user_agent(concat!("kmm/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(STALL)
+            .connect_timeout(endpoint.connect_timeout.unwrap_or(STALL))
             .read_timeout(STALL)
             .referer(false)
-            .redirect(redirections(options))
-            .tls_danger_accept_invalid_certs(options.insecure_skip_tls_verify)
+            .redirect(redirections(endpoint.scheme))
+            // Those of the environment were read at start, and are in `proxies`.
+            .no_proxy();
+        builder = if let Some(proxy) = &endpoint.proxy {
+            builder.proxy(reqwest::Proxy::all(proxy.clone())?)
+        } else {
+            let proxies = proxies.clone();
+            builder.proxy(reqwest::Proxy::custom(move |url| proxies.proxy(url).cloned()))
+        };
+        trusting(builder, &endpoint.tls)
     };
-    match builder().build() {
+    match builder()?.build() {
         // Without a single root certificate on the system HTTPS cannot work, but plain HTTP can.
-        Err(_) if options.insecure => builder().tls_certs_only([]).build(),
+        Err(_) if endpoint.scheme != Scheme::Https => builder()?.tls_certs_only([]).build(),
         built => built,
     }
 }
 
-fn redirections(options: RegistryOptions) -> reqwest::redirect::Policy {
+fn trusting(mut builder: reqwest::ClientBuilder, tls: &Tls) -> reqwest::Result<reqwest::ClientBuilder> {
+    builder = builder.tls_danger_accept_invalid_certs(tls.skip_verify);
+    if let Some(identity) = &tls.identity {
+        builder = builder.identity(reqwest::Identity::from_pem(identity)?);
+    }
+    let known = |all: &[Vec<u8>]| {
+        all.iter().map(|der| reqwest::Certificate::from_der(der)).collect::<reqwest::Result<Vec<_>>>()
+    };
+    let besides = known(&tls.authorities)?;
+    Ok(match &tls.roots {
+        Some(roots) => builder.tls_certs_only(known(roots)?.into_iter().chain(besides)),
+        None => builder.tls_certs_merge(besides),
+    })
+}
+
+fn redirections(scheme: Scheme) -> reqwest::redirect::Policy {
     reqwest::redirect::Policy::custom(move |attempt| {
         let from_https = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
         if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error("too many redirections")
-        } else if from_https && attempt.url().scheme() != "https" && !options.insecure {
+        } else if from_https && attempt.url().scheme() != "https" && scheme == Scheme::Https {
             attempt.error("a redirection leads from HTTPS to plain HTTP")
         } else {
             attempt.follow()
@@ -97,16 +133,21 @@ fn redirections(options: RegistryOptions) -> reqwest::redirect::Policy {
     })
 }
 
-/// One credential, or none, in use with one registry.
+/// One credential, or none, in use with one endpoint.
 pub(crate) struct Session<'a> {
-    connection: &'a Connection<'a>,
+    connection: Arc<Connection<'a>>,
     credential: Option<&'a Credential>,
     authorization: Option<HeaderValue>,
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(connection: &'a Connection<'a>, credential: Option<&'a Credential>) -> Self {
+    pub(crate) fn new(connection: Arc<Connection<'a>>, credential: Option<&'a Credential>) -> Self {
         Self { connection, credential, authorization: None }
+    }
+
+    /// The same connection, asked with another credential.
+    pub(crate) fn with(&self, credential: Option<&'a Credential>) -> Self {
+        Self::new(Arc::clone(&self.connection), credential)
     }
 
     pub(crate) fn image(&self) -> &'a ImageRef {
@@ -128,21 +169,43 @@ impl<'a> Session<'a> {
             .unwrap_or_else(|| self.invalid(format!("status {}", response.status().as_u16())))
     }
 
-    /// Asks for `path` below the repository. Whatever the registry wants for authentication is done once; a 401 that
-    /// comes back means that it did not help.
-    pub(crate) async fn send(&mut self, method: Method, path: &str, manifest: bool) -> Result<Response, Error> {
-        let repository = self.image().repository();
-        let url = self.url(&format!("{repository}/{path}"));
-        let response = self.request(method.clone(), &url, manifest).await?;
+    /// Nobody answers, or the answer broke off.
+    pub(crate) fn unreachable(&self, why: impl Into<String>) -> Error {
+        let registry = self.connection.endpoint.host.clone();
+        Error::Unreachable { image: self.image().to_string(), registry, why: why.into() }
+    }
+
+    /// Asks for a manifest or index by tag or digest. Whatever the registry wants for authentication is done once; a 401
+    /// that comes back means that it did not help.
+    pub(crate) async fn manifest(&mut self, method: Method, reference: &str) -> Result<Response, Error> {
+        let mut headers = HeaderMap::new();
+        if let Ok(types) = HeaderValue::try_from(MANIFEST_TYPES.join(", ")) {
+            headers.insert(ACCEPT, types);
+        }
+        self.send(method, &format!("manifests/{reference}"), headers).await
+    }
+
+    /// Asks for a blob, from the byte `from` on if it is not the first; whether that is what comes, the answer says.
+    pub(crate) async fn blob(&mut self, digest: &Digest, from: u64) -> Result<Response, Error> {
+        let mut headers = HeaderMap::new();
+        if let Some(range) = (from > 0).then(|| HeaderValue::try_from(format!("bytes={from}-")).ok()).flatten() {
+            headers.insert(RANGE, range);
+        }
+        self.send(Method::GET, &format!("blobs/{digest}"), headers).await
+    }
+
+    async fn send(&mut self, method: Method, path: &str, headers: HeaderMap) -> Result<Response, Error> {
+        let url = self.connection.url(&format!("{}/{path}", self.connection.endpoint.repository));
+        let response = self.request(method.clone(), &url, headers.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        if self.authorize(&response).await? { self.request(method, &url, manifest).await } else { Ok(response) }
+        if self.authorize(&response).await? { self.request(method, &url, headers).await } else { Ok(response) }
     }
 
     /// Whether the registry's API root answers as one.
     pub(crate) async fn is_registry(&mut self) -> Result<bool, Error> {
-        let response = self.request(Method::GET, &self.url(""), false).await?;
+        let response = self.request(Method::GET, &self.connection.url(""), HeaderMap::new()).await?;
         match response.status() {
             StatusCode::OK | StatusCode::UNAUTHORIZED => Ok(true),
             status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
@@ -152,19 +215,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("{}://{}/v2/{path}", self.connection.scheme, self.image().registry_api())
-    }
-
-    async fn request(&self, method: Method, url: &str, manifest: bool) -> Result<Response, Error> {
-        let mut request = self.connection.http.request(method, url);
-        if manifest {
-            request = request.header(ACCEPT, MANIFEST_TYPES.join(", "));
+    async fn request(&self, method: Method, url: &str, headers: HeaderMap) -> Result<Response, Error> {
+        let endpoint = self.connection.endpoint;
+        let mut url = Url::parse(url).map_err(|_| self.invalid("its address is none"))?;
+        if let Some(namespace) = &endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
         }
+        let mut request = self.connection.http.request(method, url).headers(endpoint.headers.clone()).headers(headers);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
-        request.send().await.map_err(|error| transport(self.image(), STALL, &error))
+        request.send().await.map_err(|error| self.transport(&error))
+    }
+
+    fn transport(&self, error: &reqwest::Error) -> Error {
+        transport(self.connection.image, self.connection.endpoint, STALL, error)
     }
 
     /// Does what a 401 asks for; false when there is nothing that could be done.
@@ -183,8 +248,8 @@ impl<'a> Session<'a> {
                 } else if challenge.scheme.eq_ignore_ascii_case("bearer")
                     && let Some(realm) = param("realm")
                 {
-                    let scope =
-                        param("scope").unwrap_or_else(|| format!("repository:{}:pull", self.image().repository()));
+                    let scope = param("scope")
+                        .unwrap_or_else(|| format!("repository:{}:pull", self.connection.endpoint.repository));
                     let token = self.token(&realm, param("service"), &scope).await?;
                     self.authorization = Some(self.secret_header(format!("Bearer {token}"))?);
                     return Ok(true);
@@ -208,7 +273,7 @@ impl<'a> Session<'a> {
             access_token: Option<String>,
         }
         let mut url = Url::parse(realm).map_err(|_| self.invalid("its token server has no valid address"))?;
-        let plain = self.connection.scheme == "http" || self.connection.options.insecure;
+        let plain = self.connection.endpoint.scheme != Scheme::Https;
         if url.scheme() != "https" && !(plain && url.scheme() == "http") {
             return Err(self.invalid("its token server is not on HTTPS"));
         }
@@ -220,7 +285,7 @@ impl<'a> Session<'a> {
         if let Some(credential) = self.credential {
             request = request.header(AUTHORIZATION, self.secret_header(basic(credential))?);
         }
-        let mut response = request.send().await.map_err(|error| transport(self.image(), STALL, &error))?;
+        let mut response = request.send().await.map_err(|error| self.transport(&error))?;
         if let Some(error) = refusal(self.image(), self.tried(), &response) {
             return Err(error);
         }
@@ -291,12 +356,12 @@ pub(crate) async fn read_bounded(session: &Session<'_>, response: &mut Response,
 
 /// The next piece of an answer, `None` at its end.
 pub(crate) async fn next_piece(session: &Session<'_>, response: &mut Response) -> Result<Option<bytes::Bytes>, Error> {
-    response.chunk().await.map_err(|error| transport(session.image(), STALL, &error))
+    response.chunk().await.map_err(|error| session.transport(&error))
 }
 
 /// What a failed request means. Only the innermost cause is told: the outer ones hold URLs, some of them signed.
-fn transport(image: &ImageRef, after: Duration, error: &reqwest::Error) -> Error {
-    let registry = image.registry_api().to_owned();
+fn transport(image: &ImageRef, endpoint: &Endpoint, after: Duration, error: &reqwest::Error) -> Error {
+    let registry = endpoint.host.clone();
     let image = image.to_string();
     if error.is_timeout() {
         return Error::Timeout { image, after };

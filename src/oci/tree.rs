@@ -1,12 +1,13 @@
 //! The folder that layers are applied to: written part by part, never through a link, never outside.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use nix::unistd::syncfs;
 
 /// Why a path could not be written.
 #[derive(Debug)]
@@ -22,14 +23,19 @@ pub(crate) enum Error {
 pub(crate) struct Tree {
     root: PathBuf,
     /// What the current layer has written; only the rest belongs to lower layers.
-    written: BTreeSet<PathBuf>,
+    written: HashSet<PathBuf>,
 }
 
 impl Tree {
     /// Makes the folder, which must not be there yet.
     pub(crate) fn create(root: PathBuf) -> Result<Self, Error> {
         DirBuilder::new().mode(0o755).create(&root).map_err(|error| Error::Io(root.clone(), error))?;
-        Ok(Self { root, written: BTreeSet::new() })
+        Ok(Self { root, written: HashSet::new() })
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Everything written so far now counts as a lower layer.
@@ -157,30 +163,32 @@ impl Tree {
         Ok(full)
     }
 
-    /// Writes everything to the disk. Returns the number of regular files and their bytes.
+    /// Writes everything to the disk, at once. Returns the number of regular files and their bytes.
     pub(crate) fn sync(&self) -> Result<(u64, u64), Error> {
-        sync_folder(&self.root)
+        let failed = |error| Error::Io(self.root.clone(), error);
+        let counted = count(&self.root)?;
+        let root = File::open(&self.root).map_err(failed)?;
+        syncfs(&root).map_err(|errno| failed(errno.into()))?;
+        Ok(counted)
     }
 }
 
-/// Writes a folder and all below it to the disk; counts the files and their bytes.
-fn sync_folder(folder: &Path) -> Result<(u64, u64), Error> {
+/// The regular files below a folder and their bytes.
+fn count(folder: &Path) -> Result<(u64, u64), Error> {
     let failed = |error| Error::Io(folder.to_owned(), error);
     let (mut files, mut bytes) = (0, 0);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let metadata = entry.metadata().map_err(failed)?;
         if metadata.is_dir() {
-            let (below, size) = sync_folder(&entry.path())?;
+            let (below, size) = count(&entry.path())?;
             files += below;
             bytes += size;
         } else if metadata.is_file() {
-            File::open(entry.path()).and_then(|file| file.sync_all()).map_err(failed)?;
             files += 1;
             bytes += metadata.len();
         }
     }
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
     Ok((files, bytes))
 }
 

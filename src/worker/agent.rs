@@ -64,6 +64,8 @@ pub struct Agent {
     listing: Listing,
     /// Unpacked images may lie there that nobody needs.
     tidy: bool,
+    /// Keys of the unpacked images that were needed when that was looked at last.
+    needed_trees: BTreeSet<String>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -105,6 +107,10 @@ impl Agent {
         for aside in record_aside.into_iter().chain(plan_aside) {
             warn!(file = %aside.display(), "a file of the worker could not be read and was put aside");
         }
+        match state.sweep_trees()? {
+            0 => {}
+            removed => info!(removed, "removed what an interrupted unpacking left"),
+        }
         info!(node = settings.node_name, boot_id, release, recorded = record.entries.len(), "started");
         Ok(Self {
             settings,
@@ -129,6 +135,7 @@ impl Agent {
             reporting: Reporting::default(),
             listing: Listing::Empty,
             tidy: true,
+            needed_trees: BTreeSet::new(),
         })
     }
 
@@ -350,22 +357,38 @@ impl Agent {
         self.backoff.retain(|owner, _| attempts.contains_key(owner));
     }
 
-    /// Removes unpacked images that neither a wanted entry nor one of the record came from.
+    /// Keeps unpacked images within the limit. Those that a wanted entry or one of the record came from stay.
     fn tidy_up(&mut self, observed: &Observed) {
-        let recorded = observed.record.entries.iter().map(|entry| &entry.spec);
-        let keys = observed
-            .desired
-            .modules
-            .iter()
-            .chain(recorded)
-            .filter_map(|spec| Some(wanted::identity(spec).ok()?.tree_key(&self.release)))
-            .collect();
-        match self.state.keep_trees(&keys) {
+        let needed = self.tree_keys(&observed.desired, &observed.record);
+        for left in self.needed_trees.difference(&needed) {
+            if let Err(error) = self.state.touch_tree(left) {
+                warn!("{}", chain(&error));
+            }
+        }
+        self.remove_trees(&needed, self.settings.store_limit);
+        self.needed_trees = needed;
+        self.tidy = false;
+    }
+
+    /// The disk is full: images that nobody needs now go, whatever the limit allows.
+    fn make_room(&self) {
+        if let (Some(wanted), Some(record)) = (&self.wanted, &self.record) {
+            self.remove_trees(&self.tree_keys(&wanted.spec, record), 0);
+        }
+    }
+
+    fn remove_trees(&self, needed: &BTreeSet<String>, limit: u64) {
+        match self.state.keep_trees(needed, limit) {
             Ok(0) => {}
-            Ok(removed) => info!(removed, "removed unpacked images that are not needed any more"),
+            Ok(removed) => info!(removed, "removed unpacked images that are not needed"),
             Err(error) => warn!("{}", chain(&error)),
         }
-        self.tidy = false;
+    }
+
+    fn tree_keys(&self, desired: &NodeModulesConfigSpec, record: &Record) -> BTreeSet<String> {
+        let recorded = record.entries.iter().map(|entry| &entry.spec);
+        let all = desired.modules.iter().chain(recorded);
+        all.filter_map(|spec| Some(wanted::identity(spec).ok()?.tree_key(&self.release))).collect()
     }
 
     /// Waits for the kernel to finish what it has begun; everything else is dropped.

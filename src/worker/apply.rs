@@ -139,7 +139,13 @@ fn carry_out_step(
         Step::Unload { name, identity } => unload(kernel, name, identity),
         Step::Load { file, parameters } => load(kernel, file, parameters),
         Step::Firmware => firmware(kernel, store, record),
-        Step::TakeOut { name, owner } => take_out(kernel, store, record, name, owner),
+        Step::TakeOut { name, owner, restore } => {
+            let parameters = params::encode_shown(&kernel.parameters(name).unwrap_or_default());
+            let (name, owner, restore) = (name.clone(), owner.clone(), *restore);
+            // Also one that cannot be asked for its parameters.
+            let taken = TakenOut { name, owner, parameters, restore, failures: 0 };
+            change(store, record, |record| record.take_out(taken))
+        }
         Step::PutBack(name) => put_back(kernel, store, record, name),
         Step::ForgetTakenOut(names) => {
             change(store, record, |record| record.in_tree.retain(|taken| !names.contains(&taken.name)))
@@ -165,19 +171,6 @@ fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record) -
     firmware::bring(kernel, store, &known, &mut |before| {
         change(store, record, |record| record.firmware_before = before)
     })
-}
-
-/// A module that cannot be asked for its parameters is taken out all the same.
-fn take_out(
-    kernel: &dyn Kernel,
-    store: &dyn RecordStore,
-    record: &mut Record,
-    name: &str,
-    owner: &Owner,
-) -> Result<(), Trouble> {
-    let parameters = params::encode_shown(&kernel.parameters(name).unwrap_or_default());
-    let taken = TakenOut { name: name.to_owned(), owner: owner.clone(), parameters, failures: 0 };
-    change(store, record, |record| record.take_out(taken))
 }
 
 fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record, name: &str) -> Result<(), Trouble> {

@@ -15,6 +15,8 @@ use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::image::ImageRef;
 use crate::oci::credentials::Credentials;
+use crate::oci::mirrors::{self, Endpoints};
+use crate::oci::proxies::Proxies;
 use crate::oci::pull::{self, Keep, Limits, Platform, PullRequest};
 use crate::oci::registry::{self, RegistryOptions};
 use crate::runtime::client::{chain, within};
@@ -22,36 +24,61 @@ use crate::runtime::client::{chain, within};
 /// Brings the image of an entry onto the node.
 pub trait Fetch: Send + Sync + 'static {
     /// On success `tree` holds the folders of the image that matter for `release`; on failure it does not exist.
-    fn fetch(&self, spec: NodeModuleSpec, release: String, tree: PathBuf) -> BoxFuture<'static, Result<(), Trouble>>;
+    /// `runtime` is the node's container runtime, whose mirrors are asked.
+    fn fetch(
+        &self,
+        spec: NodeModuleSpec,
+        runtime: Option<String>,
+        release: String,
+        tree: PathBuf,
+    ) -> BoxFuture<'static, Result<(), Trouble>>;
 }
 
 /// The real one.
 #[derive(Clone)]
 pub struct RegistryFetch {
     client: Client,
-    deadline: Duration,
+    /// How registries are reached from this node.
+    network: Network,
 }
 
 impl std::fmt::Debug for RegistryFetch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegistryFetch").field("deadline", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("RegistryFetch").field("network", &self.network).finish_non_exhaustive()
     }
 }
 
+/// How registries are reached from this node.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Where the host's `/etc` is mounted.
+    pub host_etc: PathBuf,
+    /// Proxies on the way.
+    pub proxies: Proxies,
+    /// Longest time of one pull, its retries included.
+    pub deadline: Duration,
+}
+
 impl RegistryFetch {
-    /// `deadline` bounds one pull, its retries included.
-    pub fn new(client: Client, deadline: Duration) -> Self {
-        Self { client, deadline }
+    /// Reads pull secrets through `client`.
+    pub fn new(client: Client, network: Network) -> Self {
+        Self { client, network }
     }
 }
 
 impl Fetch for RegistryFetch {
-    fn fetch(&self, spec: NodeModuleSpec, release: String, tree: PathBuf) -> BoxFuture<'static, Result<(), Trouble>> {
-        let (client, deadline) = (self.client.clone(), self.deadline);
+    fn fetch(
+        &self,
+        spec: NodeModuleSpec,
+        runtime: Option<String>,
+        release: String,
+        tree: PathBuf,
+    ) -> BoxFuture<'static, Result<(), Trouble>> {
+        let Self { client, network } = self.clone();
         async move {
             let identity = wanted::identity(&spec)?;
             let credentials = credentials(&client, &spec).await?;
-            pull(&spec, &identity, &release, &tree, &credentials, deadline).await
+            pull(&spec, &identity, runtime, &release, &tree, &credentials, &network).await
         }
         .boxed()
     }
@@ -85,28 +112,35 @@ fn options(spec: &NodeModuleSpec) -> RegistryOptions {
 async fn pull(
     spec: &NodeModuleSpec,
     identity: &LoadIdentity,
+    runtime: Option<String>,
     release: &str,
     tree: &Path,
     credentials: &Credentials,
-    deadline: Duration,
+    network: &Network,
 ) -> Result<(), Trouble> {
     let text = &spec.config.container_image;
     let image: ImageRef =
         text.parse().map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, format!("{error}")))?;
     let keep = Keep::new(&identity.dir_name, &[release, wanted::trimmed(release)], identity.firmware_path.as_deref());
     info!(image = %text, "fetching");
+    let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;
+    for note in &notes {
+        warn!("passed over: {note}");
+    }
     let request = PullRequest {
         image: &image,
         platform: &Platform::of_this_machine(),
         credentials,
-        options: options(spec),
+        endpoints: &list,
+        proxies: &network.proxies,
         destination: tree,
         keep: &keep,
         limits: Limits::default(),
-        deadline,
+        deadline: network.deadline,
     };
     let pulled = pull::pull(request).await.map_err(|error| {
-        let trouble = Trouble::new(reason(&error), format!("image {text}: {}", chain(&error)));
+        let notes: Vec<String> = notes.iter().map(|note| format!("; passed over: {note}")).collect();
+        let trouble = Trouble::new(reason(&error), format!("image {text}: {}{}", chain(&error), notes.concat()));
         warn!(image = %text, reason = trouble.reason.as_str(), "{}", trouble.message);
         trouble
     })?;
@@ -115,6 +149,30 @@ async fn pull(
     }
     info!(image = %text, files = pulled.files, bytes = pulled.bytes, "fetched");
     Ok(())
+}
+
+/// Where the node's container runtime would ask. The files are read beside the loop: they may be on a slow disk.
+async fn endpoints(
+    image: ImageRef,
+    options: RegistryOptions,
+    runtime: Option<String>,
+    etc: PathBuf,
+) -> Result<Endpoints, Trouble> {
+    let reading =
+        tokio::task::spawn_blocking(move || mirrors::endpoints(&image, options, runtime.as_deref(), &etc)).await;
+    let told = |error: mirrors::Error| {
+        let reason = match error {
+            mirrors::Error::Config { .. } => NodeReason::RegistryConfigInvalid,
+            mirrors::Error::Blocked { .. } => NodeReason::RegistryBlocked,
+        };
+        let trouble = Trouble::new(reason, chain(&error));
+        warn!(reason = reason.as_str(), "{}", trouble.message);
+        trouble
+    };
+    match reading {
+        Ok(found) => found.map_err(told),
+        Err(error) => Err(Trouble::new(NodeReason::RegistryConfigInvalid, format!("reading it broke off: {error}"))),
+    }
 }
 
 fn reason(error: &pull::Error) -> NodeReason {
@@ -137,6 +195,8 @@ fn reason(error: &pull::Error) -> NodeReason {
         pull::Error::UnsafeImage { .. } => NodeReason::UnsafeImage,
         pull::Error::ImageTooLarge { .. } => NodeReason::ImageTooLarge,
         pull::Error::InvalidImage { .. } => NodeReason::ImageInvalidResponse,
+        pull::Error::Endpoints { main, .. } => reason(main),
+        pull::Error::NoSpace { .. } => NodeReason::StoreFull,
         pull::Error::Storage { .. } => NodeReason::StoreFailed,
         pull::Error::Cancelled => NodeReason::ImageTimeout,
     }

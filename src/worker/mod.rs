@@ -25,6 +25,7 @@ pub mod plan;
 pub mod publish;
 pub mod record;
 pub mod status;
+mod trees;
 pub mod unpack;
 pub mod wanted;
 
@@ -42,9 +43,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::agent::Agent;
-use self::fetch::RegistryFetch;
+use self::fetch::{Network, RegistryFetch};
 use self::kernel_linux::LinuxKernel;
 use self::record::{StateDir, StoreError};
+use crate::oci::proxies::Proxies;
 use crate::runtime::readiness::Gate;
 
 /// How often a worker that waits for another looks again.
@@ -73,8 +75,10 @@ pub struct WorkerSettings {
     pub look_every: Duration,
     /// How long the API server is waited for at start before the kept plan is carried out.
     pub kept_plan_after: Duration,
-    /// Longest time that fetching one image may take.
-    pub pull_deadline: Duration,
+    /// How registries are reached.
+    pub network: Network,
+    /// Bytes of the disk that unpacked images may take together; those in use stay in any case.
+    pub store_limit: u64,
 }
 
 impl WorkerSettings {
@@ -91,7 +95,12 @@ impl WorkerSettings {
             kmsg: "/dev/kmsg".into(),
             look_every: Duration::from_secs(5),
             kept_plan_after: Duration::from_secs(10),
-            pull_deadline: Duration::from_mins(10),
+            network: Network {
+                host_etc: "/host/etc".into(),
+                proxies: Proxies::default(),
+                deadline: Duration::from_mins(10),
+            },
+            store_limit: 4 << 30,
         }
     }
 }
@@ -140,7 +149,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let Some(state) = lock(&settings, &turn, &shutdown).await? else { return Ok(()) };
     let kernel = Arc::new(LinuxKernel::of(&settings));
-    let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.pull_deadline));
+    let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.network.clone()));
     Agent::new(settings, kernel, fetch, state, client, shutdown)?.run().await
 }
 

@@ -145,6 +145,8 @@ pub enum Step {
         name: String,
         /// The Module.
         owner: Owner,
+        /// Whether it asks for the module to come back.
+        restore: bool,
     },
     /// Load a module of the kernel itself again that stands in the record as taken out, unless it is there.
     PutBack(String),
@@ -352,6 +354,8 @@ impl Observed {
 
 #[cfg(test)]
 mod firmware_tests;
+#[cfg(test)]
+mod host_tests;
 #[cfg(test)]
 mod in_tree_tests;
 #[cfg(test)]

@@ -184,3 +184,49 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
 fn remove(path: &Path) -> io::Result<()> {
     super::firmware_folder::remove(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_whole_or_not_there_and_the_index_is_stale_until_depmod_has_read_it() {
+        let root = tempfile::tempdir().unwrap();
+        let modules = root.path().join("lib/modules");
+        fs::create_dir_all(modules.join("6.1/kernel")).unwrap();
+        fs::write(modules.join("no-folder"), "").unwrap();
+        let file = |name: &str, content: &str| {
+            let path = root.path().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let kmod = root.path().join("no-such-program");
+        let host = HostModules { read: modules.clone(), write: Some(modules.clone()), kmod, config: Vec::new() };
+        let shown = || {
+            let view = host.view().unwrap();
+            let folders = view.folders.iter().map(|((release, name), content)| format!("{release} {name} {content}"));
+            (folders.collect::<Vec<_>>(), view.stale.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(host.view().unwrap(), View { writable: true, ..View::default() });
+        let (a, b) = (file("a.ko", "a"), file("b.ko.xz", "b"));
+        host.publish("6.1", "ns.m", "one", &[a.clone(), b]).unwrap();
+        assert_eq!(shown(), (vec!["6.1 ns.m one".to_owned()], vec!["6.1".to_owned()]));
+        let folder = modules.join("6.1").join(OURS).join("ns.m");
+        assert_eq!(fs::read_to_string(folder.join("b.ko.xz")).unwrap(), "b");
+        let trouble = host.renew_index("6.1").unwrap_err();
+        assert_eq!(trouble.reason, NodeReason::NotPublished);
+        assert!(trouble.message.contains("/lib/modules/6.1 is stale"), "{}", trouble.message);
+        // What a crash left in the middle of a change counts as a change, and is in nobody's way.
+        fs::create_dir_all(modules.join("6.1").join(OURS).join(UNFINISHED).join("x")).unwrap();
+        host.publish("6.1", "ns.m", "two", &[a]).unwrap();
+        assert_eq!(shown().0, ["6.1 ns.m two"]);
+        assert!(!folder.join("b.ko.xz").exists());
+        assert!(host.publish("6.1", "ns.m", "three", &[root.path().join("gone.ko")]).is_err());
+        assert_eq!(shown(), (vec!["6.1 ns.m two".to_owned()], vec!["6.1".to_owned()]), "the old one stays");
+        host.unpublish("6.1", "ns.m").unwrap();
+        assert_eq!(shown(), (vec![], vec!["6.1".to_owned()]));
+        let blind = HostModules { write: None, ..host };
+        assert!(!blind.view().unwrap().writable);
+        assert_eq!(blind.unpublish("6.1", "ns.m").unwrap_err().reason, NodeReason::NotPublished);
+    }
+}

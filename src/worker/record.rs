@@ -18,6 +18,7 @@ use super::firmware::Firmware;
 use super::firmware_folder::FirmwareFolder;
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
+use crate::worker::trees;
 
 /// Version of the files; a higher one in a file is of a later worker.
 const VERSION: u32 = 1;
@@ -89,6 +90,8 @@ pub struct TakenOut {
     pub owner: Owner,
     /// Its parameters as `/sys` showed them, in the kernel's grammar.
     pub parameters: String,
+    /// Whether that Module asked for it to come back.
+    pub restore: bool,
     /// How often loading it again has failed.
     #[serde(default)]
     pub failures: u32,
@@ -335,20 +338,24 @@ impl StateDir {
         FirmwareFolder::new(std::path::absolute(&folder).unwrap_or(folder))
     }
 
-    /// Removes every unpacked image that is not named, and what an interrupted unpacking left. Returns how many.
-    pub fn keep_trees(&self, keys: &BTreeSet<String>) -> Result<usize, StoreError> {
-        let trees = self.root.join(TREES);
-        let mut removed = 0;
-        for found in fs::read_dir(&trees).map_err(failed("list", &trees))? {
-            let path = found.map_err(failed("list", &trees))?.path();
-            if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| keys.contains(name)) {
-                continue;
-            }
-            let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            gone.map_err(failed("remove", &path))?;
-            removed += 1;
+    /// Removes what an interrupted unpacking left. To be called before anything is unpacked. Returns how many.
+    pub fn sweep_trees(&self) -> Result<usize, StoreError> {
+        trees::sweep(&self.root.join(TREES)).map_err(|(path, source)| failed("remove", &path)(source))
+    }
+
+    /// Removes unpacked images, those that were not used for longest first, until all together take at most `limit`
+    /// bytes; never one of `in_use`. Returns how many.
+    pub fn keep_trees(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<usize, StoreError> {
+        trees::keep(&self.root.join(TREES), in_use, limit).map_err(|(path, source)| failed("remove", &path)(source))
+    }
+
+    /// Notes that an unpacked image, if it is there, was used until now.
+    pub fn touch_tree(&self, key: &str) -> Result<(), StoreError> {
+        let tree = self.tree(key);
+        match trees::touch(&tree) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("touch", &tree)(error)),
+            Ok(()) | Err(_) => Ok(()),
         }
-        Ok(removed)
     }
 
     fn load<T: DeserializeOwned>(
@@ -450,18 +457,6 @@ mod tests {
             assert_eq!(aside, folder.path().join(format!("record.json.unreadable-{n}")));
             assert_eq!(fs::read_to_string(aside).unwrap(), *text);
         }
-    }
-
-    #[test]
-    fn trees_that_nobody_names_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap().unwrap();
-        for name in ["keep/lib", "drop/lib", ".half/lib"] {
-            fs::create_dir_all(state.tree(name)).unwrap();
-        }
-        fs::write(state.tree("file"), "").unwrap();
-        assert_eq!(state.keep_trees(&BTreeSet::from(["keep".to_owned()])).unwrap(), 3);
-        assert!(state.tree("keep/lib").exists() && !state.tree("drop").exists() && !state.tree(".half").exists());
     }
 
     #[test]

@@ -7,4 +7,5 @@ mod control_plane;
 mod lifecycle;
 mod machine;
 mod node;
+mod pull;
 mod registry;

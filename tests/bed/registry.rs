@@ -47,7 +47,8 @@ async fn an_index_with_all_kinds_of_layers_is_kept_and_read_by_skopeo() -> Resul
 
 #[tokio::test]
 async fn a_registry_with_password_and_certificate_serves_only_those_who_have_both() -> Result<()> {
-    let options = RegistryOptions { auth: Some(("me".into(), "secret".into())), tls: true };
+    let options =
+        RegistryOptions { auth: Some(("me".into(), "secret".into())), tls: true, ..RegistryOptions::default() };
     let registry = Registry::start(options).await?;
     let digest = registry.push("a/b", "1", &two_layers("amd64").docker().build()?).await?;
     assert_eq!(registry.digest("a/b", "1").await?, Some(digest));

@@ -13,6 +13,7 @@ mod support;
 
 mod bare;
 mod hub;
+mod pull;
 mod report;
 mod spoke;
 mod worker;
@@ -31,8 +32,14 @@ const IN_FLIGHT: usize = 16;
 
 fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, rest @ ..] = arguments.as_slice()
+        && first == pull::CHILD
+    {
+        return pull::child(rest);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<String> = arguments.into_iter().filter(|argument| !argument.starts_with('-')).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|filter| name.contains(filter.as_str()));
     let mut report = Report::default();
     for size in SIZES {
@@ -45,6 +52,9 @@ fn main() -> Result<()> {
     }
     if runs("worker") {
         report.worker(runtime.block_on(worker::run())?);
+    }
+    if runs("pull") {
+        report.pull(runtime.block_on(pull::run())?);
     }
     if runs("image") {
         report.image()?;

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::pull::Pulled;
+
 const MIB: f64 = 1024.0 * 1024.0;
 /// Goal for time: at most this much longer than the bare client.
 const RATIO: f64 = 1.2;
@@ -15,6 +17,10 @@ const BYTES_EACH: u64 = 6 << 10;
 const IMAGE_BYTES: u64 = 24 << 20;
 /// Goal for a worker at rest with ten modules, resident.
 const WORKER_BYTES: u64 = 10 << 20;
+
+/// Goals for pulling an image of 300 MiB: no slower than the tools, and so much memory.
+const PULL_RATIO: f64 = 1.0;
+const PULL_BYTES: u64 = 24 << 20;
 
 /// What one run measured.
 #[derive(Debug, Serialize)]
@@ -32,6 +38,9 @@ pub(crate) struct Run {
 pub(crate) struct Report {
     runs: Vec<Run>,
     image_bytes: Option<u64>,
+    pull_seconds: Option<f64>,
+    pull_tools_seconds: Option<f64>,
+    pull_peak_memory_bytes: Option<u64>,
     worker_resident_bytes: Option<u64>,
     worker_anonymous_bytes: Option<u64>,
 }
@@ -49,6 +58,12 @@ impl Report {
     pub(crate) fn worker(&mut self, (resident, anonymous): (u64, u64)) {
         self.worker_resident_bytes = Some(resident);
         self.worker_anonymous_bytes = Some(anonymous);
+    }
+
+    pub(crate) fn pull(&mut self, pulled: Pulled) {
+        self.pull_seconds = Some(pulled.product_seconds);
+        self.pull_tools_seconds = Some(pulled.tools_seconds);
+        self.pull_peak_memory_bytes = Some(pulled.peak_memory_bytes);
     }
 
     /// Compressed size of the product image: all blobs of its OCI layout.
@@ -90,6 +105,18 @@ impl Report {
                 resident as f64 / MIB,
                 verdict(resident <= WORKER_BYTES),
                 anonymous as f64 / MIB,
+            );
+        }
+        if let (Some(product), Some(tools), Some(peak)) =
+            (self.pull_seconds, self.pull_tools_seconds, self.pull_peak_memory_bytes)
+        {
+            println!(
+                "\nPull and unpack of 300 MiB: {product:.2} s, skopeo and tar {tools:.2} s, ratio {:.2} (≤ {PULL_RATIO:.1}) {}, \
+                 peak {:.1} MiB (≤ 24 MiB) {}",
+                product / tools,
+                verdict(product / tools <= PULL_RATIO),
+                peak as f64 / MIB,
+                verdict(peak <= PULL_BYTES),
             );
         }
         if let Some(bytes) = self.image_bytes {

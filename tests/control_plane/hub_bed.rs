@@ -63,7 +63,11 @@ impl Bed {
         let mut tasks = Tasks::new(shutdown.clone(), Duration::from_secs(8));
         let settings = HubSettings { operator_namespace: NAMESPACE.to_owned(), instance: None };
         let hub = Hub::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
-        let settings = ImagesSettings { namespace: Some(NAMESPACE.to_owned()), instance: None };
+        let settings = ImagesSettings {
+            namespace: Some(NAMESPACE.to_owned()),
+            instance: None,
+            proxies: kmm::oci::proxies::Proxies::default(),
+        };
         let images = Images::start(settings, client, &metrics, &readiness, &mut tasks);
         let tasks = tokio::spawn(async move { tasks.run().await.expect("a watch ended") });
         let end = shutdown.clone();

@@ -66,7 +66,11 @@ impl World {
         let stop = CancellationToken::new();
         let (metrics, readiness) = (Metrics::default(), Readiness::default());
         let mut tasks = Tasks::new(stop.clone(), Duration::from_secs(8));
-        let settings = ImagesSettings { namespace: Some(self.namespace.clone()), instance: None };
+        let settings = ImagesSettings {
+            namespace: Some(self.namespace.clone()),
+            instance: None,
+            proxies: kmm::oci::proxies::Proxies::default(),
+        };
         let images = Images::start(settings, client, &metrics, &readiness, &mut tasks);
         tasks.spawn_endless("images", images.lead(stop.clone()));
         tokio::spawn(tasks.run());

@@ -12,5 +12,6 @@ mod lasting;
 mod life;
 mod loading;
 mod publishing;
+mod pulling;
 mod unloading;
 mod world;

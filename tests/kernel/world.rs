@@ -98,6 +98,11 @@ impl World {
         self.start_worker_with("127.0.0.1:18181", "worker.log").await
     }
 
+    /// Starts the worker with a further variable, `NAME=value`.
+    pub(crate) async fn start_with(&self, variable: &str) -> Result<()> {
+        self.start_program(&format!("env {variable} /kmm"), "127.0.0.1:18181", "worker.log").await
+    }
+
     pub(crate) async fn start_worker_with(&self, health: &str, log: &str) -> Result<()> {
         self.start_program("/kmm", health, log).await
     }
@@ -214,10 +219,18 @@ impl World {
 
     /// Writes the specification and gives its generation.
     pub(crate) async fn want(&self, modules: Vec<NodeModuleSpec>, unload: Vec<UnloadIntent>) -> Result<i64> {
-        let object = NodeModulesConfig::new(
-            &self.node,
-            NodeModulesConfigSpec { modules, unload, ..NodeModulesConfigSpec::default() },
-        );
+        self.want_on(None, modules, unload).await
+    }
+
+    /// As [`want`](Self::want), for a node with this container runtime.
+    pub(crate) async fn want_on(
+        &self,
+        runtime: Option<&str>,
+        modules: Vec<NodeModuleSpec>,
+        unload: Vec<UnloadIntent>,
+    ) -> Result<i64> {
+        let spec = NodeModulesConfigSpec { container_runtime: runtime.map(str::to_owned), modules, unload };
+        let object = NodeModulesConfig::new(&self.node, spec);
         let params = PatchParams::apply("kmm-spoke-node-planner").force();
         let written = self.api().patch(&self.node, &params, &Patch::Apply(&object)).await?;
         written.metadata.generation.context("no generation")

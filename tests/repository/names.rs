@@ -92,7 +92,8 @@ fn states_and_reasons_are_the_documented_ones() {
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
          WrongKernel VermagicMismatch SymbolMissing SignatureRejected NotPermitted ParameterRefused KernelRefused
          LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict
-         FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed"
+         FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed
+         StoreFull RegistryConfigInvalid RegistryBlocked"
     );
     assert_list!(names::NodeConfigReason, "AllLoaded InProgress ModulesFailing OrphanedModules Unreadable");
     assert_list!(

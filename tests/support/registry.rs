@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::bed::{bed, free_port};
 use super::images::{Artifact, digest};
-use super::pki::Authority;
+use super::pki::{Authority, Certificate};
 use super::process::{Process, output};
 use super::{HOST, eventually};
 
@@ -26,6 +26,8 @@ pub struct RegistryOptions {
     pub auth: Option<(String, String)>,
     /// HTTPS with a certificate of an authority of its own, [`Registry::ca_pem`].
     pub tls: bool,
+    /// Over HTTPS, only clients with a certificate of that authority are served, [`Registry::client_pem`].
+    pub client_certificates: bool,
 }
 
 /// A running registry; dropping it ends it and its data.
@@ -35,13 +37,15 @@ pub struct Registry {
     dir: PathBuf,
     options: RegistryOptions,
     authority: Option<Authority>,
+    client: Option<Certificate>,
     process: Mutex<Option<Process>>,
 }
 
 impl Registry {
     pub async fn start(options: RegistryOptions) -> Result<Self> {
         let dir = bed()?.new_dir("registry")?;
-        let mut this = Self { port: free_port()?, dir, options, authority: None, process: Mutex::new(None) };
+        let mut this =
+            Self { port: free_port()?, dir, options, authority: None, client: None, process: Mutex::new(None) };
         this.configure()?;
         this.resume().await?;
         Ok(this)
@@ -59,6 +63,10 @@ impl Registry {
             let authority = Authority::new(&self.dir.join("pki"), "registry")?;
             let serving = authority.issue("registry", HOST, &[], &[format!("IP:{HOST}"), "DNS:localhost".into()])?;
             http["tls"] = serde_json::json!({"certificate": serving.certificate, "key": serving.key});
+            if self.options.client_certificates {
+                http["tls"]["clientcas"] = serde_json::json!([authority.certificate()]);
+                self.client = Some(authority.issue("client", "client", &[], &[])?);
+            }
             self.authority = Some(authority);
         }
         let mut config = serde_json::json!({
@@ -125,6 +133,12 @@ impl Registry {
         self.authority.as_ref().and_then(|a| a.pem().ok())
     }
 
+    /// Certificate and key of a client that is served.
+    pub fn client_pem(&self) -> Result<Option<(String, String)>> {
+        let Some(client) = &self.client else { return Ok(None) };
+        Ok(Some((std::fs::read_to_string(&client.certificate)?, std::fs::read_to_string(&client.key)?)))
+    }
+
     pub fn auth(&self) -> Option<&(String, String)> {
         self.options.auth.as_ref()
     }
@@ -148,6 +162,9 @@ impl Registry {
             Some(pem) => client.tls_certs_only([reqwest::Certificate::from_pem(pem.as_bytes())?]),
             None => client.tls_certs_only([]),
         };
+        if let Some((certificate, key)) = self.client_pem()? {
+            client = client.identity(reqwest::Identity::from_pem(format!("{certificate}\n{key}").as_bytes())?);
+        }
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url()) };
         let mut request = client.build()?.request(method, url);
         if let Some((user, password)) = &self.options.auth {

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::Item::{File, Folder, Hard, Link, Other};
 use super::*;
-use crate::oci::layer::{Unpacked, unpack};
+use crate::oci::layer::{Arriving, Unpacked, unpack};
 use crate::oci::pull::{Error, Keep, Limits, Skipped};
 
 fn keep() -> Keep {
@@ -12,20 +12,28 @@ fn keep() -> Keep {
 
 fn unpack_bytes(layers: &[Vec<u8>], keep: &Keep, limits: &Limits) -> (tempfile::TempDir, Result<Unpacked, Error>) {
     let folder = tempfile::tempdir().unwrap();
-    let files: Vec<PathBuf> = (0..layers.len()).map(|number| folder.path().join(number.to_string())).collect();
-    for (file, layer) in files.iter().zip(layers) {
-        std::fs::write(file, layer).unwrap();
-    }
-    let out = folder.path().join("out");
-    let unpacked = unpack(&files, &out, keep, limits, &Arc::new(AtomicBool::new(false)));
+    let mut arriving = arrived(layers);
+    let unpacked = unpack(&mut arriving.0, &folder.path().join("out"), keep, limits, &Arc::new(AtomicBool::new(false)));
     (folder, unpacked)
+}
+
+/// Layers that are all there, and the folder that holds them.
+fn arrived(layers: &[Vec<u8>]) -> (Arriving, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let (send, coming) = tokio::sync::mpsc::channel(layers.len().max(1));
+    for (number, layer) in layers.iter().enumerate() {
+        let file: PathBuf = folder.path().join(number.to_string());
+        std::fs::write(&file, layer).unwrap();
+        send.try_send(file).unwrap();
+    }
+    (Arriving::new(coming, layers.len()), folder)
 }
 
 /// What is written for layers of these entries, or the error in words.
 fn written_with(keep: &Keep, layers: &[&[Item<'_>]]) -> Result<Vec<(String, String)>, String> {
     let layers: Vec<_> = layers.iter().map(|items| layer(items)).collect();
     let (folder, unpacked) = unpack_bytes(&layers, keep, &Limits::default());
-    let left = std::fs::read_dir(folder.path()).unwrap().count() - layers.len();
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
     assert!(left <= 1, "something was written elsewhere");
     unpacked.map(|_| listing(&folder.path().join("out"))).map_err(|error| error.to_string())
 }
@@ -241,6 +249,7 @@ fn every_limit_holds() {
         file_bytes: 60,
         entries: 4,
         path_bytes: 40,
+        disk_bytes: 99,
     };
     let ok: &[Item<'_>] = &[File(KO, "a")];
     assert_eq!(limit_reached(ok, &small), None);
@@ -267,6 +276,19 @@ fn every_limit_holds() {
     let deeper = with_long_name(&format!("f{}", "/x".repeat(64)));
     let (_folder, unpacked) = unpack_bytes(&[deeper], &shallow, &Limits::default());
     assert_eq!(unpacked.unwrap_err().to_string(), "the image is too large: more than 64 folders above one file");
+}
+
+#[test]
+fn a_disk_without_room_is_told_with_both_figures() {
+    let limits = Limits { disk_bytes: 9, ..Limits::default() };
+    let (folder, unpacked) =
+        unpack_bytes(&[layer(&[File(KO, "12345"), File("firmware/f", "67890")])], &keep(), &limits);
+    let expected = format!(
+        "the image needs 10 bytes at least, and there is room for 9 in {}, beside a reserve that stays free; make room there",
+        folder.path().join("out").display()
+    );
+    let error = unpacked.unwrap_err();
+    assert_eq!((error.reason(), error.to_string()), ("StoreFull", expected));
 }
 
 fn with_long_name(path: &str) -> Vec<u8> {
@@ -332,11 +354,17 @@ fn what_is_no_archive_is_told() {
 #[test]
 fn unpacking_ends_when_nobody_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("0");
-    std::fs::write(&file, layer(&[File(KO, "a")])).unwrap();
+    let mut arriving = arrived(&[layer(&[File(KO, "a")])]);
+    let out = folder.path().join("out");
     let cancelled = Arc::new(AtomicBool::new(true));
-    let error = unpack(&[file], &folder.path().join("out"), &keep(), &Limits::default(), &cancelled).unwrap_err();
+    let error = unpack(&mut arriving.0, &out, &keep(), &Limits::default(), &cancelled).unwrap_err();
     assert!(matches!(error, Error::Cancelled));
+    // The other side has gone before all layers came.
+    let (send, coming) = tokio::sync::mpsc::channel(1);
+    drop(send);
+    let missing = folder.path().join("missing");
+    let error = unpack(&mut Arriving::new(coming, 1), &missing, &keep(), &Limits::default(), &Arc::default());
+    assert!(matches!(error.unwrap_err(), Error::Cancelled));
 }
 
 #[test]

@@ -18,12 +18,13 @@ use crate::oci::credentials::Credentials;
 use crate::oci::hash;
 use crate::oci::registry::RegistryOptions;
 
-/// What the registry saw: method, path with query, and the authorization header.
+/// What the registry saw: method, path with query, and the headers for authorization and range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     method: Method,
     path: String,
     authorization: Option<String>,
+    range: Option<String>,
 }
 
 /// Answers instead of the registry, or lets it answer; the number counts earlier requests of that method and path.
@@ -106,19 +107,21 @@ fn hanging_body(first: &'static [u8]) -> Body {
 async fn answer(State(content): State<Arc<Mutex<Content>>>, request: Request) -> Response {
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
     let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
-    let seen = Seen { method: request.method().clone(), path, authorization };
+    let range = request.headers().get(header::RANGE).map(|value| value.to_str().unwrap().to_owned());
+    let seen = Seen { method: request.method().clone(), path, authorization, range };
     let mut content = content.lock().unwrap();
     let earlier = content.seen.iter().filter(|one| one.method == seen.method && one.path == seen.path).count();
     content.seen.push(seen.clone());
     if let Some(response) = content.fault.as_ref().and_then(|fault| fault(&seen, earlier)) {
         return response;
     }
-    let found = if let Some((_, reference)) = seen.path.split_once("/manifests/") {
+    let path = seen.path.split('?').next().unwrap_or_default();
+    let found = if let Some((_, reference)) = path.split_once("/manifests/") {
         let accepted = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         content.manifests.get(reference).filter(|(media_type, _)| accepted.contains(media_type.as_str())).cloned()
-    } else if let Some((_, digest)) = seen.path.split_once("/blobs/") {
+    } else if let Some((_, digest)) = path.split_once("/blobs/") {
         content.blobs.get(digest).map(|blob| ("application/octet-stream".to_owned(), blob.clone()))
-    } else if seen.path == "/v2/" {
+    } else if path == "/v2/" {
         Some(("application/json".to_owned(), b"{}".to_vec()))
     } else {
         None

@@ -5,6 +5,8 @@ use serde_json::json;
 
 use super::Item::{File, Link};
 use super::*;
+use crate::oci::endpoint::{Endpoint, Scheme};
+use crate::oci::proxies::Proxies;
 use crate::oci::pull::{Error, Keep, Limits, Platform, PullRequest, PulledTree, Skipped, pull};
 use crate::oci::registry;
 
@@ -59,6 +61,8 @@ struct Usual {
     image: ImageRef,
     platform: Platform,
     credentials: Credentials,
+    endpoints: Vec<Endpoint>,
+    proxies: Proxies,
     keep: Keep,
     deadline: Duration,
 }
@@ -66,10 +70,13 @@ struct Usual {
 impl Usual {
     fn new(registry: &TestRegistry, digest: &Digest) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let image: ImageRef = registry.image("team/kmod").with_digest(digest).parse().unwrap();
         Self {
             destination: folder.path().join("image"),
             folder,
-            image: registry.image("team/kmod").with_digest(digest).parse().unwrap(),
+            endpoints: vec![Endpoint::origin(&image, plain_http())],
+            proxies: Proxies::default(),
+            image,
             platform: Platform { architecture: "amd64".to_owned() },
             credentials: Credentials::anonymous(),
             keep: Keep::new("/opt", &["6.1"], None),
@@ -82,7 +89,8 @@ impl Usual {
             image: &self.image,
             platform: &self.platform,
             credentials: &self.credentials,
-            options: plain_http(),
+            endpoints: &self.endpoints,
+            proxies: &self.proxies,
             destination: &self.destination,
             keep: &self.keep,
             limits: Limits::default(),
@@ -400,4 +408,179 @@ async fn a_dropped_pull_leaves_nothing() {
     let given_up = tokio::time::timeout(Duration::from_millis(500), pull(usual.request())).await;
     assert!(given_up.is_err());
     assert_eq!(entries(usual.folder.path()), [""; 0]);
+}
+
+/// Answers for a layer that honours ranges: at most `most` bytes of it each time, then the connection breaks.
+fn in_pieces(layer: Vec<u8>, most: usize) -> impl Fn(&Seen) -> Response {
+    move |seen: &Seen| {
+        let from =
+            seen.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        let from: usize = from.unwrap_or(0);
+        let end = (from + most).min(layer.len());
+        let piece = Ok(bytes::Bytes::copy_from_slice(&layer[from..end]));
+        let breaks = end < layer.len();
+        // What was sent arrives before the connection breaks.
+        let rest = futures::stream::once(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if breaks { Err(std::io::Error::other("connection lost")) } else { Ok(bytes::Bytes::new()) }
+        });
+        let range = format!("bytes {from}-{}/{}", layer.len() - 1, layer.len());
+        let status = if from > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+        let body = futures::StreamExt::chain(futures::stream::iter([piece]), rest);
+        reply(status, &[("content-range", &range)], Body::from_stream(body))
+    }
+}
+
+/// A layer with one file that does not compress, so that its size on the way is known.
+fn large_layer(bytes: usize) -> (Vec<u8>, String) {
+    let mut state = 1_u64;
+    let mut letter = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'a' + (state >> 60) as u8)
+    };
+    let content: String = (0..bytes).map(|_| letter()).collect();
+    (layer(&[File(KO, &content)]), content)
+}
+
+#[tokio::test]
+async fn a_layer_that_breaks_off_is_taken_up_where_it_ended() {
+    let registry = TestRegistry::start().await;
+    let (layer, content) = large_layer(900_000);
+    let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
+    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let answer = in_pieces(layer, 300_000);
+    registry.fault(move |seen, _| (seen.path == path).then(|| answer(seen)));
+    assert_eq!(pulled(&registry, &digest).await.unwrap().1, [(KO.to_owned(), content)]);
+    let ranges: Vec<_> = registry.content.lock().unwrap().seen.iter().filter_map(|seen| seen.range.clone()).collect();
+    let starts: Vec<u64> = ranges.iter().map(|range| range[6..range.len() - 1].parse().unwrap()).collect();
+    // The last bytes before a break may be lost on the way; what arrived is never asked for again.
+    assert!(starts.len() >= 2 && starts.is_sorted() && starts[0] > 0, "{starts:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_often_still_arrives() {
+    let registry = TestRegistry::start().await;
+    let (layer, content) = large_layer(9 << 20);
+    let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
+    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let answer = in_pieces(layer, 3 << 19);
+    registry.fault(move |seen, _| (seen.path == path).then(|| answer(seen)));
+    assert!(pulled(&registry, &digest).await.unwrap().1 == [(KO.to_owned(), content)]);
+}
+
+#[tokio::test]
+async fn a_blob_that_changes_half_way_is_never_believed() {
+    let registry = TestRegistry::start().await;
+    let (layer, content) = large_layer(600_000);
+    let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
+    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let (good, bad) = (in_pieces(layer.clone(), 400_000), in_pieces(vec![b'x'; layer.len()], usize::MAX >> 1));
+    // First the beginning of one, then the end of another; then whole again.
+    registry.fault(move |seen, earlier| {
+        (seen.path == path && earlier < 2).then(|| if earlier == 0 { good(seen) } else { bad(seen) })
+    });
+    assert!(pulled(&registry, &digest).await.unwrap().1 == [(KO.to_owned(), content)]);
+}
+
+#[tokio::test]
+async fn an_answer_with_another_part_than_the_missing_one_is_not_used() {
+    for status in [StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE] {
+        let registry = TestRegistry::start().await;
+        let (layer, content) = large_layer(600_000);
+        let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
+        let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+        let first = in_pieces(layer, 400_000);
+        registry.fault(move |seen, earlier| match earlier {
+            _ if seen.path != path => None,
+            0 => Some(first(seen)),
+            1 => Some(reply(status, &[("content-range", "bytes 5-9/10")], Body::from("wrong"))),
+            _ => None,
+        });
+        assert!(pulled(&registry, &digest).await.unwrap().1 == [(KO.to_owned(), content)], "{status}");
+    }
+}
+
+/// A pull whose first endpoints are these registries, as mirrors of one that nobody reaches.
+async fn mirrored(mirrors: &[&TestRegistry], digest: &Digest) -> Result<Vec<(String, String)>, Error> {
+    let nowhere = TestRegistry { address: "registry.invalid".to_owned(), content: Arc::default() };
+    let mut usual = Usual::new(&nowhere, digest);
+    let at = |mirror: &&TestRegistry| {
+        let mut endpoint = Endpoint::at(&usual.image, mirror.address.clone());
+        endpoint.scheme = Scheme::Http;
+        endpoint.namespace = Some("registry.invalid".to_owned());
+        endpoint
+    };
+    let mut endpoints: Vec<_> = mirrors.iter().map(at).collect();
+    endpoints.append(&mut usual.endpoints);
+    usual.endpoints = endpoints;
+    usual.credentials = credentials(&[("registry.invalid", "user", "hunter2")]);
+    usual.pull().await.map(|(_, files)| files)
+}
+
+#[tokio::test]
+async fn the_next_endpoint_is_asked_for_what_one_does_not_have() {
+    type Break = fn(&TestRegistry);
+    let breaks: [(&str, Break); 6] = [
+        ("missing", |mirror| mirror.content.lock().unwrap().manifests.clear()),
+        ("failing", |mirror| mirror.fault(|_, _| Some(reply(StatusCode::BAD_GATEWAY, &[], Body::empty())))),
+        ("locked", TestRegistry::require_basic),
+        ("without layers", |mirror| mirror.content.lock().unwrap().blobs.clear()),
+        ("lying", |mirror| {
+            let mut content = mirror.content.lock().unwrap();
+            content.manifests.values_mut().for_each(|(_, body)| body.push(b' '));
+        }),
+        ("damaged", |mirror| {
+            let mut content = mirror.content.lock().unwrap();
+            content.blobs.values_mut().for_each(|blob| blob[20] ^= 1);
+        }),
+    ];
+    for (what, damage) in breaks {
+        let (first, second) = (TestRegistry::start().await, TestRegistry::start().await);
+        let digest = first.put_image("amd64", &simple_layers(), |_| {});
+        assert_eq!(second.put_image("amd64", &simple_layers(), |_| {}), digest);
+        damage(&first);
+        assert_eq!(mirrored(&[&first, &second], &digest).await.unwrap(), simple_listing(), "{what}");
+        assert!(!first.requests().is_empty());
+        let seen = second.content.lock().unwrap().seen.clone();
+        assert!(seen.iter().all(|seen| seen.path.ends_with("?ns=registry.invalid")), "{seen:?}");
+        let first = first.content.lock().unwrap().seen.clone();
+        assert!(
+            first.iter().chain(&seen).all(|seen| seen.authorization.is_none()),
+            "another registry's password was sent"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_tells_most_is_told_first_and_every_endpoint_is_named() {
+    let mirror = TestRegistry::start().await;
+    let digest = mirror.put_image("amd64", &simple_layers(), |_| {});
+    mirror.content.lock().unwrap().manifests.clear();
+    let error = mirrored(&[&mirror], &digest).await.unwrap_err();
+    assert_eq!(error.reason(), "NotFound", "the registry itself did not answer");
+    let text = error.to_string();
+    let start = format!(
+        "image registry.invalid/team/kmod@{digest} does not exist in its registry (asked at the mirror {}; registry.invalid: ",
+        mirror.address
+    );
+    assert!(text.starts_with(&start), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_mirror_began_another_one_ends() {
+    let (first, second) = (TestRegistry::start().await, TestRegistry::start().await);
+    let (layer, content) = large_layer(600_000);
+    let digest = first.put_image("amd64", std::slice::from_ref(&layer), |_| {});
+    second.put_image("amd64", std::slice::from_ref(&layer), |_| {});
+    let is_layer = move |path: &str, layer: &[u8]| path.contains(hash::of(Algorithm::Sha256, layer).hex());
+    let (begins, all) = (in_pieces(layer.clone(), 400_000), layer.clone());
+    first.fault(move |seen, earlier| {
+        let gone = || reply(StatusCode::BAD_GATEWAY, &[], Body::empty());
+        is_layer(&seen.path, &all).then(|| if earlier == 0 { begins(seen) } else { gone() })
+    });
+    let (ends, all) = (in_pieces(layer.clone(), usize::MAX >> 1), layer);
+    second.fault(move |seen, _| is_layer(&seen.path, &all).then(|| ends(seen)));
+    assert!(mirrored(&[&first, &second], &digest).await.unwrap() == [(KO.to_owned(), content)]);
+    let seen = second.content.lock().unwrap().seen.clone();
+    assert!(seen.iter().any(|seen| seen.range.is_some()), "{seen:?}");
 }

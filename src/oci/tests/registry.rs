@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::oci::proxies::Proxies;
 use crate::oci::registry::{Error, resolve};
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -10,7 +11,7 @@ const MANIFEST: &[u8] = br#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 async fn ask(registry: &TestRegistry, image: &ImageRef, credentials: &Credentials) -> Result<Digest, Error> {
-    let answer = resolve(image, credentials, &plain_http(), DEADLINE).await;
+    let answer = resolve(image, credentials, &plain_http(), &Proxies::default(), DEADLINE).await;
     if let Err(error) = &answer {
         let text = format!("{error} {error:?}");
         for secret in ["hunter2", "dXNlcjpodW50ZXIy", "token-value"] {
@@ -200,7 +201,7 @@ async fn a_registry_that_hangs_costs_no_more_than_the_deadline() {
         let started = Instant::now();
         let deadline = Duration::from_millis(600);
         let image = registry.image("a:v1");
-        let answer = resolve(&image, &Credentials::anonymous(), &plain_http(), deadline).await;
+        let answer = resolve(&image, &Credentials::anonymous(), &plain_http(), &Proxies::default(), deadline).await;
         assert_eq!(answer, Err(Error::Timeout { image: image.to_string(), after: deadline }));
         assert!(started.elapsed() < Duration::from_secs(3));
     }
@@ -212,7 +213,8 @@ async fn a_listener_that_never_speaks_is_a_timeout() {
     let image: ImageRef = format!("{}/a", listener.local_addr().unwrap()).parse().unwrap();
     for insecure in [false, true] {
         let options = RegistryOptions { insecure, insecure_skip_tls_verify: false };
-        let answer = resolve(&image, &Credentials::anonymous(), &options, Duration::from_millis(500)).await;
+        let answer =
+            resolve(&image, &Credentials::anonymous(), &options, &Proxies::default(), Duration::from_millis(500)).await;
         assert_eq!(answer.unwrap_err().reason(), "Timeout");
     }
 }
@@ -232,7 +234,8 @@ async fn broken_connections_are_told_apart() {
     ] {
         let image: ImageRef = format!("{host}/a:v1").parse().unwrap();
         let options = RegistryOptions { insecure, insecure_skip_tls_verify: false };
-        let error = resolve(&image, &Credentials::anonymous(), &options, DEADLINE).await.unwrap_err();
+        let error =
+            resolve(&image, &Credentials::anonymous(), &options, &Proxies::default(), DEADLINE).await.unwrap_err();
         assert_eq!(error.reason(), reason, "{host}: {error}");
     }
 }

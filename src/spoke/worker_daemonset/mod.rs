@@ -128,6 +128,7 @@ mod tests {
             worker_image: image.into(),
             worker_service_account: "worker".into(),
             worker_health_port: 8081,
+            worker_variables: vec![("HTTPS_PROXY", "http://proxy:3128".into())],
             instance: "test".into(),
         }
     }
@@ -181,5 +182,7 @@ mod tests {
         assert_eq!(pod.containers[0].image.as_deref(), Some("a"));
         assert_eq!(pod.tolerations.unwrap()[0].operator.as_deref(), Some("Exists"));
         assert!(pod.node_selector.unwrap().contains_key("kmm.node.kubernetes.io/worker"));
+        let proxy = pod.containers[0].env.iter().flatten().find(|variable| variable.name == "HTTPS_PROXY");
+        assert_eq!(proxy.and_then(|variable| variable.value.as_deref()), Some("http://proxy:3128"));
     }
 }

@@ -15,6 +15,8 @@ const STATE_DIR: &str = "/var/lib/kmm";
 const LIB_MODULES: &str = "/lib/modules";
 /// The same where it can be written; mounted only if a Module is to be published on the host.
 pub(crate) const HOST_MODULES: &str = "/host/lib/modules";
+/// Where the container has the host's `/etc`.
+const HOST_ETC: &str = "/host/etc";
 
 /// The whole object, with the hash of its specification as an annotation. `publishes`: workers may put files of Modules
 /// below the host's `/lib/modules`.
@@ -26,6 +28,8 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
     // The worker shares the node's network and answers on its loopback address only.
     let probe =
         |path: &str| json!({ "httpGet": { "host": "127.0.0.1", "path": path, "port": settings.worker_health_port } });
+    let mut env = vec![json!({ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } })];
+    env.extend(settings.worker_variables.iter().map(|(name, value)| json!({ "name": name, "value": value })));
     let mut spec = json!({
         "selector": { "matchLabels": labels },
         "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "10%" } },
@@ -47,7 +51,7 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
                     "name": "worker",
                     "image": settings.worker_image,
                     "args": ["worker"],
-                    "env": [{ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }],
+                    "env": env,
                     "resources": {
                         "requests": { "cpu": "10m", "memory": "16Mi" },
                         "limits": { "memory": "128Mi" },
@@ -60,11 +64,15 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
                     "volumeMounts": [
                         { "name": "lib-modules", "mountPath": LIB_MODULES, "readOnly": true },
                         { "name": "state", "mountPath": STATE_DIR },
+                        // Mirrors and certificates of the container runtime; it cannot be narrower, as a folder below
+                        // a read-only /etc cannot be made where it is missing.
+                        { "name": "host-etc", "mountPath": HOST_ETC, "readOnly": true },
                     ],
                 }],
                 "volumes": [
                     { "name": "lib-modules", "hostPath": { "path": LIB_MODULES, "type": "DirectoryOrCreate" } },
                     { "name": "state", "hostPath": { "path": STATE_DIR, "type": "DirectoryOrCreate" } },
+                    { "name": "host-etc", "hostPath": { "path": "/etc", "type": "Directory" } },
                 ],
             },
         },

@@ -86,6 +86,7 @@ impl Agent {
         let tree = self.state.tree(&key);
         let host_modules = self.settings.lib_modules.clone();
         let release = self.release.clone();
+        let runtime = self.wanted.as_ref().and_then(|wanted| wanted.spec.container_runtime.clone());
         self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
         let task = self.tasks.spawn(async move {
             let _turn = turn.lock().await;
@@ -93,7 +94,7 @@ impl Agent {
                 Ok(())
             } else {
                 let _slot = slots.acquire().await;
-                fetch.fetch(spec.clone(), release.clone(), tree.clone()).await
+                fetch.fetch(spec.clone(), runtime, release.clone(), tree.clone()).await
             };
             let result = match fetched {
                 Ok(()) => tokio::task::spawn_blocking(move || {
@@ -161,6 +162,9 @@ impl Agent {
                 Preparation::Ready(Arc::new(set))
             }
             Err(trouble) => {
+                if trouble.reason == NodeReason::StoreFull {
+                    self.make_room();
+                }
                 let identity = wanted::identity(&spec).ok();
                 let pause = self.fetch_backoff.entry(owner.clone()).or_default().next(identity.as_ref());
                 Preparation::Failed(trouble, self.now() + pause)

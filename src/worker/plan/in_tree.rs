@@ -4,7 +4,7 @@
 //! policy asks for it, and never while another Module wants it gone.
 
 use super::{Observed, Step};
-use crate::api::NodeModuleSpec;
+use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::worker::record::{Owner, TakenOut};
 use crate::worker::wanted;
 
@@ -50,11 +50,36 @@ pub(super) fn after_removal(observed: &Observed, spec: &NodeModuleSpec) -> Vec<S
     steps
 }
 
+/// Steps for what made room for a Module that is neither wanted nor recorded any more: it never came to a record, because
+/// the worker ended before. An order that only makes room for another file is waited for.
+pub(super) fn left_over(observed: &Observed) -> Vec<Step> {
+    let belongs = |owner: &Owner| {
+        observed.record.entry(owner).is_some()
+            || observed.desired.modules.iter().any(|spec| Owner::of(spec) == *owner)
+            || observed
+                .desired
+                .unload
+                .iter()
+                .any(|intent| intent.module_uid == owner.uid && intent.reason == UnloadReason::Changed)
+    };
+    let taken = observed.record.in_tree.iter().rev();
+    let left: Vec<&TakenOut> =
+        taken.filter(|taken| !belongs(&taken.owner) && !wants_gone(observed, &taken.owner, &taken.name)).collect();
+    let back = left.iter().filter(|taken| taken.restore && taken.failures < MAX_TRIES);
+    let mut steps: Vec<Step> = back.map(|taken| Step::PutBack(taken.name.clone())).collect();
+    if !left.is_empty() {
+        steps.push(Step::ForgetTakenOut(left.iter().map(|taken| taken.name.clone()).collect()));
+    }
+    steps
+}
+
 /// Steps before `leaving` are taken out to make room for a load.
 pub(super) fn before_load(observed: &Observed, spec: &NodeModuleSpec, leaving: &[String]) -> Vec<Step> {
     let owner = Owner::of(spec);
-    let mut steps: Vec<Step> =
-        leaving.iter().map(|name| Step::TakeOut { name: name.clone(), owner: owner.clone() }).collect();
+    let mut steps: Vec<Step> = leaving
+        .iter()
+        .map(|name| Step::TakeOut { name: name.clone(), owner: owner.clone(), restore: asks(spec) })
+        .collect();
     if asks(spec) {
         let now = leaving.iter().rev().filter(|name| !wants_gone(observed, &owner, name)).cloned();
         let earlier = made_room(observed, spec).into_iter().map(|taken| taken.name.clone());

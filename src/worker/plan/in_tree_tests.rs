@@ -164,6 +164,23 @@ fn one_that_cannot_come_back_is_told_and_does_not_hold_the_removal_up_for_ever()
 }
 
 #[test]
+fn what_made_room_for_a_load_that_never_came_to_the_record_comes_back() {
+    for steps in 0..7 {
+        let mut world = node(true);
+        world.round(&CancellationToken::new());
+        let mut plan = world.plan();
+        plan.jobs.iter_mut().for_each(|job| job.steps.truncate(steps));
+        world.carry_out(&plan, &CancellationToken::new());
+        world.restart();
+        world.desired.modules.clear();
+        world.desired.unload = vec![removal("gpu")];
+        assert_eq!(world.settle(), [""; 0]);
+        assert_eq!(world.kernel.names(), ["lib", "old_gpu"], "after {steps} steps");
+        assert_eq!(world.record, Record::new("boot-1"));
+    }
+}
+
+#[test]
 fn wanted_again_in_the_middle_or_after_a_crash_at_any_step_it_ends_right() {
     for steps in 0..9 {
         for (start, end) in [("loaded", "gone"), ("gone", "loaded"), ("loaded", "wanted again")] {

@@ -361,10 +361,10 @@ fn a_module_that_is_starting_is_waited_for() {
 }
 
 /// A small generator of test cases: what follows from a seed is always the same.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Job, Observed, Plan, Step};
+use super::{Job, Observed, Plan, Step, in_tree};
 use crate::api::ModuleState;
 use crate::api::names::NodeReason;
 use crate::worker::kernel::Trouble;
 use crate::worker::publish;
 use crate::worker::record::{Entry, Owner};
 
-/// Plans for the search path of firmware, and for what is published on the host.
+/// Plans for the search path of firmware, for what is published on the host, and for in-tree modules without a Module.
 pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
     let rests = plan.jobs.is_empty();
     let firmware = observed.firmware.as_ref().filter(|view| !view.is_right(&observed.record));
     let steps = firmware.map(|_| vec![Step::Firmware]).unwrap_or_default();
     keep(observed, plan, rests, "firmware", steps, &|entry| entry.firmware.is_some());
+    keep(observed, plan, rests, "in-tree", in_tree::left_over(observed), &|_| false);
     let steps = publishing(observed);
     if let (Some(view), false) = (&observed.published, steps.is_empty())
         && !view.writable
