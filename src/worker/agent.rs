@@ -2,9 +2,10 @@
 
 mod reporting;
 mod tasks;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -18,11 +19,12 @@ use tracing::{info, warn};
 
 use self::reporting::Reporting;
 use self::tasks::{Backoff, Finished};
+use self::users::UsersFound;
 use super::fetch::Fetch;
 use super::kernel::Kernel;
-use super::plan::{Attempt, Observed, Plan, Preparation, Prepared, plan};
+use super::plan::{Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, in_use, plan, startable};
 use super::record::{KeptPlan, Owner, Record, StateDir};
-use super::{Error, WorkerSettings, observe, wanted};
+use super::{Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
 
@@ -30,6 +32,8 @@ type Watched = DeserializeGuard<NodeModulesConfig>;
 
 /// A watch that says nothing for so long is begun anew.
 const WATCH_TIMEOUT_SECS: u32 = 120;
+/// How long the end of the worker waits for the kernel: less than the DaemonSet's grace period of 30 s.
+const LAST_WAIT: Duration = Duration::from_secs(20);
 /// How long a load must last before earlier failures are forgotten.
 const LASTED: Duration = Duration::from_mins(1);
 
@@ -45,8 +49,10 @@ pub struct Agent {
     release: String,
     /// Start of the worker's own clock.
     started: Instant,
-    /// `None` while a job has it.
-    record: Option<Record>,
+    /// Jobs change it beside the loop.
+    record: Arc<Mutex<Record>>,
+    /// Jobs that run.
+    running: BTreeMap<Owner, RunningJob>,
     /// What is to be carried out; `None` until the API server or the kept plan said so.
     wanted: Option<KeptPlan>,
     /// A kept plan that waits for its time.
@@ -59,6 +65,7 @@ pub struct Agent {
     fetch_backoff: BTreeMap<Owner, Backoff>,
     tasks: JoinSet<Finished>,
     fetches: tasks::Fetches,
+    users: UsersFound,
     reporting: Reporting,
     /// What the watch's list has shown so far.
     listing: Listing,
@@ -122,7 +129,8 @@ impl Agent {
             boot_id,
             release,
             started: Instant::now(),
-            record: Some(record),
+            record: Arc::new(Mutex::new(record)),
+            running: BTreeMap::new(),
             wanted: None,
             kept,
             prepared: BTreeMap::new(),
@@ -132,6 +140,7 @@ impl Agent {
             fetch_backoff: BTreeMap::new(),
             tasks: JoinSet::new(),
             fetches: tasks::Fetches::default(),
+            users: UsersFound::default(),
             reporting: Reporting::default(),
             listing: Listing::Empty,
             tidy: true,
@@ -166,7 +175,7 @@ impl Agent {
                     Ok(event) => self.hear(event)?,
                     Err(error) => warn!("watch: {}", chain(&error)),
                 },
-                Woken::Task(Ok(finished)) => self.finish(finished),
+                Woken::Task(Ok(finished)) => self.finish(finished)?,
                 Woken::Task(Err(error)) if error.is_cancelled() => {}
                 Woken::Task(Err(error)) => return Err(Error::Task(error)),
                 Woken::Time => {}
@@ -286,13 +295,15 @@ impl Agent {
     /// One look at the kernel and what follows from it.
     fn pass(&mut self) {
         let Some(wanted) = &self.wanted else { return };
-        let Some(record) = &self.record else { return };
-        let names = Observed::interesting(record, &wanted.spec, &self.prepared);
-        let kernel = match observe::kernel(self.kernel.as_ref(), &names) {
-            Ok(kernel) => kernel,
+        // Before the kernel: what a job does meanwhile is then seen as done and not as undone by somebody else.
+        let record = apply::lock(&self.record).clone();
+        let names = Observed::interesting(&record, &wanted.spec, &self.prepared);
+        let about_to_load = self.prepared.values().any(|prepared| matches!(prepared.state, Preparation::Ready(_)));
+        let kernel = match observe::kernel(self.kernel.as_ref(), &names, about_to_load) {
+            Ok(kernel) => KernelView { users: self.users.told(), ..kernel },
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
-        let asked = Observed::asks_for_firmware(record, &wanted.spec);
+        let asked = Observed::asks_for_firmware(&record, &wanted.spec);
         let firmware = match observe::firmware(self.kernel.as_ref(), self.state.as_ref(), asked) {
             Ok(firmware) => firmware,
             Err(error) => return warn!("the search path for firmware cannot be looked at: {error}"),
@@ -302,7 +313,7 @@ impl Agent {
             release: self.release.clone(),
             now: self.now(),
             desired: wanted.spec.clone(),
-            record: record.clone(),
+            record,
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
@@ -312,18 +323,22 @@ impl Agent {
                 .published()
                 .inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}"))
                 .ok(),
+            running: self.running.clone(),
         };
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
-        let quiet = plan.is_quiet() && self.preparing.is_empty();
+        self.look_for_users(in_use(&observed, &plan), &observed.kernel.listed);
+        let quiet = plan.is_quiet() && self.preparing.is_empty() && self.running.is_empty() && !self.users.looking();
         for spec in plan.prepare {
             let loaded = observed.kernel.listed.keys().cloned().collect();
             self.prepare(spec, loaded);
         }
         self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
-        if !plan.jobs.is_empty() {
-            self.work(plan.jobs);
-        } else if quiet && self.tidy {
+        let running = self.running.values().map(|job| &job.reach);
+        for (job, reach) in startable(plan.jobs, &observed.record, running) {
+            self.work(job, reach);
+        }
+        if quiet && self.tidy {
             self.tidy_up(&observed);
         }
     }
@@ -372,8 +387,9 @@ impl Agent {
 
     /// The disk is full: images that nobody needs now go, whatever the limit allows.
     fn make_room(&self) {
-        if let (Some(wanted), Some(record)) = (&self.wanted, &self.record) {
-            self.remove_trees(&self.tree_keys(&wanted.spec, record), 0);
+        if let Some(wanted) = &self.wanted {
+            let needed = self.tree_keys(&wanted.spec, &apply::lock(&self.record));
+            self.remove_trees(&needed, 0);
         }
     }
 
@@ -391,17 +407,27 @@ impl Agent {
         all.filter_map(|spec| Some(wanted::identity(spec).ok()?.tree_key(&self.release))).collect()
     }
 
-    /// Waits for the kernel to finish what it has begun; everything else is dropped.
+    /// Waits for the kernel to finish what it has begun, for as long as it is known to be patient; everything else is
+    /// dropped.
+    ///
+    /// A job that hangs in the kernel keeps the process, and with it the lock of the state folder, until the kernel lets
+    /// it go: no other worker begins before.
     async fn end(mut self) -> Result<(), Error> {
         for (_, task) in self.preparing.values() {
             task.abort();
         }
-        while self.record.is_none() {
-            match self.tasks.join_next().await {
-                Some(Ok(finished)) => self.finish(finished),
-                Some(Err(error)) if error.is_cancelled() => {}
-                Some(Err(error)) => return Err(Error::Task(error)),
-                None => break,
+        let deadline = tokio::time::Instant::now() + LAST_WAIT;
+        while !self.running.is_empty() {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(Ok(finished))) => self.finish(finished)?,
+                Ok(Some(Err(error))) if error.is_cancelled() => {}
+                Ok(Some(Err(error))) => return Err(Error::Task(error)),
+                Ok(None) => break,
+                Err(_) => {
+                    let modules: Vec<String> = self.running.keys().map(ToString::to_string).collect();
+                    warn!("jobs that the kernel has not finished are left to it: {}", modules.join(", "));
+                    break;
+                }
             }
         }
         info!("ended; what is loaded stays loaded");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -9,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::firmware;
-use super::kernel::{Kernel, Trouble, load_trouble, unload_trouble};
-use super::plan::{Job, LoadFile, Step};
+use super::kernel::{Kernel, Trouble};
+use super::plan::{Job, LoadFile, Step, enough_memory};
 use super::record::{Owner, Record, StateDir, TakenOut};
+use super::refusal::{load_trouble, unload_trouble};
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::{Identity, Sameness, names, params};
@@ -68,14 +70,20 @@ fn links_failed(error: &std::io::Error) -> Trouble {
     Trouble::new(NodeReason::StoreFailed, format!("the folder of links to firmware cannot be written: {error}"))
 }
 
-/// Carries out all jobs, one after the other, and keeps `record` and its store up to date.
+/// The record for a moment. A panic elsewhere cannot have left it half changed: it is replaced whole.
+pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Carries out all jobs, one after the other, and keeps `record` and its store up to date. Several threads may do so
+/// at the same time for jobs that have nothing in common.
 ///
 /// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at; a step that has
 /// begun is always finished.
 pub fn jobs(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
-    record: &mut Record,
+    record: &Mutex<Record>,
     jobs: &[Job],
     shutdown: &CancellationToken,
 ) -> BTreeMap<Owner, Outcome> {
@@ -93,7 +101,7 @@ pub fn jobs(
 fn carry_out(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
-    record: &mut Record,
+    record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
 ) -> Outcome {
@@ -118,11 +126,12 @@ fn carry_out(
     }
     let took = begun.elapsed();
     // Only how long it took is added; that it is lost if this write fails harms nobody.
-    if job.steps.iter().any(|step| matches!(step, Step::Load { .. }))
-        && let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner)
-    {
-        entry.took_ms = u64::try_from(took.as_millis()).ok();
-        let _ = store.save(record);
+    if job.steps.iter().any(|step| matches!(step, Step::Load { .. })) {
+        let _ = change(store, record, |record| {
+            if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
+                entry.took_ms = u64::try_from(took.as_millis()).ok();
+            }
+        });
     }
     Outcome::Done(took)
 }
@@ -130,12 +139,13 @@ fn carry_out(
 fn carry_out_step(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
-    record: &mut Record,
+    record: &Mutex<Record>,
     step: &Step,
 ) -> Result<(), Trouble> {
     match step {
         Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
         Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
+        Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
         Step::Unload { name, identity } => unload(kernel, name, identity),
         Step::Load { file, parameters } => load(kernel, file, parameters),
         Step::Firmware => firmware(kernel, store, record),
@@ -158,7 +168,8 @@ fn carry_out_step(
 }
 
 /// Writes the record; it changes in memory only if it did on the disk.
-fn change(store: &dyn RecordStore, record: &mut Record, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
+fn change(store: &dyn RecordStore, record: &Mutex<Record>, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
+    let mut record = lock(record);
     let mut next = record.clone();
     change(&mut next);
     store.save(&next)?;
@@ -166,16 +177,20 @@ fn change(store: &dyn RecordStore, record: &mut Record, change: impl FnOnce(&mut
     Ok(())
 }
 
-fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record) -> Result<(), Trouble> {
-    let known = record.clone();
+/// The kernel has one search path: of two jobs the later one sees what the earlier one has recorded.
+fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>) -> Result<(), Trouble> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = lock(record).clone();
     firmware::bring(kernel, store, &known, &mut |before| {
         change(store, record, |record| record.firmware_before = before)
     })
 }
 
-fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &mut Record, name: &str) -> Result<(), Trouble> {
-    let Some(taken) = record.in_tree.iter().find(|taken| taken.name == name) else { return Ok(()) };
-    let why = match load_again(kernel, taken) {
+fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>, name: &str) -> Result<(), Trouble> {
+    let taken = lock(record).in_tree.iter().find(|taken| taken.name == name).cloned();
+    let Some(taken) = taken else { return Ok(()) };
+    let why = match load_again(kernel, &taken) {
         Ok(()) => return Ok(()),
         Err(why) => why,
     };
@@ -209,7 +224,7 @@ fn load_again(kernel: &dyn Kernel, taken: &TakenOut) -> Result<(), String> {
         match answer {
             Ok(()) => {}
             Err(refused) if refused.errno == Errno::EEXIST => {}
-            Err(refused) => return Err(load_trouble(&file_name, &refused).message),
+            Err(refused) => return Err(load_trouble(&file_name, None, &refused).message),
         }
     }
     Ok(())
@@ -225,7 +240,10 @@ fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Tr
             info!(module = file.name, "left out: {refused}");
             Ok(())
         }
-        Err(refused) => Err(load_trouble(&file.name, &refused)),
+        Err(refused) => {
+            let signer = file.facts.signature.as_ref().and_then(|signature| signature.signer.as_deref());
+            Err(load_trouble(&file.name, signer, &refused))
+        }
     }
 }
 

@@ -64,7 +64,7 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
         Trouble::new(reason, error.to_string())
     })?;
 
-    let kernel_magic = host.kernel_vermagic(place.machine);
+    let kernel_magic = host.kernel_vermagic(place.machine, place.release);
     let (mut files, mut of_image) = (Vec::with_capacity(steps.len()), Vec::new());
     for step in steps {
         let Some((path, packing, file)) = read.get(&step.name) else { continue };
@@ -82,6 +82,7 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
             packing: *packing,
             role: step.role,
             identity: file.identity.clone(),
+            facts: file.facts.clone(),
         });
     }
     let known = read.get(identity.main()).map(|(_, _, file)| file.info.parameters.clone()).unwrap_or_default();
@@ -215,13 +216,17 @@ impl Modules {
     }
 
     /// What the kernel's own build writes into modules, flags included.
-    fn kernel_vermagic(&self, machine: &str) -> Option<String> {
+    ///
+    /// `None` where the folder is missing, or holds modules of another build: no check is better than a wrong one, since
+    /// the kernel checks too.
+    fn kernel_vermagic(&self, machine: &str, release: &str) -> Option<String> {
         let own = self.dep.iter().filter(|(_, entry)| entry.path.starts_with("kernel/"));
         // The first readable one is as good as any: they are all of the kernel's own build.
-        own.take(8).find_map(|(name, _)| {
+        let magic = own.take(8).find_map(|(name, _)| {
             let (path, packing) = self.files.get(name)?;
             elf::read(&unpack::read(path, *packing).ok()?, machine).ok()?.info.vermagic
-        })
+        });
+        magic.filter(|magic| magic.split_whitespace().next() == Some(release))
     }
 }
 
@@ -322,8 +327,9 @@ fn exports(image: &Modules, machine: &str) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::kmod::Identity;
     use crate::core::kmod::elf::testing::module;
+    use crate::core::kmod::signature::{self, Signature};
+    use crate::core::kmod::{FileFacts, Identity};
 
     const RELEASE: &str = "6.12.1+";
     const MAGIC: &str = "vermagic=6.12.1+ SMP mod_unload";
@@ -417,6 +423,7 @@ mod tests {
                 packing: Packing::Zstd,
                 role: Role::Named,
                 identity: Identity { build_id: Some("07".into()), srcversion: None },
+                facts: FileFacts { size: ko("parm=level:x", 7).len() as u64, ..FileFacts::default() },
             }]
         );
     }
@@ -458,6 +465,35 @@ mod tests {
             let trouble = case.examine(&["kmm_a"], "").unwrap_err();
             assert_eq!(trouble.reason, NodeReason::FirmwareNotFound, "{missing}");
             assert!(trouble.message.contains(missing), "{}", trouble.message);
+        }
+    }
+
+    #[test]
+    fn signatures_of_packed_files_and_of_the_hosts_modules_are_seen() {
+        let signed = |name: &str| signature::testing::signed(&ko(&format!("name={name}\0depends=g"), 1), b"message");
+        let host: [(&str, Vec<u8>); 2] = [
+            ("modules.dep", b"kernel/g.ko.xz:\n".to_vec()),
+            ("kernel/g.ko.xz", {
+                let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+                std::io::Write::write_all(&mut xz, &signature::testing::signed(&ko("name=g", 2), b"")).unwrap();
+                xz.finish().unwrap()
+            }),
+        ];
+        let case = Case::new(&[("m.ko.zst", zstd::encode_all(signed("m").as_slice(), 1).unwrap())], &host);
+        let set = case.examine(&["m"], "").unwrap();
+        assert_eq!(set.files.len(), 2);
+        assert!(set.files.iter().all(|file| file.facts.signature == Some(Signature::default())), "{set:?}");
+        assert_eq!(set.files[1].facts.size, signed("m").len() as u64, "the size is that of the unpacked file");
+    }
+
+    #[test]
+    fn a_hosts_folder_of_another_build_does_not_decide_over_a_module() {
+        let other = module("name=g\0vermagic=6.12.0 SMP preempt\0", &[9]);
+        for (magic, expected) in [("6.12.1+ SMP", true), ("6.12.2 SMP", false)] {
+            let host: [(&str, Vec<u8>); 2] =
+                [("modules.dep", b"kernel/g.ko:\n".to_vec()), ("kernel/g.ko", other.clone())];
+            let case = Case::new(&[("m.ko", module(&format!("vermagic={magic}\0"), &[1]))], &host);
+            assert_eq!(case.order(&["m"]).is_ok(), expected, "{magic}");
         }
     }
 

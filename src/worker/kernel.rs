@@ -1,4 +1,4 @@
-//! The kernel as the worker sees it: a narrow trait, and its refusals in words.
+//! The kernel as the worker sees it: a narrow trait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,8 +10,10 @@ use super::firmware::SearchPath;
 use super::publish::View as Published;
 use crate::api::names::NodeReason;
 use crate::core::kmod::Identity;
+use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::proc_modules::Listed;
+use crate::core::kmod::users::Users;
 
 /// What proves which file a loaded module is, and how it was set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,19 +24,28 @@ pub struct Running {
     pub parameters: BTreeMap<String, String>,
 }
 
+/// Most lines of the log that a message repeats.
+const MAX_LOG_LINES: usize = 4;
+
 /// The kernel did not do what it was told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{errno}{}", if log.is_empty() { String::new() } else { format!("; the kernel says: {}", log.join(" | ")) })]
+#[error("{errno}{}", said(log.as_deref()))]
 pub struct Refused {
     /// Its answer.
     pub errno: Errno,
-    /// What it wrote into its log about the module meanwhile.
-    pub log: Vec<String>,
+    /// What it wrote into its log about the module meanwhile; `None` if the log cannot be read.
+    pub log: Option<Vec<String>>,
+}
+
+fn said(log: Option<&[String]>) -> String {
+    let lines = log.unwrap_or_default();
+    let first = lines.get(..MAX_LOG_LINES.min(lines.len())).unwrap_or_default();
+    if first.is_empty() { String::new() } else { format!("; the kernel says: {}", first.join(" | ")) }
 }
 
 impl From<Errno> for Refused {
     fn from(errno: Errno) -> Self {
-        Self { errno, log: Vec::new() }
+        Self { errno, log: Some(Vec::new()) }
     }
 }
 
@@ -74,6 +85,12 @@ pub trait Kernel: Send + Sync + 'static {
     fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble>;
     /// Renews the index.
     fn renew_index(&self, release: &str) -> Result<(), Trouble>;
+    /// What it demands of every module now.
+    fn gates(&self) -> Gates;
+    /// Memory that could be had without swapping, bytes; `None` if it does not say.
+    fn available_memory(&self) -> Option<u64>;
+    /// Whoever uses a module, as far as can be seen; `filesystems` are types that it provides. Takes long.
+    fn users(&self, name: &str, filesystems: &[String]) -> Users;
 }
 
 /// Why something is not as wanted: one word of the closed list and one sentence.
@@ -89,95 +106,5 @@ impl Trouble {
     /// Both parts together.
     pub fn new(reason: NodeReason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
-    }
-}
-
-/// A refused load in words.
-///
-/// Source: `load_module` and `module_sig_check` of Linux; the log is looked at where one number means several things.
-pub fn load_trouble(name: &str, refused: &Refused) -> Trouble {
-    let log = refused.log.join("\n");
-    let says = |text: &str| log.contains(text);
-    let (reason, what) = match refused.errno {
-        Errno::ENOEXEC if says("version magic") => (NodeReason::VermagicMismatch, "it was built for another kernel"),
-        Errno::ENOEXEC => (NodeReason::KernelRefused, "the kernel cannot take this file"),
-        Errno::ENOENT => (NodeReason::SymbolMissing, "the kernel lacks a symbol that it uses"),
-        Errno::EINVAL if says("disagrees about version of symbol") || says("no symbol version") => {
-            (NodeReason::SymbolMissing, "the kernel has a symbol that it uses in another version")
-        }
-        Errno::EINVAL if says("invalid for parameter") => {
-            (NodeReason::ParameterRefused, "the kernel refuses the value of a parameter")
-        }
-        Errno::EINVAL => (NodeReason::KernelRefused, "the kernel refuses a parameter or the module itself"),
-        Errno::EKEYREJECTED
-        | Errno::ENOKEY
-        | Errno::EBADMSG
-        | Errno::EKEYREVOKED
-        | Errno::EKEYEXPIRED
-        | Errno::ENOPKG => (
-            NodeReason::SignatureRejected,
-            "the kernel does not trust its signature; sign it with a key that the kernel knows",
-        ),
-        Errno::EPERM | Errno::EACCES => (
-            NodeReason::NotPermitted,
-            "loading modules is not permitted (lockdown, modules_disabled, or the worker is not privileged)",
-        ),
-        Errno::ENODEV => (NodeReason::KernelRefused, "it finds no device that it drives"),
-        Errno::ENOMEM => (NodeReason::KernelRefused, "the kernel has not enough memory"),
-        _ => (NodeReason::KernelRefused, "it refused to start"),
-    };
-    Trouble::new(reason, format!("module {name} was not loaded, {what}: {refused}"))
-}
-
-/// A refused unload in words.
-pub fn unload_trouble(name: &str, refused: &Refused) -> Trouble {
-    let (reason, what) = match refused.errno {
-        Errno::EAGAIN => (NodeReason::InUse, "something uses it"),
-        Errno::EBUSY => (NodeReason::InUse, "it is starting or ending, or has no exit function"),
-        Errno::EPERM | Errno::EACCES => (
-            NodeReason::NotPermitted,
-            "unloading modules is not permitted (modules_disabled, or the worker is not privileged)",
-        ),
-        _ => (NodeReason::KernelRefused, "the kernel refused"),
-    };
-    Trouble::new(reason, format!("module {name} was not unloaded, {what}: {refused}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_refusal_of_the_kernel_has_a_reason() {
-        let table = [
-            (Errno::ENOENT, "", NodeReason::SymbolMissing),
-            (Errno::EINVAL, "kmm_a: disagrees about version of symbol x", NodeReason::SymbolMissing),
-            (Errno::EINVAL, "kmm_a: `abc' invalid for parameter `level'", NodeReason::ParameterRefused),
-            (Errno::EINVAL, "", NodeReason::KernelRefused),
-            (Errno::ENOEXEC, "kmm_a: version magic '5' should be '6'", NodeReason::VermagicMismatch),
-            (Errno::ENOEXEC, "", NodeReason::KernelRefused),
-            (Errno::EKEYREJECTED, "", NodeReason::SignatureRejected),
-            (Errno::ENOKEY, "", NodeReason::SignatureRejected),
-            (Errno::EPERM, "", NodeReason::NotPermitted),
-            (Errno::ENODEV, "", NodeReason::KernelRefused),
-            (Errno::EIO, "", NodeReason::KernelRefused),
-        ];
-        for (errno, log, expected) in table {
-            let log: Vec<String> = (!log.is_empty()).then(|| log.to_owned()).into_iter().collect();
-            assert_eq!(load_trouble("kmm_a", &Refused { errno, log }).reason, expected, "{errno}");
-        }
-        for (errno, expected) in [
-            (Errno::EAGAIN, NodeReason::InUse),
-            (Errno::EBUSY, NodeReason::InUse),
-            (Errno::EPERM, NodeReason::NotPermitted),
-        ] {
-            assert_eq!(unload_trouble("kmm_a", &errno.into()).reason, expected, "{errno}");
-        }
-        let refused = Refused { errno: Errno::ENOENT, log: vec!["kmm_a: Unknown symbol f (err -2)".into()] };
-        assert_eq!(
-            load_trouble("kmm_a", &refused).message,
-            "module kmm_a was not loaded, the kernel lacks a symbol that it uses: \
-             ENOENT: No such file or directory; the kernel says: kmm_a: Unknown symbol f (err -2)"
-        );
     }
 }

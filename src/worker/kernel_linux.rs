@@ -17,16 +17,18 @@ use nix::unistd::{AccessFlags, access};
 use super::firmware::SearchPath;
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::publish::{HostModules, View as Published};
-use super::{WorkerSettings, unpack};
+use super::{WorkerSettings, unpack, users};
+use crate::core::kmod::gates::{self, Gates};
 use crate::core::kmod::modules_dep;
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::proc_modules::{self, Listed};
+use crate::core::kmod::users::Users;
 use crate::core::kmod::{Identity, elf};
 
 /// Longest value of a parameter that is read; the kernel itself prints at most a page.
 const MAX_SYSFS: u64 = 16 * 1024;
-/// Lines of the kernel's log that go into a message, and their length.
-const MAX_LOG_LINES: usize = 4;
+/// Most lines of the kernel's log that are taken, and their length.
+const MAX_LOG_LINES: usize = 64;
 const MAX_LOG_LINE: usize = 200;
 
 /// The kernel under the given mounts of `/proc`, `/sys` and `/dev`.
@@ -106,7 +108,14 @@ impl Kernel for LinuxKernel {
     }
 
     fn listed(&self) -> io::Result<BTreeMap<String, Listed>> {
-        Ok(proc_modules::parse(&fs::read_to_string(self.proc.join("modules"))?))
+        match fs::read_to_string(self.proc.join("modules")) {
+            Ok(table) => Ok(proc_modules::parse(&table)),
+            // A kernel without loadable modules has no table of them; a `/proc` that is none has nothing at all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.proc.join("version").exists() => {
+                Ok(BTreeMap::new())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn running(&self, name: &str, parameters: &BTreeSet<String>) -> io::Result<Option<Running>> {
@@ -131,15 +140,18 @@ impl Kernel for LinuxKernel {
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused> {
         let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);
-        let errno_of = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        let unreadable = |error: io::Error| Refused {
+            errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            log: Some(vec![format!("{name}: {} cannot be read: {error}", file.display())]),
+        };
         // A plain file goes in by descriptor, so that the kernel's policies see where it comes from.
         let answer = match packing {
             Packing::Plain => {
-                let file = File::open(file).map_err(|error| Refused::from(errno_of(error)))?;
+                let file = File::open(file).map_err(unreadable)?;
                 finit_module(&file, &parameters, ModuleInitFlags::empty())
             }
             Packing::Gzip | Packing::Xz | Packing::Zstd => {
-                let image = unpack::read(file, packing).map_err(|error| Refused::from(errno_of(error)))?;
+                let image = unpack::read(file, packing).map_err(unreadable)?;
                 init_module(&image, &parameters)
             }
         };
@@ -231,6 +243,28 @@ impl Kernel for LinuxKernel {
         }
         Ok(names)
     }
+
+    fn gates(&self) -> Gates {
+        let module = self.sys.join("module");
+        let lockdown = text(&self.sys.join("kernel/security/lockdown"));
+        Gates {
+            no_modules: !self.proc.join("modules").exists() && self.proc.join("version").exists(),
+            disabled: self.line("sys/kernel/modules_disabled").is_ok_and(|value| value == "1"),
+            signed_only: gates::signed_only(
+                text(&module.join("module/parameters/sig_enforce")).as_deref(),
+                lockdown.as_deref(),
+            ),
+            blacklist: gates::blacklist(text(&module.join("kernel/parameters/module_blacklist")).as_deref()),
+        }
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        gates::available_memory(&fs::read_to_string(self.proc.join("meminfo")).ok()?)
+    }
+
+    fn users(&self, name: &str, filesystems: &[String]) -> Users {
+        users::look(&self.proc, &self.sys, name, filesystems)
+    }
 }
 
 /// The kernel's log from the moment of opening on.
@@ -246,9 +280,9 @@ impl Log {
         Self(open().ok())
     }
 
-    /// What was written meanwhile and begins with the module's name.
-    fn about(&mut self, module: &str) -> Vec<String> {
-        let Some(file) = &mut self.0 else { return Vec::new() };
+    /// What was written meanwhile about the module, or about what modules must be; `None` if it cannot be read.
+    fn about(&mut self, module: &str) -> Option<Vec<String>> {
+        let file = self.0.as_mut()?;
         let mut lines = Vec::new();
         let mut record = [0; 8 * 1024];
         // One read is one record. Bounded, for a kernel that logs faster than it is read.
@@ -263,15 +297,21 @@ impl Log {
                 break;
             }
         }
-        lines
+        Some(lines)
     }
 }
 
-/// The message of one record of `/dev/kmsg` (`priority,sequence,time,flags;message`), if it is about the module.
+/// The message of one record of `/dev/kmsg` (`priority,sequence,time,flags;message`), if it is about the module or one of
+/// the sentences that the kernel does not begin with a module's name.
 fn message_about(record: &[u8], module: &str) -> Option<String> {
     let record = String::from_utf8_lossy(record);
     let message = record.split_once(';')?.1.lines().next()?.trim();
-    (message.strip_prefix(module)?.starts_with(':')).then(|| message.chars().take(MAX_LOG_LINE).collect())
+    let named = message.strip_prefix(module).is_some_and(|rest| rest.starts_with(':'));
+    let blacklisted = message.ends_with(&format!("odule {module} is blacklisted"));
+    // Of `module_sig_check` and of lockdown; prefixed with the part of the kernel in some versions.
+    let signature = message.contains("Loading of ") && message.ends_with(" is rejected");
+    let lockdown = message.starts_with("Lockdown: ");
+    (named || blacklisted || signature || lockdown).then(|| message.chars().take(MAX_LOG_LINE).collect())
 }
 
 #[cfg(test)]
@@ -284,6 +324,13 @@ mod tests {
             ("4,1234,99,-;kmm_a: Unknown symbol f (err -2)\n SUBSYSTEM=x\n", Some("kmm_a: Unknown symbol f (err -2)")),
             ("4,1235,99,-;kmm_ab: other\n", None),
             ("4,1236,99,-;net: kmm_a: x\n", None),
+            ("3,1237,99,-;Module kmm_a is blacklisted\n", Some("Module kmm_a is blacklisted")),
+            ("3,1238,99,-;Module kmm_ab is blacklisted\n", None),
+            ("5,1239,99,-;Loading of unsigned module is rejected\n", Some("Loading of unsigned module is rejected")),
+            (
+                "5,1240,99,-;Lockdown: kmm: unsigned module loading is restricted; see man kernel_lockdown.7",
+                Some("Lockdown: kmm: unsigned module loading is restricted; see man kernel_lockdown.7"),
+            ),
             ("garbage", None),
             ("", None),
         ] {
@@ -318,5 +365,36 @@ mod tests {
             Some("ab")
         );
         assert_eq!(kernel.running("../module", &asked).unwrap(), None);
+    }
+
+    #[test]
+    fn what_the_kernel_demands_is_read_where_it_says_it() {
+        let root = tempfile::tempdir().unwrap();
+        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        assert_eq!(kernel.gates(), Gates::default(), "nothing there: nothing demanded");
+        assert_eq!(kernel.available_memory(), None);
+        assert!(kernel.listed().is_err(), "no `/proc` at all");
+        fs::write(root.path().join("version"), "Linux\n").unwrap();
+        assert!(kernel.gates().no_modules && kernel.listed().unwrap().is_empty());
+        for (file, content) in [
+            ("modules", ""),
+            ("sys/kernel/modules_disabled", "1\n"),
+            ("module/module/parameters/sig_enforce", "N\n"),
+            ("kernel/security/lockdown", "none [integrity] confidentiality\n"),
+            ("module/kernel/parameters/module_blacklist", "a,b\n"),
+            ("meminfo", "MemAvailable: 4 kB\n"),
+        ] {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let expected = Gates {
+            no_modules: false,
+            disabled: true,
+            signed_only: Some(gates::SignedOnly::Lockdown("integrity".into())),
+            blacklist: vec!["a".into(), "b".into()],
+        };
+        assert_eq!(kernel.gates(), expected);
+        assert_eq!(kernel.available_memory(), Some(4096));
     }
 }

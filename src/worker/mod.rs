@@ -24,9 +24,11 @@ pub mod once;
 pub mod plan;
 pub mod publish;
 pub mod record;
+pub mod refusal;
 pub mod status;
 mod trees;
 pub mod unpack;
+pub mod users;
 pub mod wanted;
 
 #[cfg(test)]
@@ -45,7 +47,7 @@ use tracing::{info, warn};
 use self::agent::Agent;
 use self::fetch::{Network, RegistryFetch};
 use self::kernel_linux::LinuxKernel;
-use self::record::{StateDir, StoreError};
+use self::record::{Owner, StateDir, StoreError};
 use crate::oci::proxies::Proxies;
 use crate::runtime::readiness::Gate;
 
@@ -93,7 +95,7 @@ impl WorkerSettings {
             host_modules: None,
             modprobe: "/usr/sbin/modprobe".into(),
             kmsg: "/dev/kmsg".into(),
-            look_every: Duration::from_secs(5),
+            look_every: Duration::from_secs(2),
             kept_plan_after: Duration::from_secs(10),
             network: Network {
                 host_etc: "/host/etc".into(),
@@ -123,6 +125,9 @@ pub enum Error {
     /// A task of the worker broke off.
     #[error("a task of the worker broke off")]
     Task(#[source] tokio::task::JoinError),
+    /// A job for the kernel broke off.
+    #[error("a job of {0} broke off")]
+    Job(Owner),
     /// The watch ended for good.
     #[error("the watch of NodeModulesConfig {0} ended")]
     WatchEnded(String),

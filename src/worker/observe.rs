@@ -7,11 +7,17 @@ use super::apply::RecordStore;
 use super::firmware::View;
 use super::kernel::Kernel;
 use super::plan::KernelView;
+use crate::core::kmod::gates::Gates;
 
 /// The loaded modules, and proof of those that matter; `names` are these, each with the parameters to read.
 ///
+/// What the kernel demands of modules is read only when something is `about_to_load`: at rest nobody needs it.
 /// A module that comes or goes while it is looked at is listed without proof: the plan takes it for passing.
-pub fn kernel(kernel: &dyn Kernel, names: &BTreeMap<String, BTreeSet<String>>) -> io::Result<KernelView> {
+pub fn kernel(
+    kernel: &dyn Kernel,
+    names: &BTreeMap<String, BTreeSet<String>>,
+    about_to_load: bool,
+) -> io::Result<KernelView> {
     let listed = kernel.listed()?;
     let mut running = BTreeMap::new();
     for (name, parameters) in names.iter().filter(|(name, _)| listed.contains_key(*name)) {
@@ -19,7 +25,8 @@ pub fn kernel(kernel: &dyn Kernel, names: &BTreeMap<String, BTreeSet<String>>) -
             running.insert(name.clone(), found);
         }
     }
-    Ok(KernelView { listed, running })
+    let gates = if about_to_load { kernel.gates() } else { Gates::default() };
+    Ok(KernelView { listed, running, gates, users: BTreeMap::new() })
 }
 
 /// The search path for firmware. The kernel is asked only if somebody asks for firmware or the folder of links is there.

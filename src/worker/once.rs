@@ -4,6 +4,7 @@
 //! fetches nothing, and unloads nothing that it was not told to replace by the Module itself (`inTreeModulesToRemove`).
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::apply::{self, Outcome};
 use super::examine::{self, Place};
 use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
-use super::plan::{Attempt, LoadSet, Observed, Plan, Preparation, Prepared, Report, Step, plan};
+use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Step, plan, startable};
 use super::record::{Holder, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
@@ -81,23 +82,27 @@ fn carry_out(
     start: Start,
     shutdown: &CancellationToken,
 ) -> std::io::Result<Vec<Report>> {
-    let Start { release, mut record, desired } = start;
+    let Start { release, record, desired } = start;
+    let record = Mutex::new(record);
     let begun = Instant::now();
     let mut prepared: BTreeMap<Owner, Prepared> = BTreeMap::new();
     let mut attempts: BTreeMap<Owner, Attempt> = BTreeMap::new();
     loop {
-        let names = Observed::interesting(&record, &desired, &prepared);
+        let recorded = apply::lock(&record).clone();
+        let names = Observed::interesting(&recorded, &desired, &prepared);
+        let firmware = observe::firmware(kernel, store, Observed::asks_for_firmware(&recorded, &desired))?;
         let observed = Observed {
             release: release.clone(),
             now: begun.elapsed(),
             desired: desired.clone(),
-            record: record.clone(),
-            kernel: observe::kernel(kernel, &names)?,
+            record: recorded,
+            kernel: observe::kernel(kernel, &names, true)?,
             prepared: prepared.clone(),
             attempts: attempts.clone(),
-            firmware: observe::firmware(kernel, store, Observed::asks_for_firmware(&record, &desired))?,
+            firmware,
             // It knows a part of the wanted entries only.
             published: None,
+            running: BTreeMap::new(),
         };
         let Plan { prepare, jobs, reports } = plan(&observed);
         let rests = prepare.is_empty() && jobs.is_empty();
@@ -115,7 +120,8 @@ fn carry_out(
             };
             prepared.insert(Owner::of(&spec), Prepared { spec, state });
         }
-        let outcomes = apply::jobs(kernel, store, &mut record, &jobs, shutdown);
+        let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
+        let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown);
         for job in jobs {
             let loads = job.steps.iter().any(|step| matches!(step, Step::Load { .. }));
             let trouble = match outcomes.get(&job.owner) {
@@ -126,7 +132,10 @@ fn carry_out(
                 }
                 Some(Outcome::Done(_) | Outcome::Interrupted) | None => continue,
             };
-            attempts.insert(job.owner, Attempt { identity: job.identity, trouble, retry_at: NEVER });
+            attempts.insert(
+                job.owner,
+                Attempt { identity: job.identity, trouble, retry_at: NEVER, counts: BTreeMap::new() },
+            );
         }
     }
 }

@@ -3,10 +3,17 @@
 //! Nothing is unloaded unless an intent says so, and only what the record says that the Module has in the kernel.
 //! Carried out in the observed world, the next plan does nothing.
 
+mod checks;
 mod in_tree;
+mod in_use;
 mod loading;
+mod together;
 mod unloading;
 mod upkeep;
+
+pub use checks::enough_memory;
+pub use in_use::in_use;
+pub use together::{Reach, Running as RunningJob, startable};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -21,9 +28,11 @@ use super::wanted::{self, LoadIdentity};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec, UnloadReason};
 use crate::core::kmod::Identity;
+use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::Listed;
+use crate::core::kmod::{FileFacts, Identity};
 
 /// A file that can be handed to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +47,8 @@ pub struct LoadFile {
     pub role: Role,
     /// What to find again in the kernel.
     pub identity: Identity,
+    /// What the kernel will look at.
+    pub facts: FileFacts,
 }
 
 /// Everything that an entry needs in the kernel, in the order of insertion.
@@ -82,6 +93,9 @@ pub struct Attempt {
     pub trouble: Trouble,
     /// Not tried again before this time on the worker's own clock.
     pub retry_at: Duration,
+    /// For an unload that something was in the way of: reference counts right after. As soon as they are others it is
+    /// tried again.
+    pub counts: BTreeMap<String, Option<u32>>,
 }
 
 /// What the kernel holds.
@@ -91,6 +105,10 @@ pub struct KernelView {
     pub listed: BTreeMap<String, Listed>,
     /// Proof of those that matter.
     pub running: BTreeMap<String, Running>,
+    /// What it demands of modules; looked at only while something is about to be loaded.
+    pub gates: Gates,
+    /// Who uses modules that were to go and could not, in words.
+    pub users: BTreeMap<String, String>,
 }
 
 /// The world as it was seen.
@@ -114,6 +132,8 @@ pub struct Observed {
     pub firmware: Option<View>,
     /// What is published on the host; `None` if it is not to be touched.
     pub published: Option<Published>,
+    /// Jobs that run now, by Module.
+    pub running: BTreeMap<Owner, RunningJob>,
 }
 
 /// One step of a job. Steps carry all that they need and are not judged again.
@@ -123,6 +143,11 @@ pub enum Step {
     Write(Box<Entry>),
     /// Drop this from the record.
     Forget(Owner),
+    /// Go on only if so much memory is available.
+    Memory {
+        /// Bytes.
+        bytes: u64,
+    },
     /// Take a module out of the kernel, if it still is this file.
     Unload {
         /// Its name.
@@ -183,7 +208,7 @@ impl Step {
     }
 }
 
-/// Steps for one Module, in order; the first failure ends the job. Jobs do not depend on one another.
+/// Steps for one Module, in order; the first failure ends the job. Which jobs may run side by side says [`startable`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     /// The Module.
@@ -192,6 +217,17 @@ pub struct Job {
     pub identity: Option<LoadIdentity>,
     /// The steps.
     pub steps: Vec<Step>,
+}
+
+impl Job {
+    /// Reference counts of what it was to unload, if something was in the way of that; otherwise none.
+    pub fn counts_after(&self, trouble: &Trouble, listed: &BTreeMap<String, Listed>) -> BTreeMap<String, Option<u32>> {
+        let names = self.steps.iter().filter_map(|step| match step {
+            Step::Unload { name, .. } if trouble.reason == NodeReason::InUse => Some(name),
+            _ => None,
+        });
+        counts(listed, names)
+    }
 }
 
 /// What is true of one Module on this node.
@@ -261,9 +297,18 @@ pub fn plan(observed: &Observed) -> Plan {
             unloading::plan(observed, entry, &mut plan);
         }
     }
+    together::wait_for_running(observed, &mut plan);
     upkeep::plan(observed, &mut plan);
     plan.reports.sort_by_key(|report| Owner::of(&report.spec));
     plan
+}
+
+/// Reference counts of these modules; those that are not loaded have none.
+pub fn counts<'a>(
+    listed: &BTreeMap<String, Listed>,
+    names: impl IntoIterator<Item = &'a String>,
+) -> BTreeMap<String, Option<u32>> {
+    names.into_iter().map(|name| (name.clone(), listed.get(name).and_then(|listed| listed.refcnt))).collect()
 }
 
 /// A report on a wanted entry.
@@ -312,7 +357,9 @@ impl Observed {
     /// A failure of the same job that is too fresh to try again.
     fn held_back(&self, owner: &Owner, identity: Option<&LoadIdentity>) -> Option<&Trouble> {
         let attempt = self.attempts.get(owner)?;
-        (attempt.identity.as_ref() == identity && self.now < attempt.retry_at).then_some(&attempt.trouble)
+        let now = counts(&self.kernel.listed, attempt.counts.keys());
+        let held = attempt.identity.as_ref() == identity && self.now < attempt.retry_at && now == attempt.counts;
+        held.then_some(&attempt.trouble)
     }
 
     /// Whether any entry asks for firmware, or one did in this boot.

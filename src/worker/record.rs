@@ -78,6 +78,9 @@ pub struct RecordedModule {
     pub inserted: bool,
     /// Which file it is.
     pub identity: Identity,
+    /// Types of filesystems that it provides: by them mounts are known that keep it from leaving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<String>,
 }
 
 /// A module of the kernel itself that was taken out to make room for a Module.
@@ -407,6 +410,7 @@ mod tests {
                 named: true,
                 inserted: true,
                 identity: Identity::default(),
+                filesystems: vec!["ext9".into()],
             }],
             took_ms: Some(3),
             ..Entry::of(NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() })

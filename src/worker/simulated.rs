@@ -13,16 +13,20 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{self, Outcome, RecordStore};
 use super::firmware::{Firmware, SearchPath};
 use super::kernel::{Kernel, Refused, Running, Trouble};
-use super::plan::{Attempt, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, Step, plan};
+use super::plan::{
+    Attempt, Job, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, RunningJob, Step, plan, startable,
+};
 use super::publish::View as Published;
 use super::record::{Owner, Record};
 use super::{observe, wanted};
 use crate::api::names::NodeReason;
 use crate::api::{ModprobeSpec, ModuleConfig, NodeModuleSpec, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::{InitState, Listed};
-use crate::core::kmod::{Identity, params};
+use crate::core::kmod::users::Users;
+use crate::core::kmod::{FileFacts, Identity, params};
 
 pub(super) const RELEASE: &str = "6.12.1+";
 /// Path of the folder of links to firmware.
@@ -46,6 +50,10 @@ pub(super) struct SimulatedKernel {
     modules: Mutex<BTreeMap<String, Loaded>>,
     /// What the next load or unload of a module answers.
     faults: Mutex<BTreeMap<String, Errno>>,
+    /// What it demands of modules.
+    pub(super) gates: Mutex<Gates>,
+    /// Memory that it has, bytes.
+    pub(super) memory: Mutex<Option<u64>>,
     /// Every change that the worker made: `+name` and `-name`.
     calls: Mutex<Vec<String>>,
     /// The search path for firmware; `None` for a kernel without one.
@@ -216,6 +224,18 @@ impl Kernel for SimulatedKernel {
         let there = path == Path::new("/opt/fw");
         Ok(if there { BTreeMap::from([("admin.bin".to_owned(), false)]) } else { BTreeMap::new() })
     }
+
+    fn gates(&self) -> Gates {
+        self.gates.lock().unwrap().clone()
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        *self.memory.lock().unwrap()
+    }
+
+    fn users(&self, name: &str, _: &[String]) -> Users {
+        Users { mounts: BTreeSet::from([format!("/{name}")]), ..Users::default() }
+    }
 }
 
 /// The identity of the file with this id; `?` is a file that cannot be told from another.
@@ -231,6 +251,7 @@ pub(super) fn file(name: &str, id: &str, role: Role, needs: &[&str]) -> LoadFile
         packing: Packing::Plain,
         role,
         identity: identity(id),
+        facts: FileFacts::default(),
     }
 }
 
@@ -308,6 +329,8 @@ pub(super) struct World {
     pub(super) firmware: BTreeMap<String, Firmware>,
     pub(super) prepared: BTreeMap<Owner, Prepared>,
     pub(super) attempts: BTreeMap<Owner, Attempt>,
+    /// Jobs of an agent that are said to run.
+    pub(super) running: BTreeMap<Owner, RunningJob>,
     pub(super) now: Duration,
 }
 
@@ -328,7 +351,7 @@ impl World {
             now: self.now,
             desired: self.desired.clone(),
             record: self.record.clone(),
-            kernel: observe::kernel(&self.kernel, &names).unwrap(),
+            kernel: observe::kernel(&self.kernel, &names, true).unwrap(),
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
             firmware: {
@@ -336,6 +359,7 @@ impl World {
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
             published: Some(self.kernel.published().unwrap()),
+            running: self.running.clone(),
         }
     }
 
@@ -373,13 +397,18 @@ impl World {
 
     /// Carries out the jobs of a plan.
     pub(super) fn carry_out(&mut self, plan: &Plan, shutdown: &CancellationToken) {
-        let outcomes = apply::jobs(&self.kernel, &self.store, &mut self.record, &plan.jobs, shutdown);
+        let record = Mutex::new(std::mem::take(&mut self.record));
+        let startable: Vec<Job> =
+            startable(plan.jobs.clone(), &apply::lock(&record), []).into_iter().map(|(job, _)| job).collect();
+        let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown);
+        self.record = record.into_inner().unwrap();
         for job in &plan.jobs {
             if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {
                 let attempt = Attempt {
                     identity: job.identity.clone(),
                     trouble: trouble.clone(),
                     retry_at: self.now + Duration::from_secs(5),
+                    counts: job.counts_after(trouble, &self.kernel.listed().unwrap()),
                 };
                 self.attempts.insert(job.owner.clone(), attempt);
             }
@@ -422,6 +451,7 @@ impl World {
             .map(|step| match step {
                 Step::Write(entry) => format!("write {}", entry.spec.name),
                 Step::Forget(owner) => format!("forget {}", owner.name),
+                Step::Memory { bytes } => format!("memory {}", bytes / 1024 / 1024),
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
                 Step::Firmware => "firmware".to_owned(),

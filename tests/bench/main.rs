@@ -13,6 +13,7 @@ mod support;
 
 mod bare;
 mod hub;
+mod load;
 mod pull;
 mod report;
 mod spoke;
@@ -52,6 +53,9 @@ fn main() -> Result<()> {
     }
     if runs("worker") {
         report.worker(runtime.block_on(worker::run())?);
+    }
+    if runs("load") {
+        report.load(runtime.block_on(load::run())?);
     }
     if runs("pull") {
         report.pull(runtime.block_on(pull::run())?);

@@ -18,6 +18,8 @@ const IMAGE_BYTES: u64 = 24 << 20;
 /// Goal for a worker at rest with ten modules, resident.
 const WORKER_BYTES: u64 = 10 << 20;
 
+/// Goal for a load: at most so many times the bare system call.
+const LOAD_RATIO: f64 = 2.0;
 /// Goals for pulling an image of 300 MiB: no slower than the tools, and so much memory.
 const PULL_RATIO: f64 = 1.0;
 const PULL_BYTES: u64 = 24 << 20;
@@ -43,6 +45,8 @@ pub(crate) struct Report {
     pull_peak_memory_bytes: Option<u64>,
     worker_resident_bytes: Option<u64>,
     worker_anonymous_bytes: Option<u64>,
+    load_seconds: Option<f64>,
+    bare_load_seconds: Option<f64>,
 }
 
 fn verdict(good: bool) -> &'static str {
@@ -58,6 +62,11 @@ impl Report {
     pub(crate) fn worker(&mut self, (resident, anonymous): (u64, u64)) {
         self.worker_resident_bytes = Some(resident);
         self.worker_anonymous_bytes = Some(anonymous);
+    }
+
+    pub(crate) fn load(&mut self, (worker, bare): (f64, f64)) {
+        self.load_seconds = Some(worker);
+        self.bare_load_seconds = Some(bare);
     }
 
     pub(crate) fn pull(&mut self, pulled: Pulled) {
@@ -105,6 +114,16 @@ impl Report {
                 resident as f64 / MIB,
                 verdict(resident <= WORKER_BYTES),
                 anonymous as f64 / MIB,
+            );
+        }
+        if let (Some(worker), Some(bare)) = (self.load_seconds, self.bare_load_seconds) {
+            let ratio = worker / bare;
+            println!(
+                "\nFrom the plan seen to a module of 4 MiB live, in an emulated machine: {:.0} ms, bare `finit_module` \
+                 {:.0} ms, ratio {ratio:.2} (≤ {LOAD_RATIO}) {}",
+                worker * 1e3,
+                bare * 1e3,
+                verdict(ratio <= LOAD_RATIO)
             );
         }
         if let (Some(product), Some(tools), Some(peak)) =

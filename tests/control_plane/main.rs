@@ -11,3 +11,4 @@ mod hub_bed;
 mod images;
 mod spoke;
 mod spoke_bed;
+mod telling;

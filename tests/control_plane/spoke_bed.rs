@@ -32,6 +32,8 @@ pub(crate) struct Kernel {
     pub(crate) loaded: BTreeMap<String, NodeModuleSpec>,
     pub(crate) journal: Vec<String>,
     pub(crate) in_use: BTreeSet<String>,
+    /// Why nothing can be loaded: reason and sentence.
+    pub(crate) refuses: Option<(&'static str, &'static str)>,
 }
 
 impl Kernel {
@@ -71,6 +73,11 @@ impl Kernel {
             let uid = entry.module_uid.clone().unwrap_or_default();
             if entry.config.kernel_version != self.release.strip_suffix('+').unwrap_or(&self.release) {
                 reports.insert(uid, report(entry, ModuleState::Failed, "WrongKernel", None));
+                continue;
+            }
+            if let (false, Some((reason, message))) = (self.loaded.contains_key(&uid), self.refuses) {
+                let failed = report(entry, ModuleState::Failed, reason, None);
+                reports.insert(uid, NodeModuleStatus { message: Some(message.to_owned()), ..failed });
                 continue;
             }
             match self.loaded.get_mut(&uid) {

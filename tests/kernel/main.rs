@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod checks;
 mod failing;
 mod firmware;
 mod in_tree;
@@ -13,5 +14,7 @@ mod life;
 mod loading;
 mod publishing;
 mod pulling;
+mod special;
 mod unloading;
+mod waiting;
 mod world;

@@ -90,7 +90,8 @@ fn states_and_reasons_are_the_documented_ones() {
          ImageTimeout ImageUnreachable ImageTlsError ImageInvalidReference ImagePlatformMissing
          PullSecretMissing PullSecretForbidden PullSecretInvalid
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
-         WrongKernel VermagicMismatch SymbolMissing SignatureRejected NotPermitted ParameterRefused KernelRefused
+         WrongKernel VermagicMismatch SymbolMissing SignatureMissing SignatureRejected NotPermitted OutOfMemory
+         ParameterRefused KernelRefused
          LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict
          FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed
          StoreFull RegistryConfigInvalid RegistryBlocked"

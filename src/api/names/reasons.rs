@@ -125,10 +125,14 @@ closed_list! {
         VermagicMismatch,
         /// The kernel lacks a symbol, or has it in another version.
         SymbolMissing,
+        /// The module has no signature and the kernel takes only signed ones.
+        SignatureMissing,
         /// The kernel does not trust the module's signature.
         SignatureRejected,
         /// The kernel, or its lockdown, forbids loading modules.
         NotPermitted,
+        /// There is not enough memory for it.
+        OutOfMemory,
         /// The kernel does not know a parameter, or refuses its value.
         ParameterRefused,
         /// The kernel refused for a reason that has no name of its own.

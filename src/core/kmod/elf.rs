@@ -9,6 +9,7 @@ use object::{FileKind, Object, ObjectSection, ObjectSymbol};
 use serde::{Deserialize, Serialize};
 
 use super::modinfo::{self, Modinfo};
+use super::signature::{self, Signature};
 
 /// Why a file is no module for this machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,24 @@ pub enum Error {
         found: String,
         /// What the machine is.
         wanted: String,
+    },
+    /// Its bytes are in the other order.
+    #[error("built for a {found} machine, this one is {wanted}")]
+    WrongByteOrder {
+        /// What the file says.
+        found: &'static str,
+        /// What the machine is.
+        wanted: &'static str,
+    },
+    /// Bytes that its own table names are missing.
+    #[error("cut off: its {what} ends at byte {end}, the file has {length} bytes")]
+    CutOff {
+        /// The table of sections, or one of them.
+        what: String,
+        /// Where it should end.
+        end: u64,
+        /// Length of the file.
+        length: u64,
     },
     /// It has no `.modinfo` section.
     #[error("no section `.modinfo`, so no kernel module")]
@@ -76,6 +95,19 @@ impl Identity {
     }
 }
 
+/// What the kernel looks at, or needs, when it is handed the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Memory that the module keeps in the kernel, bytes: all sections that are allocated.
+    pub memory: u64,
+    /// The uncompressed file, bytes; the kernel holds it while it loads.
+    pub size: u64,
+    /// Its signature, if it has one.
+    pub signature: Option<Signature>,
+    /// Types of filesystems that it provides.
+    pub filesystems: Vec<String>,
+}
+
 /// What is read from a module's file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModuleFile {
@@ -89,6 +121,8 @@ pub struct ModuleFile {
     pub undefined: Vec<String>,
     /// Symbols that it provides to other modules.
     pub exported: Vec<String>,
+    /// What the kernel will look at.
+    pub facts: FileFacts,
 }
 
 /// Reads an uncompressed module; `machine` is the architecture by Rust's name for it, for instance `x86_64`.
@@ -102,12 +136,15 @@ pub fn read(data: &[u8], machine: &str) -> Result<ModuleFile, Error> {
 
 fn read_class<H: FileHeader<Endian = Endianness>>(data: &[u8], machine: &str) -> Result<ModuleFile, Error> {
     let not_elf = |error: object::Error| Error::NotElf(error.to_string());
+    check_table(H::parse(data).map_err(not_elf)?, data.len() as u64)?;
     let file = ElfFile::<H>::parse(data).map_err(not_elf)?;
     let endian = file.endian();
     if file.elf_header().e_type(endian) != elf::ET_REL {
         return Err(Error::NotRelocatable);
     }
     check_machine(file.elf_header().e_machine(endian), file.is_64(), machine)?;
+    check_byte_order(endian)?;
+    let memory = check_sections(&file)?;
     let modinfo = file.section_by_name(".modinfo").ok_or(Error::NoModinfo)?;
     let info = modinfo::parse(modinfo.data().map_err(not_elf)?);
     let identity = Identity { build_id: build_id(&file), srcversion: info.srcversion.clone() };
@@ -123,7 +160,51 @@ fn read_class<H: FileHeader<Endian = Endianness>>(data: &[u8], machine: &str) ->
             undefined.push(name.to_owned());
         }
     }
-    Ok(ModuleFile { info, identity, has_symbol_versions, undefined, exported })
+    let facts = FileFacts {
+        memory,
+        size: data.len() as u64,
+        signature: signature::appended(data),
+        filesystems: info.filesystems.clone(),
+    };
+    Ok(ModuleFile { info, identity, has_symbol_versions, undefined, exported, facts })
+}
+
+/// The table of sections, which stands last, lies within the file: otherwise the rest of it was lost.
+fn check_table<H: FileHeader<Endian = Endianness>>(header: &H, length: u64) -> Result<(), Error> {
+    let Ok(endian) = header.endian() else { return Ok(()) };
+    let offset: u64 = header.e_shoff(endian).into();
+    let size = u64::from(header.e_shnum(endian)) * u64::from(header.e_shentsize(endian));
+    let end = offset.saturating_add(size);
+    if end <= length { Ok(()) } else { Err(Error::CutOff { what: "table of sections".to_owned(), end, length }) }
+}
+
+/// Kernel and worker are of one byte order.
+fn check_byte_order(found: Endianness) -> Result<(), Error> {
+    let name = |big| if big { "big-endian" } else { "little-endian" };
+    let (found, wanted) = (found == Endianness::Big, cfg!(target_endian = "big"));
+    if found == wanted { Ok(()) } else { Err(Error::WrongByteOrder { found: name(found), wanted: name(wanted) }) }
+}
+
+/// Every section lies within the file. Returns the size of those that stay in memory, bytes.
+fn check_sections<H: FileHeader<Endian = Endianness>>(file: &ElfFile<'_, H>) -> Result<u64, Error> {
+    let (endian, length) = (file.endian(), file.data().len() as u64);
+    let mut memory = 0u64;
+    for section in file.sections() {
+        let header = section.elf_section_header();
+        let size: u64 = header.sh_size(endian).into();
+        let offset: u64 = header.sh_offset(endian).into();
+        let end = offset.saturating_add(size);
+        if header.sh_type(endian) != elf::SHT_NOBITS && end > length {
+            let name = section.name().ok().filter(|name| !name.is_empty());
+            let what = name.map_or_else(|| format!("section {}", section.index().0), |name| format!("section {name}"));
+            return Err(Error::CutOff { what, end, length });
+        }
+        let flags: u64 = header.sh_flags(endian).into();
+        if flags & u64::from(elf::SHF_ALLOC) != 0 {
+            memory = memory.saturating_add(size);
+        }
+    }
+    Ok(memory)
 }
 
 fn build_id<H: FileHeader<Endian = Endianness>>(file: &ElfFile<'_, H>) -> Option<String> {
@@ -278,12 +359,26 @@ mod tests {
     fn what_is_no_module_for_this_machine_is_refused_in_words() {
         let mut program = module("name=a\0", &[1]);
         program[16] = 2;
+        // The size of the first section, `.modinfo`, in its header; the headers stand last.
+        let mut long = module("name=a\0", &[1]);
+        let header = long.len() - 3 * 64;
+        long[header + 32..header + 40].copy_from_slice(&100_000u64.to_le_bytes());
+        let cut = format!("cut off: its section .modinfo ends at byte 100064, the file has {} bytes", long.len());
+        let whole = module("name=a\0", &[1]);
+        let half = whole[..whole.len() / 2].to_vec();
+        let lost =
+            format!("cut off: its table of sections ends at byte {}, the file has {} bytes", whole.len(), half.len());
+        let mut small = module("name=a\0", &[1]);
+        small[18..20].copy_from_slice(&3u16.to_le_bytes());
         for (data, machine, expected) in [
             (b"".to_vec(), "x86_64", "not an ELF file: Could not read file magic"),
             (b"#!/bin/sh\nexit 0 and more".to_vec(), "x86_64", "not an ELF file: Unknown file magic"),
             (program, "x86_64", "not a relocatable ELF file, so no kernel module"),
             (elf(&[]), "x86_64", "no section `.modinfo`, so no kernel module"),
             (module("name=a\0", &[1]), "aarch64", "built for x86_64, 64 bit, this machine is aarch64"),
+            (small, "x86_64", "built for x86, 64 bit, this machine is x86_64"),
+            (long, "x86_64", cut.as_str()),
+            (half, "x86_64", lost.as_str()),
         ] {
             assert_eq!(read(&data, machine).unwrap_err().to_string(), expected);
         }

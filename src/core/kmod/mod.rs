@@ -4,13 +4,16 @@
 //! never a panic.
 
 pub mod elf;
+pub mod gates;
 pub mod modinfo;
 pub mod modules_dep;
 pub mod names;
 pub mod order;
 pub mod params;
 pub mod proc_modules;
+pub mod signature;
+pub mod users;
 pub mod vermagic;
 
-pub use elf::{Identity, ModuleFile, Sameness};
+pub use elf::{FileFacts, Identity, ModuleFile, Sameness};
 pub use names::kernel_name;

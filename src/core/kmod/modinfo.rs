@@ -21,6 +21,8 @@ pub struct Modinfo {
     pub parameters: Vec<String>,
     /// Firmware files that it may ask for.
     pub firmware: Vec<String>,
+    /// Types of filesystems that it provides, from aliases such as `fs-ext3`.
+    pub filesystems: Vec<String>,
 }
 
 /// Reads the section. Strings without `=` and unknown keys are skipped; bytes that are no UTF-8 are replaced.
@@ -47,6 +49,7 @@ pub fn parse(section: &[u8]) -> Modinfo {
                 }
             }
             "firmware" => info.firmware.push(value.to_owned()),
+            "alias" => info.filesystems.extend(value.strip_prefix("fs-").map(ToOwned::to_owned)),
             _ => {}
         }
     }
@@ -76,7 +79,7 @@ mod tests {
         let section =
             b"license=GPL\0\0name=kmm-top\0vermagic=6.1.0-56-cloud-amd64 SMP preempt mod_unload modversions \0\
             srcversion=ABC123\0version=1.2\0depends=kmm-base,crc32\0softdep=pre: a-b c post: d\0softdep=post: e\0\
-            parm=level:how much\0parmtype=level:int\0parmtype=names:array of charp\0firmware=v/x.bin\0no_equals\0=\0";
+            parm=level:how much\0parmtype=level:int\0parmtype=names:array of charp\0firmware=v/x.bin\0alias=fs-ext3\0alias=pci:*\0no_equals\0=\0";
         assert_eq!(
             parse(section),
             Modinfo {
@@ -89,6 +92,7 @@ mod tests {
                 soft_after: vec!["d".into(), "e".into()],
                 parameters: vec!["level".into(), "names".into()],
                 firmware: vec!["v/x.bin".into()],
+                filesystems: vec!["ext3".into()],
             }
         );
     }

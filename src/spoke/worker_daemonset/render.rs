@@ -11,6 +11,8 @@ use crate::spoke::SpokeSettings;
 
 /// Where the worker keeps its record and the unpacked images, on the host and in the container.
 const STATE_DIR: &str = "/var/lib/kmm";
+/// Where the host's `/proc`, with its processes, is seen in the container.
+const HOST_PROC: &str = "/host/proc";
 /// Where kernels keep their own modules, on the host and in the container.
 const LIB_MODULES: &str = "/lib/modules";
 /// The same where it can be written; mounted only if a Module is to be published on the host.
@@ -28,7 +30,10 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
     // The worker shares the node's network and answers on its loopback address only.
     let probe =
         |path: &str| json!({ "httpGet": { "host": "127.0.0.1", "path": path, "port": settings.worker_health_port } });
-    let mut env = vec![json!({ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } })];
+    let mut env = vec![
+        json!({ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }),
+        json!({ "name": "KMM_PROC", "value": HOST_PROC }),
+    ];
     env.extend(settings.worker_variables.iter().map(|(name, value)| json!({ "name": name, "value": value })));
     let mut spec = json!({
         "selector": { "matchLabels": labels },
@@ -60,9 +65,11 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
                     "securityContext": { "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0 },
                     "livenessProbe": probe("/healthz"),
                     "readinessProbe": probe("/readyz"),
-                    // /proc and /sys need no mount: a privileged container sees those of the host's kernel.
+                    // /sys needs no mount: a privileged container sees that of the host's kernel. Its /proc shows its own
+                    // processes only; whoever keeps a module from leaving is one of the host's.
                     "volumeMounts": [
                         { "name": "lib-modules", "mountPath": LIB_MODULES, "readOnly": true },
+                        { "name": "proc", "mountPath": HOST_PROC, "readOnly": true },
                         { "name": "state", "mountPath": STATE_DIR },
                         // Mirrors and certificates of the container runtime; it cannot be narrower, as a folder below
                         // a read-only /etc cannot be made where it is missing.
@@ -71,6 +78,7 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
                 }],
                 "volumes": [
                     { "name": "lib-modules", "hostPath": { "path": LIB_MODULES, "type": "DirectoryOrCreate" } },
+                    { "name": "proc", "hostPath": { "path": "/proc", "type": "Directory" } },
                     { "name": "state", "hostPath": { "path": STATE_DIR, "type": "DirectoryOrCreate" } },
                     { "name": "host-etc", "hostPath": { "path": "/etc", "type": "Directory" } },
                 ],

@@ -4,25 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, oneshot};
 use tracing::info;
 
 use super::Agent;
+use super::users::Looked;
 use crate::api::names::NodeReason;
 use crate::api::{NodeModuleSpec, NodeModulesConfig};
 use crate::runtime::client::ApiError;
+use crate::worker::Error;
 use crate::worker::apply::{self, Outcome};
 use crate::worker::examine::{self, Place};
 use crate::worker::kernel::Trouble;
-use crate::worker::plan::{Attempt, Job, LoadSet, Preparation, Prepared, Step};
-use crate::worker::record::{Owner, Record};
+use crate::worker::plan::{Attempt, Job, LoadSet, Preparation, Prepared, Reach, RunningJob, Step};
+use crate::worker::record::Owner;
 use crate::worker::wanted::{self, LoadIdentity};
 
 /// Images that are fetched at the same time.
 const FETCHES: usize = 4;
 /// First and longest pause after a failure.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// Pause after a load that failed where a module of the kernel itself was loaded again: each try takes it from the node.
 const GAVE_WAY_PAUSE: Duration = Duration::from_mins(30);
 
@@ -30,8 +32,10 @@ const GAVE_WAY_PAUSE: Duration = Duration::from_mins(30);
 pub(super) enum Finished {
     /// An image was fetched and read.
     Prepared { number: u64, spec: Box<NodeModuleSpec>, result: Result<LoadSet, Trouble> },
-    /// Jobs were carried out.
-    Worked { record: Record, jobs: Vec<Job>, outcomes: BTreeMap<Owner, Outcome> },
+    /// A job was carried out; without an outcome it broke off.
+    Worked { job: Box<Job>, outcome: Option<Outcome> },
+    /// Users of modules that could not go were looked for.
+    Users(Vec<Looked>),
     /// A status was written.
     Written(Result<Box<NodeModulesConfig>, ApiError>),
 }
@@ -118,33 +122,51 @@ impl Agent {
         self.preparing.insert(owner, (number, task));
     }
 
-    /// Starts jobs. Until they are done nothing new is planned: there is one kernel.
-    pub(super) fn work(&mut self, jobs: Vec<Job>) {
-        let Some(mut record) = self.record.take() else { return };
+    /// Starts a job, on a thread of its own: the kernel may keep it for ever.
+    pub(super) fn work(&mut self, job: Job, reach: Reach) {
         let kernel = Arc::clone(&self.kernel);
         let state = Arc::clone(&self.state);
+        let record = Arc::clone(&self.record);
         let shutdown = self.shutdown.clone();
-        self.tasks.spawn_blocking(move || {
-            let outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &mut record, &jobs, &shutdown);
-            Finished::Worked { record, jobs, outcomes }
+        let running = RunningJob { since: self.now(), loads: job.identity.is_some(), reach };
+        self.running.insert(job.owner.clone(), running);
+        let (done, ended) = oneshot::channel();
+        let given = job.clone();
+        // Not on the runtime's threads for blocking work: the process could not end before they do.
+        let begun = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
+            let jobs = [given];
+            let mut outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &record, &jobs, &shutdown);
+            let [given] = jobs;
+            if let Some(outcome) = outcomes.remove(&given.owner) {
+                let _ = done.send(outcome);
+            }
+        });
+        let refused = begun.err().map(|error| {
+            Outcome::Failed(Trouble::new(NodeReason::KernelRefused, format!("no thread for the job: {error}")))
+        });
+        self.tasks.spawn(async move {
+            let outcome = if refused.is_some() { refused } else { ended.await.ok() };
+            Finished::Worked { job: Box::new(job), outcome }
         });
     }
 
     /// Takes in what a task came to.
-    pub(super) fn finish(&mut self, finished: Finished) {
+    ///
+    /// # Errors
+    /// A job broke off: what it has done is not known to this process any more.
+    pub(super) fn finish(&mut self, finished: Finished) -> Result<(), Error> {
         match finished {
             Finished::Prepared { number, spec, result } => self.prepared(number, *spec, result),
-            Finished::Worked { record, jobs, outcomes } => {
-                self.record = Some(record);
-                for job in jobs {
-                    if let Some(outcome) = outcomes.get(&job.owner) {
-                        self.worked(&job, outcome);
-                    }
-                }
+            Finished::Worked { job, outcome } => {
+                self.running.remove(&job.owner);
+                let outcome = outcome.ok_or_else(|| Error::Job(job.owner.clone()))?;
+                self.worked(&job, &outcome);
                 self.tidy = true;
             }
+            Finished::Users(looked) => self.users.found(looked),
             Finished::Written(result) => self.reporting.written(result.map(|object| *object), self.started.elapsed()),
         }
+        Ok(())
     }
 
     fn prepared(&mut self, number: u64, spec: NodeModuleSpec, result: Result<LoadSet, Trouble>) {
@@ -200,7 +222,9 @@ impl Agent {
         if gave_way && trouble.reason != NodeReason::InUse {
             pause = pause.max(GAVE_WAY_PAUSE);
         }
-        let attempt = Attempt { identity: job.identity.clone(), trouble, retry_at: self.now() + pause };
+        let listed = if trouble.reason == NodeReason::InUse { self.kernel.listed().ok() } else { None };
+        let counts = listed.map(|listed| job.counts_after(&trouble, &listed)).unwrap_or_default();
+        let attempt = Attempt { identity: job.identity.clone(), trouble, retry_at: self.now() + pause, counts };
         self.attempts.insert(job.owner.clone(), attempt);
     }
 }

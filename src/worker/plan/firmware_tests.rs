@@ -45,7 +45,7 @@ fn links(world: &World) -> Vec<String> {
 fn firmware_is_in_place_before_the_load_and_the_old_path_comes_back_after_the_last_one() {
     let mut world = node();
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write gpu", "firmware", "load gpu"]);
+    assert_eq!(world.next_steps(), ["memory 16", "write gpu", "firmware", "load gpu"]);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(value(&world), OURS);
     assert_eq!(
@@ -141,7 +141,7 @@ fn a_kernel_without_a_search_path_is_told_and_gets_nothing() {
 
 #[test]
 fn after_a_crash_at_any_step_the_path_is_mended_and_comes_back() {
-    for steps in 0..6 {
+    for steps in 0..7 {
         for leaving in [false, true] {
             let mut world = node();
             if leaving {

@@ -49,6 +49,7 @@ fn what_made_room_comes_back_as_it_was_after_the_module_left_for_good() {
     assert_eq!(
         world.next_steps(),
         [
+            "memory 16",
             "take out old_gpu",
             "take out lib",
             "on failure 2 steps",
@@ -165,7 +166,7 @@ fn one_that_cannot_come_back_is_told_and_does_not_hold_the_removal_up_for_ever()
 
 #[test]
 fn what_made_room_for_a_load_that_never_came_to_the_record_comes_back() {
-    for steps in 0..7 {
+    for steps in 0..8 {
         let mut world = node(true);
         world.round(&CancellationToken::new());
         let mut plan = world.plan();
@@ -182,7 +183,7 @@ fn what_made_room_for_a_load_that_never_came_to_the_record_comes_back() {
 
 #[test]
 fn wanted_again_in_the_middle_or_after_a_crash_at_any_step_it_ends_right() {
-    for steps in 0..9 {
+    for steps in 0..10 {
         for (start, end) in [("loaded", "gone"), ("gone", "loaded"), ("loaded", "wanted again")] {
             let mut world = node(true);
             let wanted = world.desired.modules.clone();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::checks::{before_load, memory_for};
 use super::unloading::{blocked, heirs, is_recorded, removal, unload_steps};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
 use crate::api::ModuleState;
@@ -254,6 +255,7 @@ impl Loading<'_> {
             named: file.role == Role::Named,
             inserted: inserted(file),
             identity: file.identity.clone(),
+            filesystems: file.facts.filesystems.clone(),
         });
         let took_ms = self.entry.and_then(|entry| entry.took_ms);
         let mut modules: Vec<RecordedModule> = modules.collect();
@@ -380,10 +382,19 @@ impl Loading<'_> {
     }
 
     fn load(&self, plan: &mut Plan, Room { leaving, in_tree }: &Room) {
+        let coming = || {
+            let files = self.set.files.iter();
+            files.filter(|file| matches!(self.found(file), Found::Absent) || leaving.contains(&file.name))
+        };
+        if let Err(trouble) = before_load(&self.observed.kernel.gates, coming()) {
+            return self.tell(plan, ModuleState::Failed, trouble);
+        }
         if let Some(trouble) = self.observed.held_back(&self.wanted.owner, Some(&self.wanted.identity)) {
             return self.tell(plan, ModuleState::Failed, trouble.clone());
         }
-        let mut steps = in_tree::before_load(self.observed, &self.wanted.spec, in_tree);
+        // Before anything leaves: what is loaded is not given up for what cannot be loaded.
+        let mut steps = vec![Step::Memory { bytes: memory_for(coming()) }];
+        steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, in_tree));
         steps.extend(unload_steps(leaving, &self.observed.kernel));
         if let Some(entry) = self.entry {
             steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::write));
@@ -395,12 +406,10 @@ impl Loading<'_> {
         // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
         steps.push(Step::write(entry));
         steps.extend(self.firmware_step());
-        for file in &self.set.files {
-            if matches!(self.found(file), Found::Absent) || leaving.contains(&file.name) {
-                let main = file.name == self.wanted.identity.main();
-                let parameters = if main { self.wanted.identity.parameters.clone() } else { String::new() };
-                steps.push(Step::Load { file: file.clone(), parameters });
-            }
+        for file in coming() {
+            let main = file.name == self.wanted.identity.main();
+            let parameters = if main { self.wanted.identity.parameters.clone() } else { String::new() };
+            steps.push(Step::Load { file: file.clone(), parameters });
         }
         plan.jobs.push(Job { owner: self.wanted.owner.clone(), identity: Some(self.wanted.identity.clone()), steps });
         self.tell(plan, ModuleState::Loading, Trouble::new(NodeReason::Loading, String::new()));

@@ -28,7 +28,7 @@ fn a_wanted_module_is_loaded_after_what_it_needs_and_recorded_before() {
     let mut world = gpu();
     assert_eq!(world.plan().prepare, world.desired.modules);
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write gpu", "load base", "load gpu"]);
+    assert_eq!(world.next_steps(), ["memory 16", "write gpu", "load base", "load gpu"]);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.take_calls(), ["+base", "+gpu"]);
     world.restart();
@@ -45,7 +45,7 @@ fn parameters_and_order_reach_the_kernel() {
     wanted.config.modprobe.parameters = vec!["level=3".into(), "text=two words".into()];
     world.desired.modules = vec![wanted];
     world.round(&CancellationToken::new());
-    assert_eq!(world.next_steps(), ["write m", "load c", "load b", "load a level=3 text=\"two words\""]);
+    assert_eq!(world.next_steps(), ["memory 16", "write m", "load c", "load b", "load a level=3 text=\"two words\""]);
     assert_eq!(world.settle(), ["m Loaded Loaded"]);
 }
 
@@ -457,6 +457,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
         for job in &plan.jobs {
             for step in job.steps.iter().take(steps) {
                 match step {
+                    Step::Memory { .. } => {}
                     Step::Write(entry) => world.record.put(entry.as_ref().clone()),
                     Step::Forget(owner) => world.record.remove(owner),
                     Step::Unload { name, .. } => crate::worker::kernel::Kernel::unload(&world.kernel, name).unwrap(),

@@ -146,7 +146,11 @@ pub(super) fn blocked(name: &str, leaving: &BTreeSet<&str>, kernel: &KernelView)
     }
     let holders =
         if staying.is_empty() { String::new() } else { format!(", modules that use it: {}", staying.join(", ")) };
-    Some(format!("module {name} is in use (reference count {refcnt}{holders}); it goes as soon as nothing uses it"))
+    let users = kernel.users.get(name).filter(|users| !users.is_empty());
+    let users = users.map(|users| format!(", {users}")).unwrap_or_default();
+    Some(format!(
+        "module {name} is in use (reference count {refcnt}{holders}{users}); it goes as soon as nothing uses it"
+    ))
 }
 
 /// The names so that each stands before what it uses.

@@ -36,7 +36,7 @@ fn keep(
     concerned: &dyn Fn(&Entry) -> bool,
 ) {
     let node = Owner::node(kind);
-    if steps.is_empty() {
+    if steps.is_empty() || observed.running.contains_key(&node) {
         return;
     }
     if let Some(trouble) = observed.held_back(&node, None) {

@@ -1,0 +1,224 @@
+//! Which jobs may run at the same time: a module whose init function never returns must hold up nobody else.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Job, Observed, Plan, Step};
+use crate::api::ModuleState;
+use crate::api::names::NodeReason;
+use crate::core::kmod::proc_modules::InitState;
+use crate::worker::record::{Owner, Record};
+
+/// A job that is not over after so long is told with the module that it waits for.
+const LONG: Duration = Duration::from_secs(30);
+
+/// What a job touches. Two jobs that share anything of it must not run at the same time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    owners: BTreeSet<Owner>,
+    modules: BTreeSet<String>,
+    firmware: BTreeSet<String>,
+}
+
+/// A job that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// When it was begun, on the worker's own clock.
+    pub since: Duration,
+    /// It loads something; otherwise it only unloads or writes.
+    pub loads: bool,
+    /// What it touches.
+    pub reach: Reach,
+}
+
+impl Reach {
+    /// Everything that the job writes about, loads or unloads, and what else its Modules have in the record.
+    pub fn of(job: &Job, record: &Record) -> Self {
+        let mut reach = Self { owners: BTreeSet::from([job.owner.clone()]), ..Self::default() };
+        for step in &job.steps {
+            match step {
+                Step::Write(entry) => {
+                    reach.owners.insert(entry.owner());
+                    // Two files of one name may differ, which only shows once the first is recorded.
+                    let firmware = entry.firmware.iter().flat_map(|firmware| firmware.files.keys());
+                    reach.firmware.extend(firmware.cloned());
+                    reach.modules.extend(entry.modules.iter().map(|module| module.name.clone()));
+                }
+                Step::Forget(owner) => {
+                    reach.owners.insert(owner.clone());
+                }
+                Step::TakeOut { name, .. } | Step::PutBack(name) => {
+                    reach.modules.insert(name.clone());
+                }
+                Step::OnFailure(steps) => {
+                    let names = steps.iter().filter_map(|step| match step {
+                        Step::PutBack(name) => Some(name.clone()),
+                        _ => None,
+                    });
+                    reach.modules.extend(names);
+                }
+                Step::Memory { .. }
+                | Step::Firmware
+                | Step::ForgetTakenOut(_)
+                | Step::Publish { .. }
+                | Step::Unpublish { .. }
+                | Step::Index(_) => {}
+                Step::Unload { name, .. } => {
+                    reach.modules.insert(name.clone());
+                }
+                Step::Load { file, .. } => {
+                    reach.modules.insert(file.name.clone());
+                }
+            }
+        }
+        let recorded = record.entries.iter().filter(|entry| reach.owners.contains(&entry.owner()));
+        let names: Vec<String> = recorded.flat_map(|entry| &entry.modules).map(|module| module.name.clone()).collect();
+        reach.modules.extend(names);
+        reach
+    }
+
+    /// Whether the two share anything.
+    pub fn meets(&self, other: &Self) -> bool {
+        !self.owners.is_disjoint(&other.owners)
+            || !self.modules.is_disjoint(&other.modules)
+            || !self.firmware.is_disjoint(&other.firmware)
+    }
+}
+
+/// The jobs that can be begun beside those that run and beside one another, in order. The others are planned anew when
+/// something has ended, because the world that they were planned for is another one then.
+pub fn startable<'a>(
+    jobs: Vec<Job>,
+    record: &Record,
+    running: impl IntoIterator<Item = &'a Reach>,
+) -> Vec<(Job, Reach)> {
+    let mut taken: Vec<Reach> = running.into_iter().cloned().collect();
+    let mut started = Vec::new();
+    for job in jobs {
+        let reach = Reach::of(&job, record);
+        // A job that waits keeps its place before later ones that meet it.
+        let free = !taken.iter().any(|other| other.meets(&reach));
+        taken.push(reach.clone());
+        if free {
+            started.push((job, reach));
+        }
+    }
+    started
+}
+
+/// A Module with a job that runs gets no second one, and is reported as on its way whatever the kernel shows meanwhile.
+pub(super) fn wait_for_running(observed: &Observed, plan: &mut Plan) {
+    plan.jobs.retain(|job| !observed.running.contains_key(&job.owner));
+    plan.prepare.retain(|spec| !observed.running.contains_key(&Owner::of(spec)));
+    for report in &mut plan.reports {
+        let Some(job) = observed.running.get(&Owner::of(&report.spec)) else { continue };
+        (report.state, report.reason) = if job.loads {
+            (ModuleState::Loading, NodeReason::Loading)
+        } else {
+            (ModuleState::Unloading, NodeReason::Unloading)
+        };
+        report.message = if observed.now >= job.since + LONG { overdue(observed, job) } else { String::new() };
+    }
+}
+
+fn overdue(observed: &Observed, job: &Running) -> String {
+    let in_state = |state: InitState| {
+        let mut modules = job.reach.modules.iter();
+        modules.find(|name| observed.kernel.listed.get(*name).is_some_and(|listed| listed.state == state))
+    };
+    let seconds = LONG.as_secs();
+    if let Some(name) = in_state(InitState::Coming) {
+        format!(
+            "the init function of module {name} has not returned for more than {seconds} s; the kernel cannot be made \
+             to give it up, so if it never returns only a reboot helps; other Modules do not wait for it"
+        )
+    } else if let Some(name) = in_state(InitState::Going) {
+        format!(
+            "the exit function of module {name} has not returned for more than {seconds} s; the kernel cannot be made \
+             to give it up, so if it never returns only a reboot helps; other Modules do not wait for it"
+        )
+    } else {
+        format!("this takes more than {seconds} s; other Modules do not wait for it")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::kmod::order::Role::{Named, Needed};
+    use crate::worker::plan::plan;
+    use crate::worker::simulated::{World, file, intent, spec};
+
+    /// `gpu` and `net` both need `base`; `disk` needs nothing.
+    fn three() -> World {
+        let mut world = World::new();
+        world.image('a', vec![file("base", "b1", Needed, &[]), file("gpu", "g1", Named, &["base"])]);
+        world.image('a', vec![file("base", "b1", Needed, &[]), file("net", "n1", Named, &["base"])]);
+        world.image('a', vec![file("disk", "d1", Named, &[])]);
+        world.desired.modules = ["gpu", "net", "disk"].iter().map(|name| spec(name, name, 'a', 1)).collect();
+        world
+    }
+
+    fn names(jobs: &[(Job, Reach)]) -> Vec<&str> {
+        jobs.iter().map(|(job, _)| job.owner.name.as_str()).collect()
+    }
+
+    #[test]
+    fn jobs_that_share_a_kernel_module_or_a_record_do_not_run_together() {
+        let mut world = three();
+        let never = tokio_util::sync::CancellationToken::new();
+        let first = world.round(&never);
+        assert_eq!(first.prepare.len(), 3);
+        let jobs = world.plan().jobs;
+        assert_eq!(jobs.len(), 3);
+        let started = startable(jobs.clone(), &world.record, []);
+        assert_eq!(names(&started), ["gpu", "disk"], "net waits for base");
+        let disk = &started[1].1;
+        assert_eq!(names(&startable(jobs.clone(), &world.record, [disk])), ["gpu"]);
+        let gpu = &started[0].1;
+        assert_eq!(names(&startable(jobs, &world.record, [gpu])), ["disk"]);
+        assert_eq!(world.settle(), ["disk Loaded Loaded", "gpu Loaded Loaded", "net Loaded Loaded"]);
+
+        // To unload `gpu` makes `base`, which it inserted, the other's: that writes about the other.
+        world.desired.modules.retain(|entry| entry.name == "disk");
+        world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
+        assert_eq!(names(&startable(world.plan().jobs, &world.record, [])), ["gpu"]);
+        assert_eq!(world.settle(), ["disk Loaded Loaded"]);
+        assert_eq!(world.kernel.names(), ["disk"], "none of the three forgot base");
+    }
+
+    #[test]
+    fn a_module_whose_job_runs_gets_no_second_one_and_is_told_with_what_it_waits_for() {
+        let mut world = three();
+        let never = tokio_util::sync::CancellationToken::new();
+        world.round(&never);
+        let (job, reach) = startable(world.plan().jobs, &world.record, []).remove(0);
+        assert_eq!(job.owner.name, "gpu");
+        world.running.insert(job.owner.clone(), Running { since: world.now, loads: true, reach: reach.clone() });
+        let told = |world: &World| {
+            let plan = plan(&world.observe());
+            assert!(plan.jobs.iter().all(|job| job.owner.name != "gpu"), "{:?}", plan.jobs);
+            let report = plan.reports.into_iter().find(|report| report.spec.name == "gpu").unwrap();
+            format!("{:?} {}: {}", report.state, report.reason.as_str(), report.message)
+        };
+        assert_eq!(told(&world), "Loading Loading: ");
+        world.kernel.with(|modules| {
+            let hanging = crate::worker::simulated::Loaded {
+                id: "b1".into(),
+                state: Some(InitState::Coming),
+                ..crate::worker::simulated::Loaded::default()
+            };
+            modules.insert("base".into(), hanging);
+        });
+        world.now += LONG;
+        let message = told(&world);
+        assert!(message.starts_with("Loading Loading: the init function of module base has not returned"), "{message}");
+        // The others go on: `disk` is loaded, `net` waits for base too.
+        let running = world.running.values().map(|job| &job.reach).collect::<Vec<_>>();
+        assert_eq!(names(&startable(world.plan().jobs, &world.record, running)), ["disk"]);
+        world.running.values_mut().for_each(|job| job.loads = false);
+        world.kernel.with(|modules| modules.get_mut("base").unwrap().state = Some(InitState::Going));
+        let message = told(&world);
+        assert!(message.starts_with("Unloading Unloading: the exit function of module base"), "{message}");
+    }
+}

@@ -1,0 +1,100 @@
+//! What hangs, what is in use and what vanishes: told truly, waited for cheaply, mended within seconds.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use kmm::api::ModuleState::{Loaded, Loading, UnloadFailed};
+
+use crate::special::special;
+use crate::support::eventually;
+use crate::world::{Options, World, of};
+
+/// A few looks at the kernel, on a machine that is ten times slower than a real one.
+const SECONDS: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_module_that_hangs_holds_up_nobody_and_one_in_use_is_told_with_its_users() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let mods = &world.mods;
+    let hang = world.push("hang", &[special("kmm_hang")?]).await?;
+    let used = world.push("used", &[special("kmm_misc")?, special("kmm_fs")?, mods.plain()?, mods.param()?]).await?;
+    world.start_worker().await?;
+    let hanging = || world.entry("hang", "kmm_hang", &hang, 1);
+    let entry = |name: &str| world.entry(name, &format!("kmm_{name}"), &used, 1);
+    let loaded = |name| (name, Loaded, "Loaded");
+
+    // Others are loaded and unloaded while one is stuck in its init function, and the status says which one it is.
+    let generation = world.want(vec![hanging(), entry("plain")], vec![]).await?;
+    world.settled(generation, &[("hang", Loading, "Loading"), loaded("plain")]).await?;
+    let stuck = Instant::now();
+    let others = vec![hanging(), entry("plain"), entry("misc"), entry("fs")];
+    let generation = world.want(others.clone(), vec![]).await?;
+    let all = [("hang", Loading, "Loading"), loaded("plain"), loaded("misc"), loaded("fs")];
+    world.settled(generation, &all).await?;
+    ensure!(stuck.elapsed() < Duration::from_secs(30), "the others waited");
+    let status = world
+        .status("what the module waits for", |status| {
+            of(status, "hang").is_ok_and(|hang| hang.message.as_ref().is_some_and(|text| text.contains("kmm_hang")))
+        })
+        .await?;
+    let message = of(&status, "hang")?.message.clone().unwrap_or_default();
+    ensure!(message.contains("has not returned for more than 30 s"), "{message}");
+    world.vm.run("echo 1 >/sys/module/kmm_hang/parameters/release").await?;
+    let all = [loaded("hang"), loaded("plain"), loaded("misc"), loaded("fs")];
+    world.settled(generation, &all).await?;
+
+    // In use: by a process that has the device open, by a mount.
+    let holder = "echo $$ >/run/holder; exec sleep 100000 3</dev/kmm-misc";
+    world.vm.run(&format!("setsid sh -c '{holder}' >/dev/null 2>&1 </dev/null & mkdir -p /data")).await?;
+    world.vm.run("busybox mount -t emptydata none /data").await?;
+    let intents = vec![world.intent("misc", 1), world.intent("fs", 1)];
+    let generation = world.want(vec![hanging(), entry("plain")], intents).await?;
+    let waiting = [loaded("hang"), loaded("plain"), ("misc", UnloadFailed, "InUse"), ("fs", UnloadFailed, "InUse")];
+    world.settled(generation, &waiting).await?;
+    let status = world
+        .status("the users", |status| {
+            let told = |name: &str, word: &str| {
+                of(status, name).is_ok_and(|e| e.message.as_ref().is_some_and(|m| m.contains(word)))
+            };
+            told("misc", "open: ") && told("fs", "mounted: ")
+        })
+        .await?;
+    let message = |name| of(&status, name).map(|entry| entry.message.clone().unwrap_or_default());
+    let (misc, fs) = (message("misc")?, message("fs")?);
+    println!("{misc}\n{fs}");
+    ensure!(misc.contains("reference count 1, open: ") && misc.contains("has /dev/kmm-misc"), "{misc}");
+    ensure!(fs.contains("reference count 1, mounted: /data (emptydata)"), "{fs}");
+    // A quarter of a minute of waiting asks the kernel for nothing and writes nothing.
+    let before = world.writes()?;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(world.writes()?, before);
+    let tries = world.vm.run("grep -c '\"unloading\"' /var/log/worker.log || true").await?;
+    assert_eq!(tries.trim(), "0", "the kernel was asked although its count says no");
+    world.vm.run("umount /data; kill $(cat /run/holder)").await?;
+    let freed = Instant::now();
+    let gone = || async { Ok((world.loaded().await? == ["kmm_hang", "kmm_plain"]).then_some(())) };
+    eventually(SECONDS, "both to go as soon as they are free", gone).await?;
+    println!("free modules went after {:.1} s", freed.elapsed().as_secs_f64());
+    world.settled(generation, &[loaded("hang"), loaded("plain")]).await?;
+
+    // Drift is mended within seconds, and the API server is not asked for anything.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let asked = || -> Result<Vec<String>> {
+        let requests = world.plane.requests()?.into_iter();
+        let ours = requests.filter(|request| request.uri.contains(&world.node) && request.verb != "watch");
+        Ok(ours.map(|request| format!("{} {}", request.verb, request.resource)).collect())
+    };
+    let before = asked()?.len();
+    let birth = world.birth("kmm_plain").await?;
+    world.vm.run("rmmod kmm_plain").await?;
+    let vanished = Instant::now();
+    let back = || async { Ok((world.loaded().await? == ["kmm_hang", "kmm_plain"]).then_some(())) };
+    eventually(SECONDS, "the module that vanished", back).await?;
+    println!("a module that vanished was back after {:.1} s", vanished.elapsed().as_secs_f64());
+    ensure!(world.birth("kmm_plain").await? != birth, "it never went");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let requests = asked()?.split_off(before);
+    ensure!(requests.len() <= 2, "{requests:?}");
+    ensure!(requests.iter().all(|request| request == "patch nodemodulesconfigs/status"), "{requests:?}");
+    Ok(())
+}
