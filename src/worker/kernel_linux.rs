@@ -370,7 +370,8 @@ mod tests {
     #[test]
     fn what_the_kernel_demands_is_read_where_it_says_it() {
         let root = tempfile::tempdir().unwrap();
-        let kernel = LinuxKernel::new(root.path(), root.path(), root.path().join("kmsg"));
+        let place = root.path().to_owned();
+        let kernel = LinuxKernel::of(&WorkerSettings { proc: place.clone(), sys: place, ..WorkerSettings::new("n") });
         assert_eq!(kernel.gates(), Gates::default(), "nothing there: nothing demanded");
         assert_eq!(kernel.available_memory(), None);
         assert!(kernel.listed().is_err(), "no `/proc` at all");

@@ -27,7 +27,6 @@ use super::record::{Entry, Owner, Record};
 use super::wanted::{self, LoadIdentity};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec, UnloadReason};
-use crate::core::kmod::Identity;
 use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
