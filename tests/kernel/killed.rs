@@ -10,6 +10,7 @@ use kmm::api::{LoadPolicy, NodeModuleSpec, UnloadIntent};
 
 use crate::support::bed;
 use crate::support::process::output;
+use crate::support::kmods::Kmod;
 use crate::world::{Options, PATIENCE, World};
 
 /// More calls than a load can make; beyond it the enumeration itself is broken.
@@ -21,6 +22,13 @@ fn killer() -> Result<PathBuf> {
     let program = bed()?.new_dir("killer")?.join("killer");
     output(Command::new("gcc").args(["-static", "-O2", "-Wall", "-Werror", "-o"]).arg(&program).arg(source))?;
     Ok(program)
+}
+
+/// An image with the two modules alone: the worker finds their order without the files of depmod, and an image of few
+/// files has few places to be killed at.
+async fn push(world: &World) -> Result<String> {
+    let file = |module: Kmod| (module.file_name, module.bytes);
+    world.push_files("all", &[file(world.mods.base()?), file(world.mods.top()?)]).await
 }
 
 /// What stands on the disk and in the kernel after the worker was killed, or why it cannot be right.
@@ -42,7 +50,7 @@ look() {
 #[tokio::test]
 async fn killed_before_every_change_of_a_pass_the_next_pass_ends_right() -> Result<()> {
     let world = World::start(Options { programs: vec![killer()?], ..Options::default() }).await?;
-    let image = world.push("all", &[world.mods.base()?, world.mods.top()?]).await?;
+    let image = push(&world).await?;
     world.start_worker().await?;
     let mut entry = world.entry("top", "kmm_top", &image, 1);
     entry.policy = Some(LoadPolicy { load_at_boot: true, ..LoadPolicy::default() });
@@ -153,7 +161,7 @@ async fn fulfil(
 #[tokio::test]
 async fn killed_before_every_change_of_a_load_or_an_unload_the_next_worker_ends_right() -> Result<()> {
     let world = World::start(Options { programs: vec![killer()?], ..Options::default() }).await?;
-    let image = world.push("all", &[world.mods.base()?, world.mods.top()?]).await?;
+    let image = push(&world).await?;
     let entry = |generation| vec![world.entry("top", "kmm_top", &image, generation)];
     let (mut loads, mut unloads) = (Vec::new(), Vec::new());
     let (mut load_ends, mut unload_ends) = (None, None);

@@ -70,6 +70,8 @@ static int is_file(pid_t pid, unsigned long long descriptor)
 	char path[64];
 	struct stat about;
 
+	if (descriptor <= 2)
+		return 0; /* what it tells people */
 	snprintf(path, sizeof path, "/proc/%d/fd/%llu", pid, descriptor);
 	return stat(path, &about) == 0 && S_ISREG(about.st_mode);
 }

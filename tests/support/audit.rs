@@ -72,10 +72,15 @@ struct Status {
     code: u16,
 }
 
-/// The policy that makes the log complete: every request, without bodies, once when it is answered (watches: when
-/// they start).
-pub const POLICY: &str =
-    "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
+/// The policy that makes the log complete: every request once when it is answered (watches: when they start), without
+/// bodies; only what is written into NodeModulesConfigs is kept, because the orders to unload stand there.
+pub const POLICY: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Request, resources: [{group: kmm.sigs.x-k8s.io, resources: [nodemodulesconfigs]}]}
+- {level: Metadata}
+";
 
 /// All requests in an audit log, in the order of their answers. A watch appears once, when it starts.
 pub fn read(path: &Path) -> Result<Vec<Request>> {

@@ -1,0 +1,241 @@
+//! A node without kubelet: a machine with the worker, which is started again whenever it ends, and a Node that this test
+//! keeps true.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::orders::{Happened, parse_log};
+use crate::support::control_plane::ControlPlane;
+use crate::support::eventually;
+use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
+use crate::support::manager::worker_kubeconfig;
+
+/// The label that every node has, and the one that tells them apart.
+pub(crate) const ALL: &str = "chaos.example/all";
+pub(crate) const ONE: &str = "chaos.example/node";
+
+/// What the kernel's log of one boot said, and when this test itself took kernel modules out in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Boot {
+    pub(crate) happened: Vec<Happened>,
+    pub(crate) by_hand: Vec<(String, f64, f64)>,
+    /// When the kernel started, by the host's clock: the earliest of all estimates.
+    started: Option<f64>,
+}
+
+/// A module that a kernel holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) state: String,
+    pub(crate) build_id: String,
+    /// `None` where it has no such parameter.
+    pub(crate) level: Option<u32>,
+}
+
+pub(crate) struct ChaosNode {
+    pub(crate) name: String,
+    pub(crate) number: usize,
+    vm: KernelVm,
+    client: Client,
+    heartbeat: Option<JoinHandle<()>>,
+    /// The last is the running one.
+    pub(crate) boots: Vec<Boot>,
+    boot_id: String,
+}
+
+impl Drop for ChaosNode {
+    fn drop(&mut self) {
+        if let Some(task) = self.heartbeat.take() {
+            task.abort();
+        }
+    }
+}
+
+pub(crate) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64())
+}
+
+impl ChaosNode {
+    pub(crate) async fn start(cluster: &ControlPlane, client: Client, program: PathBuf, number: usize) -> Result<Self> {
+        let vm = KernelVm::start(KernelVmOptions { programs: vec![program], ..KernelVmOptions::default() }).await?;
+        let name = vm.name().to_owned();
+        let boots = vec![Boot::default()];
+        let boot_id = vm.boot_id().await?;
+        let mut node = Self { name, number, vm, client, heartbeat: None, boots, boot_id };
+        node.join(cluster).await?;
+        node.start_worker().await?;
+        Ok(node)
+    }
+
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    // ---- the Node ---------------------------------------------------------------------------------------
+
+    /// Makes the Node and gives the worker the token that belongs to it.
+    async fn join(&mut self, cluster: &ControlPlane) -> Result<()> {
+        let labels = json!({ALL: "yes", ONE: self.number.to_string(), "kubernetes.io/hostname": self.name});
+        let node = serde_json::from_value(json!({"metadata": {"name": self.name, "labels": labels}}))?;
+        self.nodes().create(&PostParams::default(), &node).await?;
+        self.tell_boot().await?;
+        self.heartbeat = Some(tokio::spawn(heartbeat(self.client.clone(), self.name.clone())));
+        let kubeconfig = std::fs::read(worker_kubeconfig(cluster, &self.name).await?)?;
+        self.vm.put("/root/kubeconfig", 0o600, &kubeconfig).await
+    }
+
+    /// Deletes the Node and makes it again; what runs on the machine does not notice until its token is refused.
+    pub(crate) async fn join_again(&mut self, cluster: &ControlPlane) -> Result<()> {
+        if let Some(task) = self.heartbeat.take() {
+            task.abort();
+        }
+        self.nodes().delete(&self.name, &DeleteParams::default()).await?;
+        let gone = || async { Ok(self.nodes().get_opt(&self.name).await?.is_none().then_some(())) };
+        eventually(Duration::from_secs(30), "the Node to be gone", gone).await?;
+        self.join(cluster).await?;
+        // With the Node its pods went: the worker that comes has the new token.
+        self.kill_worker("TERM").await
+    }
+
+    /// Writes what a kubelet would say after the machine has started.
+    pub(crate) async fn tell_boot(&self) -> Result<()> {
+        let info = json!({
+            "kernelVersion": self.vm.kernel(), "bootID": self.boot_id, "architecture": "amd64", "machineID": "m",
+            "systemUUID": "s", "osImage": "o", "containerRuntimeVersion": "containerd://2.1.0",
+            "kubeletVersion": "v1.35.0", "kubeProxyVersion": "v1.35.0", "operatingSystem": "linux",
+        });
+        let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
+            "lastHeartbeatTime": Timestamp::now(), "lastTransitionTime": Timestamp::now()});
+        let body = json!({"status": {"nodeInfo": info, "conditions": [ready]}});
+        self.nodes().patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(body)).await?;
+        Ok(())
+    }
+
+    /// Cordons and taints the node, or takes both back.
+    pub(crate) async fn cordon(&self, closed: bool) -> Result<()> {
+        let spec = if closed {
+            json!({"unschedulable": true, "taints": [
+                {"key": "chaos.example/closed", "effect": "NoExecute"},
+                {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"},
+            ]})
+        } else {
+            json!({"unschedulable": null, "taints": null})
+        };
+        self.nodes().patch(&self.name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
+        Ok(())
+    }
+
+    // ---- the machine ------------------------------------------------------------------------------------
+
+    /// Starts the worker, and again whenever it ends, as a kubelet does.
+    async fn start_worker(&self) -> Result<()> {
+        let worker = format!(
+            "KUBECONFIG=/root/kubeconfig KMM_LOG_FORMAT=text /kmm worker --node-name {} >>/var/log/worker.log 2>&1",
+            self.name
+        );
+        let again = format!("mkdir -p /var/log; while :; do {worker}; sleep 1; done");
+        self.vm.run(&format!("setsid sh -c '{again}' >/dev/null 2>&1 </dev/null &")).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn kill_worker(&self, signal: &str) -> Result<()> {
+        self.vm.exec(&format!("kill -{signal} $(pidof kmm)")).await?;
+        Ok(())
+    }
+
+    /// Boots the machine; without a warning if the power is cut.
+    pub(crate) async fn boot(&mut self, power_cut: bool) -> Result<()> {
+        self.listen().await?;
+        if power_cut {
+            self.vm.power_cut().await?;
+        } else {
+            self.vm.reboot().await?;
+        }
+        self.boots.push(Boot::default());
+        let before = std::mem::replace(&mut self.boot_id, self.vm.boot_id().await?);
+        ensure!(before != self.boot_id, "{} has the boot id of the boot before", self.name);
+        self.start_worker().await
+    }
+
+    /// Takes a module out behind the worker's back, if nothing uses it. Whether it went.
+    pub(crate) async fn rmmod(&mut self, kernel_module: &str) -> Result<bool> {
+        let begun = now();
+        let out = self.vm.exec(&format!("rmmod {kernel_module}")).await?;
+        if out.code == 0 {
+            let boot = self.boots.last_mut().context("no boot")?;
+            boot.by_hand.push((kernel_module.to_owned(), begun, now()));
+        }
+        Ok(out.code == 0)
+    }
+
+    /// Takes in what the kernel's log of this boot says.
+    pub(crate) async fn listen(&mut self) -> Result<()> {
+        let before = now();
+        let text = self.vm.run("cat /proc/uptime; dmesg").await?;
+        let (uptime, log) = text.split_once('\n').context("no uptime")?;
+        let uptime: f64 = uptime.split(' ').next().unwrap_or_default().parse().context("uptime")?;
+        let boot = self.boots.last_mut().context("no boot")?;
+        // The answer took time: the kernel is at least that old, so the latest estimate is the best.
+        let started = boot.started.map_or(before - uptime, |known| known.max(before - uptime));
+        boot.started = Some(started);
+        boot.happened = parse_log(log, started);
+        Ok(())
+    }
+
+    /// The modules of this test in the kernel.
+    pub(crate) async fn held(&self) -> Result<BTreeMap<String, Held>> {
+        let script = r#"grep ^kmm_ /proc/modules | while read -r name x x x state x; do
+            id=$(od -An -v -tx1 /sys/module/$name/notes/.note.gnu.build-id | tr -d ' \n' | cut -c33-)
+            echo "$name $state ${id:-none} $(cat /sys/module/$name/parameters/level 2>/dev/null)"
+        done"#;
+        let text = self.vm.run(script).await?;
+        let parse = |line: &str| {
+            let mut words = line.split(' ');
+            let (name, state, build_id) = (words.next()?, words.next()?, words.next()?);
+            let level = words.next().and_then(|level| level.parse().ok());
+            Some((name.to_owned(), Held { state: state.to_owned(), build_id: build_id.to_owned(), level }))
+        };
+        Ok(text.lines().filter_map(parse).collect())
+    }
+
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// The kernel, the record and the end of the worker's log, for people.
+    pub(crate) async fn tell(&self) -> String {
+        let script =
+            "grep ^kmm_ /proc/modules; echo; cat /var/lib/kmm/record.json; echo; tail -n 25 /var/log/worker.log";
+        match self.vm.exec(script).await {
+            Ok(out) => out.text(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+}
+
+async fn heartbeat(client: Client, name: String) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
+    let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
+    let lease = Lease { metadata, ..Lease::default() };
+    loop {
+        // While there is no API server there is nobody to tell.
+        let _ = leases.create(&PostParams::default(), &lease).await;
+        let renewed = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
+            "renewTime": format!("{:.6}", Timestamp::now())}});
+        let _ = leases.patch(&name, &PatchParams::default(), &Patch::Merge(renewed)).await;
+        let beat = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": Timestamp::now()}]}});
+        let _ = nodes.patch_status(&name, &PatchParams::default(), &Patch::Strategic(beat)).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+}

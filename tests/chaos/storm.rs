@@ -1,0 +1,411 @@
+//! The walk: random steps, then calm, then everything must be right.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kmm::api::names::ready_label;
+use kmm::api::{ModuleState, NodeModulesConfig};
+use kube::{Api, ResourceExt};
+
+use crate::images::{ALL, Brings, VERSIONS};
+use crate::model::{Dice, Expected, Model, Wish};
+use crate::node::Held;
+use crate::orders;
+use crate::support::faulty::Fault;
+use crate::world::{NAMESPACE, World};
+
+/// How long everything may take to become right after it was healed: the longest pauses of worker and manager among it.
+const CALM: Duration = Duration::from_mins(5);
+/// How long nothing may change once it is right.
+const STAYS: Duration = Duration::from_secs(7);
+/// Steps of one storm.
+const STEPS: (usize, usize) = (8, 20);
+
+/// What can happen, with its weight.
+const STEP: [(Step, usize); 14] = [
+    (Step::Want, 12),
+    (Step::Delete, 4),
+    (Step::KillWorker, 4),
+    (Step::EndWorker, 2),
+    (Step::KillManager, 2),
+    (Step::StopApiServer, 2),
+    (Step::StartApiServer, 3),
+    (Step::BreakRegistry, 3),
+    (Step::MendRegistry, 2),
+    (Step::Reboot, 1),
+    (Step::CutPower, 2),
+    (Step::Rmmod, 4),
+    (Step::Cordon, 2),
+    (Step::TakeObject, 2),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    /// A Module is made, or changed.
+    Want,
+    Delete,
+    KillWorker,
+    EndWorker,
+    KillManager,
+    StopApiServer,
+    StartApiServer,
+    BreakRegistry,
+    MendRegistry,
+    Reboot,
+    CutPower,
+    /// Somebody takes a kernel module out by hand.
+    Rmmod,
+    Cordon,
+    /// A NodeModulesConfig is deleted, alone or because its Node is deleted and made again.
+    TakeObject,
+}
+
+pub(crate) struct Storm {
+    pub(crate) world: World,
+    dice: Dice,
+    model: Model,
+    /// Whether the API server runs.
+    api: bool,
+    /// Nodes whose machine booted while nobody could tell the cluster.
+    booted: BTreeSet<usize>,
+    /// The last steps, for people.
+    journal: VecDeque<String>,
+    begun: Instant,
+    counted: BTreeMap<Step, usize>,
+    departures: usize,
+}
+
+impl Storm {
+    pub(crate) fn new(world: World, dice: Dice) -> Self {
+        Self {
+            world,
+            dice,
+            model: Model::default(),
+            api: true,
+            booted: BTreeSet::new(),
+            journal: VecDeque::new(),
+            begun: Instant::now(),
+            counted: BTreeMap::new(),
+            departures: 0,
+        }
+    }
+
+    /// One storm and the calm after it.
+    pub(crate) async fn rage_and_calm(&mut self) -> Result<()> {
+        let steps = STEPS.0 + self.dice.roll(STEPS.1 - STEPS.0 + 1);
+        for _ in 0..steps {
+            let step = self.next_step();
+            self.take(step).await.with_context(|| format!("step {step:?}"))?;
+            let pause = [0, 100, 700, 2500][self.dice.roll(4)];
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        self.heal().await?;
+        self.becomes_right().await?;
+        // Where an order may have been lost with its object, a boot makes what is there certain again.
+        let unknown = |node| ALL.iter().any(|brings| self.model.expected(*brings, node) == Expected::Unknown);
+        let unknown: Vec<usize> = (0..self.world.nodes.len()).filter(|node| unknown(*node)).collect();
+        self.model.calm();
+        for node in &unknown {
+            self.note(&format!("reboot {node}, for certainty"));
+            self.world.nodes[*node].boot(false).await?;
+            self.world.nodes[*node].tell_boot().await?;
+        }
+        if !unknown.is_empty() {
+            self.becomes_right().await?;
+        }
+        self.nothing_left_without_order().await
+    }
+
+    fn next_step(&mut self) -> Step {
+        let all: usize = STEP.iter().map(|(_, weight)| weight).sum();
+        let mut at = self.dice.roll(all);
+        for (step, weight) in STEP {
+            match at.checked_sub(weight) {
+                None => return step,
+                Some(rest) => at = rest,
+            }
+        }
+        Step::Want
+    }
+
+    fn note(&mut self, what: &str) {
+        let line = format!("{:7.1}s {what}", self.begun.elapsed().as_secs_f64());
+        eprintln!("{line}");
+        self.journal.push_back(line);
+        if self.journal.len() > 60 {
+            self.journal.pop_front();
+        }
+    }
+
+    async fn take(&mut self, step: Step) -> Result<()> {
+        // Rolled in any case, so that the walk does not depend on what was possible.
+        let node = self.dice.roll(self.world.nodes.len());
+        let brings = *self.dice.pick(&ALL);
+        let variant = self.dice.roll(1 << 16);
+        let needs_api = matches!(step, Step::Want | Step::Delete | Step::KillManager | Step::Cordon | Step::TakeObject);
+        if needs_api && !self.api {
+            return Ok(());
+        }
+        *self.counted.entry(step).or_default() += 1;
+        match step {
+            Step::Want => self.want(brings, variant).await?,
+            Step::Delete => {
+                if self.model.wish(brings.module).is_some() {
+                    self.note(&format!("delete {}", brings.module));
+                    self.world.delete(brings.module).await?;
+                    self.model.delete(brings.module);
+                }
+            }
+            Step::KillWorker | Step::EndWorker => {
+                let signal = if step == Step::KillWorker { "KILL" } else { "TERM" };
+                self.note(&format!("worker {node}: SIG{signal}"));
+                self.world.nodes[node].kill_worker(signal).await?;
+            }
+            Step::KillManager => {
+                self.note("manager: SIGKILL, and again");
+                self.world.manager.kill();
+                self.world.revive_manager().await?;
+            }
+            Step::StopApiServer if self.api => {
+                self.note("API server: stopped");
+                self.world.cluster.stop_apiserver()?;
+                self.api = false;
+            }
+            Step::StartApiServer if !self.api => self.start_api().await?,
+            Step::StopApiServer | Step::StartApiServer => {}
+            Step::BreakRegistry => {
+                let faults = [
+                    Fault::Status(503),
+                    Fault::Status(401),
+                    Fault::Status(429),
+                    Fault::Corrupt,
+                    Fault::Truncate,
+                    Fault::WrongDigest,
+                    Fault::Slow(Duration::from_secs(3)),
+                ];
+                let part = ["", "/blobs/", "/manifests/"][variant % 3];
+                let fault = faults[(variant / 3) % faults.len()].clone();
+                self.note(&format!("registry: {fault:?} for `{part}`"));
+                self.world.front.set_for(part, fault);
+            }
+            Step::MendRegistry => {
+                self.note("registry: mended");
+                self.world.front.set(Fault::None);
+            }
+            Step::Reboot | Step::CutPower => {
+                let cut = step == Step::CutPower;
+                self.note(&format!("{} {node}", if cut { "power cut" } else { "reboot" }));
+                self.world.nodes[node].boot(cut).await?;
+                self.booted.insert(node);
+                if self.api {
+                    self.tell_boots().await?;
+                }
+            }
+            Step::Rmmod => {
+                let names: Vec<&str> = [Some(brings.main), brings.needs].into_iter().flatten().collect();
+                let name = names[variant % names.len()];
+                let went = self.world.nodes[node].rmmod(name).await?;
+                self.note(&format!("rmmod {name} on {node}: {}", if went { "went" } else { "did not go" }));
+            }
+            Step::Cordon => {
+                let closed = !variant.is_multiple_of(3);
+                self.note(&format!("{} {node}", if closed { "cordon and taint" } else { "uncordon" }));
+                self.world.nodes[node].cordon(closed).await?;
+            }
+            Step::TakeObject => {
+                if variant.is_multiple_of(3) {
+                    self.note(&format!("Node {node} is deleted and made again"));
+                    self.model.lose(node);
+                    let World { nodes, cluster, .. } = &mut self.world;
+                    nodes[node].join_again(cluster).await?;
+                } else if self.world.take_config(node).await? {
+                    self.note(&format!("NodeModulesConfig {node} is deleted"));
+                    self.model.lose(node);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn want(&mut self, brings: Brings, variant: usize) -> Result<()> {
+        let nodes: BTreeSet<usize> = match variant % 8 {
+            0 => BTreeSet::from([0]),
+            1 => BTreeSet::from([1]),
+            2 => BTreeSet::new(),
+            _ => BTreeSet::from([0, 1]),
+        };
+        let wish = Wish {
+            version: VERSIONS[(variant / 8) % VERSIONS.len()],
+            level: u32::try_from((variant / 16) % 3).unwrap_or_default(),
+            nodes,
+            load_at_boot: (variant / 64).is_multiple_of(2),
+            by_tag: (variant / 128).is_multiple_of(3),
+        };
+        // A Module that is being deleted cannot be wanted again before it is gone.
+        if !self.world.is_free(brings.module).await? {
+            return Ok(());
+        }
+        self.ask(brings, &wish).await
+    }
+
+    /// Makes or changes a Module.
+    pub(crate) async fn ask(&mut self, brings: Brings, wish: &Wish) -> Result<()> {
+        self.note(&format!("want {} {wish:?}", brings.module));
+        self.world.apply(brings, wish).await?;
+        self.model.want(brings.module, wish);
+        Ok(())
+    }
+
+    async fn start_api(&mut self) -> Result<()> {
+        self.note("API server: started");
+        self.world.cluster.start_apiserver().await?;
+        self.api = true;
+        self.tell_boots().await
+    }
+
+    /// Makes the Nodes true after their machines have booted.
+    async fn tell_boots(&mut self) -> Result<()> {
+        for node in std::mem::take(&mut self.booted) {
+            self.world.nodes[node].tell_boot().await?;
+        }
+        Ok(())
+    }
+
+    async fn heal(&mut self) -> Result<()> {
+        self.note("calm");
+        if !self.api {
+            self.start_api().await?;
+        }
+        self.world.front.set(Fault::None);
+        for node in &self.world.nodes {
+            node.cordon(false).await?;
+        }
+        self.world.revive_manager().await
+    }
+
+    /// Waits until both kernels and the cluster say what the model says, and that this lasts.
+    pub(crate) async fn becomes_right(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let mut right_since: Option<Instant> = None;
+        loop {
+            match self.is_right().await {
+                Ok(()) if right_since.is_some_and(|since| since.elapsed() >= STAYS) => {
+                    self.note(&format!("right after {:.1} s", begun.elapsed().saturating_sub(STAYS).as_secs_f64()));
+                    return Ok(());
+                }
+                Ok(()) => right_since = right_since.or_else(|| Some(Instant::now())),
+                Err(error) if begun.elapsed() > CALM => {
+                    bail!("not right {:.0} s after everything was healed: {error:#}", CALM.as_secs_f64());
+                }
+                Err(error) => {
+                    if right_since.take().is_some() {
+                        self.note(&format!("was right, and is not: {error:#}"));
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// An error that says what is not as it must be.
+    async fn is_right(&self) -> Result<()> {
+        for (number, node) in self.world.nodes.iter().enumerate() {
+            let held = node.held().await?;
+            let config = self.world.configs().get_opt(&node.name).await?;
+            let labels = Api::<Node>::all(self.world.client.clone()).get(&node.name).await?.labels().clone();
+            for brings in ALL {
+                let expected = self.model.expected(brings, number);
+                self.kernel_is_right(brings, &expected, &held).with_context(|| format!("kernel of {}", node.name))?;
+                let ready = labels.contains_key(&ready_label(NAMESPACE, brings.module));
+                match expected {
+                    Expected::Absent => ensure!(!ready, "{} still has the label of {}", node.name, brings.module),
+                    Expected::Loaded { .. } => {
+                        let config = config.as_ref().with_context(|| format!("no NodeModulesConfig {}", node.name))?;
+                        is_told(config, brings, node.boot_id()).with_context(|| format!("status of {}", node.name))?;
+                        ensure!(ready, "{} has no label of {}", node.name, brings.module);
+                    }
+                    Expected::Unknown => {}
+                }
+            }
+        }
+        for brings in ALL.iter().filter(|brings| self.model.wish(brings.module).is_none()) {
+            let there = self.world.modules().get_opt(brings.module).await?.is_some();
+            ensure!(!there, "Module {} is not gone", brings.module);
+        }
+        Ok(())
+    }
+
+    fn kernel_is_right(&self, brings: Brings, expected: &Expected, held: &BTreeMap<String, Held>) -> Result<()> {
+        let names = [Some(brings.main), brings.needs].into_iter().flatten();
+        match expected {
+            Expected::Unknown => {}
+            Expected::Absent => {
+                for name in names {
+                    ensure!(!held.contains_key(name), "{name} is loaded and must not be");
+                }
+            }
+            Expected::Loaded { version, level } => {
+                for name in names {
+                    let found = held.get(name).with_context(|| format!("{name} is not loaded"))?;
+                    ensure!(found.state == "Live", "{name} is {}", found.state);
+                    if name == brings.main {
+                        ensure!(found.build_id == self.world.images.id(name, *version), "{name} is another file");
+                        ensure!(found.level == Some(*level), "{name} has level {:?}, not {level}", found.level);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rule above all others.
+    async fn nothing_left_without_order(&mut self) -> Result<()> {
+        let orders = orders::read(&self.world.audit_log())?;
+        let mut wrong = Vec::new();
+        self.departures = 0;
+        for node in &mut self.world.nodes {
+            node.listen().await?;
+            for boot in &node.boots {
+                self.departures += boot.happened.iter().filter(|event| event.left).count();
+                wrong.extend(orders::without_order(&node.name, &boot.happened, &orders, &boot.by_hand));
+            }
+        }
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(())
+    }
+
+    pub(crate) fn summary(&self) -> String {
+        format!("{} departures from kernels, all by order or by hand; steps: {:?}", self.departures, self.counted)
+    }
+
+    /// Everything that a person needs to see what went wrong.
+    pub(crate) async fn tell(&self) -> String {
+        let mut text = String::from("---- the last steps\n");
+        text.extend(self.journal.iter().flat_map(|line| [line, "\n"]));
+        for node in &self.world.nodes {
+            let (name, boot, told) = (&node.name, node.boot_id(), node.tell().await);
+            let _ = writeln!(text, "---- {name} (boot {boot}): kernel, record, log\n{told}");
+        }
+        let objects = ["get", "modules,nodemodulesconfigs,moduleimagesconfigs,nodes", "-A", "-o", "yaml"];
+        let objects = self.world.cluster.kubectl(&objects).await.unwrap_or_else(|error| format!("{error:#}"));
+        let _ = writeln!(text, "---- objects\n{objects}\n---- manager\n{}", self.world.manager.log_tail(40));
+        text
+    }
+}
+
+/// Whether the worker has said in this boot that the Module is loaded, of the present specification.
+fn is_told(config: &NodeModulesConfig, brings: Brings, boot_id: &str) -> Result<()> {
+    let status = config.status.as_ref().context("none yet")?;
+    ensure!(status.boot_id.as_deref() == Some(boot_id), "of another boot");
+    ensure!(status.observed_generation == config.metadata.generation, "of an older generation");
+    let entries: Vec<_> = status.modules.iter().filter(|module| module.name == brings.module).collect();
+    let [entry] = entries[..] else { bail!("{} entries of {}", entries.len(), brings.module) };
+    let told = (entry.state, entry.reason.as_deref().unwrap_or_default());
+    ensure!(entry.state == Some(ModuleState::Loaded), "{} is told as {told:?}: {:?}", brings.module, entry.message);
+    ensure!(entry.boot_id.as_deref() == Some(boot_id), "{} is told of another boot", brings.module);
+    ensure!(config.spec.unload.iter().all(|intent| intent.name != brings.module), "{} is still to go", brings.module);
+    Ok(())
+}
