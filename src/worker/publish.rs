@@ -129,20 +129,24 @@ impl HostModules {
     /// Lets depmod read what is there, as the host's own would.
     pub fn renew_index(&self, release: &str) -> Result<(), Trouble> {
         let folder = self.writable(release)?;
-        let base = folder.parent().and_then(Path::parent).and_then(Path::parent).unwrap_or(Path::new("/"));
-        let mut arguments = vec!["-b".to_owned(), base.display().to_string()];
-        for config in self.config.iter().filter(|config| config.is_dir()) {
-            arguments.extend(["-C".to_owned(), config.display().to_string()]);
-        }
-        arguments.push(release.to_owned());
-        let ended = command::run(&self.kmod, "depmod", &arguments, DEPMOD_LIMIT)
-            .map_err(|error| trouble(format!("the index of /lib/modules/{release} is stale: {}", chain(&error))))?;
-        if !ended.success {
-            let words = ended.tail.join(" | ");
-            return Err(trouble(format!(
-                "the index of /lib/modules/{release} is stale: depmod left with {}: {words}",
-                ended.how
-            )));
+        // A kernel that was removed but for what lay here has no index.
+        let is_kernel = folder.join("modules.dep").exists() || folder.join("kernel").is_dir();
+        if is_kernel {
+            let base = folder.parent().and_then(Path::parent).and_then(Path::parent).unwrap_or(Path::new("/"));
+            let mut arguments = vec!["-b".to_owned(), base.display().to_string()];
+            for config in self.config.iter().filter(|config| config.is_dir()) {
+                arguments.extend(["-C".to_owned(), config.display().to_string()]);
+            }
+            arguments.push(release.to_owned());
+            let ended = command::run(&self.kmod, "depmod", &arguments, DEPMOD_LIMIT)
+                .map_err(|error| trouble(format!("the index of /lib/modules/{release} is stale: {}", chain(&error))))?;
+            if !ended.success {
+                let words = ended.tail.join(" | ");
+                return Err(trouble(format!(
+                    "the index of /lib/modules/{release} is stale: depmod left with {}: {words}",
+                    ended.how
+                )));
+            }
         }
         let ours = folder.join(OURS);
         let done = || -> io::Result<()> {
@@ -152,7 +156,9 @@ impl HostModules {
         done()
             .map_err(|error| trouble(format!("/lib/modules/{release}/{OURS} of the host cannot be tidied: {error}")))?;
         // Folders that somebody else uses too are not empty, and stay.
-        let _ = fs::remove_dir(&ours).and_then(|()| fs::remove_dir(folder.join("updates")));
+        let _ = fs::remove_dir(&ours)
+            .and_then(|()| fs::remove_dir(folder.join("updates")))
+            .and_then(|()| if is_kernel { Ok(()) } else { fs::remove_dir(&folder) });
         Ok(())
     }
 }
@@ -225,6 +231,11 @@ mod tests {
         assert_eq!(shown(), (vec!["6.1 ns.m two".to_owned()], vec!["6.1".to_owned()]), "the old one stays");
         host.unpublish("6.1", "ns.m").unwrap();
         assert_eq!(shown(), (vec![], vec!["6.1".to_owned()]));
+        // Of a kernel that is not there any more nothing is left.
+        fs::create_dir_all(modules.join("5.0").join(OURS).join("x.y")).unwrap();
+        host.unpublish("5.0", "x.y").unwrap();
+        host.renew_index("5.0").unwrap();
+        assert!(!modules.join("5.0").exists());
         let blind = HostModules { write: None, ..host };
         assert!(!blind.view().unwrap().writable);
         assert_eq!(blind.unpublish("6.1", "ns.m").unwrap_err().reason, NodeReason::NotPublished);

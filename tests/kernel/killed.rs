@@ -9,8 +9,8 @@ use kmm::api::ModuleState::Loaded;
 use kmm::api::{LoadPolicy, NodeModuleSpec, UnloadIntent};
 
 use crate::support::bed;
-use crate::support::process::output;
 use crate::support::kmods::Kmod;
+use crate::support::process::output;
 use crate::world::{Options, PATIENCE, World};
 
 /// More calls than a load can make; beyond it the enumeration itself is broken.
