@@ -46,6 +46,11 @@ pub struct ModuleImagesConfigSpec {
     /// When an image is looked up again.
     #[serde(default = "default_pull_policy", deserialize_with = "pull_policy")]
     pub image_pull_policy: String,
+    /// Pull secrets of the owner's service account. They are tried after `imageRepoSecret`; one that does not exist is
+    /// passed over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    #[schemars(schema_with = "embedded::<Vec<LocalObjectReference>>", extend("x-kubernetes-list-type" = "atomic"))]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
     /// The owner's value; any change makes the images be looked up again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "plain_integer")]
@@ -71,6 +76,7 @@ impl Default for ModuleImagesConfigSpec {
     fn default() -> Self {
         Self {
             image_pull_policy: default_pull_policy(),
+            image_pull_secrets: Vec::new(),
             image_rebuild_trigger_generation: None,
             image_repo_secret: None,
             images: Vec::new(),

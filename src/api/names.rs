@@ -46,8 +46,8 @@ pub const LEASE: &str = "kmm.sigs.x-k8s.io";
 /// Lease of the manager on a Hub. Upstream: `config/manager-hub`, `leaderElection.resourceID`.
 pub const HUB_LEASE: &str = "kmm-hub.sigs.x-k8s.io";
 
-/// Service account that a node's worker runs under. Ours.
-pub const WORKER_SERVICE_ACCOUNT: &str = "kmm-worker";
+/// Service account that a node's worker runs under, as `config/` names it. Ours.
+pub const WORKER_SERVICE_ACCOUNT: &str = "kmm-operator-worker";
 /// DaemonSet of the worker. Ours.
 pub const WORKER_DAEMON_SET: &str = "kmm-worker";
 /// Role, and its binding, by which workers read the pull secrets of a namespace's Modules. Ours.

@@ -44,7 +44,7 @@ pub(super) struct ManagerArgs {
     #[arg(long, env = "RELATED_IMAGE_WORKER")]
     worker_image: Option<String>,
     /// ServiceAccount of the worker, in the operator namespace
-    #[arg(long, env = "WORKER_SERVICE_ACCOUNT", default_value = "kmm-operator-worker")]
+    #[arg(long, env = "WORKER_SERVICE_ACCOUNT", default_value = names::WORKER_SERVICE_ACCOUNT)]
     worker_service_account: String,
     /// Name of this replica: holder of the lease, and the pod whose image the worker runs from
     #[arg(long, env = "POD_NAME")]

@@ -62,7 +62,13 @@ impl Oracle for Shares {
 }
 
 fn question(image: &str) -> Question {
-    Question { image: image.to_owned(), secret: None, insecure: false, insecure_skip_tls_verify: false }
+    Question {
+        image: image.to_owned(),
+        secret: None,
+        pull_secrets: vec![],
+        insecure: false,
+        insecure_skip_tls_verify: false,
+    }
 }
 
 fn object(name: &str) -> ObjectKey {

@@ -22,6 +22,8 @@ pub struct ImagesView {
     pub wanted: Vec<WantedImage>,
     /// Name of the pull secret.
     pub secret: Option<String>,
+    /// Names of the pull secrets of a service account, tried after it.
+    pub pull_secrets: Vec<String>,
     /// `spec.imageRebuildTriggerGeneration`.
     pub trigger: Option<i64>,
     /// What was found out so far.
@@ -60,6 +62,7 @@ impl Projection for ImagesView {
             deleting: object.metadata.deletion_timestamp.is_some(),
             wanted: wanted.collect(),
             secret: object.spec.image_repo_secret.map(|secret| secret.name).filter(|name| !name.is_empty()),
+            pull_secrets: object.spec.image_pull_secrets.into_iter().map(|secret| secret.name).collect(),
             trigger: object.spec.image_rebuild_trigger_generation,
             status: object.status.unwrap_or_default(),
         }
@@ -74,6 +77,8 @@ pub struct Question {
     pub image: String,
     /// The pull secret.
     pub secret: Option<ObjectKey>,
+    /// The pull secrets of a service account, tried after it; each that cannot be used is passed over.
+    pub pull_secrets: Vec<ObjectKey>,
     /// Plain HTTP may be used.
     pub insecure: bool,
     /// Any certificate is accepted.

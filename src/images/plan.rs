@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::observe::{Answer, Observed, Question, WantedImage};
+use super::observe::{Answer, ImagesView, Observed, Question, WantedImage};
 use super::status::{self, Fact};
 use crate::api::names::{EventReason, ImageReason};
 use crate::api::{ImageState, ImageStatus, ModuleImagesConfigStatus};
@@ -67,7 +67,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
             None => match old {
                 Some(old) if is_settled(old) => Fact::kept(old),
                 _ => {
-                    let question = question(&observed.key, view.secret.as_deref(), wanted);
+                    let question = question(&observed.key, view, wanted);
                     let answer = observed.answers.get(&question);
                     unanswered |= answer.is_none();
                     questions.insert(question);
@@ -108,10 +108,12 @@ fn is_settled(state: &ImageState) -> bool {
     state.status == ImageStatus::Exists && state.digest.is_some()
 }
 
-fn question(of: &ObjectKey, secret: Option<&str>, wanted: &WantedImage) -> Question {
+fn question(of: &ObjectKey, view: &ImagesView, wanted: &WantedImage) -> Question {
+    let key = |name: &String| ObjectKey::new(of.namespace.clone(), name.as_str());
     Question {
         image: wanted.image.clone(),
-        secret: secret.map(|name| ObjectKey::new(of.namespace.clone(), name)),
+        secret: view.secret.as_ref().map(key),
+        pull_secrets: view.pull_secrets.iter().map(key).collect(),
         insecure: wanted.options.insecure,
         insecure_skip_tls_verify: wanted.options.insecure_skip_tls_verify,
     }

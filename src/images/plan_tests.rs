@@ -22,7 +22,13 @@ fn wanted(kernel: &str, image: &str) -> WantedImage {
 }
 
 fn asked(image: &str) -> Question {
-    Question { image: image.to_owned(), secret: None, insecure: false, insecure_skip_tls_verify: false }
+    Question {
+        image: image.to_owned(),
+        secret: None,
+        pull_secrets: vec![],
+        insecure: false,
+        insecure_skip_tls_verify: false,
+    }
 }
 
 fn failed(reason: ImageReason) -> Answer {
@@ -255,6 +261,7 @@ fn a_changed_specification_asks_for_what_is_new_and_forgets_what_is_gone() {
 fn other_credentials_or_tls_options_are_another_question_only_while_there_is_no_answer() {
     let mut observed = settle(world(&[("6.1.0", "r/a:1")]), |_| Some(Answer::Found(digest(1))));
     observed.view.secret = Some("pull".to_owned());
+    observed.view.pull_secrets = vec!["of-account".to_owned()];
     observed.view.wanted[0].options.insecure = true;
     assert_eq!(plan(&observed, at(1)), Plan::default());
     observed.view.status = ModuleImagesConfigStatus::default();
@@ -263,6 +270,7 @@ fn other_credentials_or_tls_options_are_another_question_only_while_there_is_no_
         [Question {
             image: "r/a:1".to_owned(),
             secret: Some(ObjectKey::new("ns", "pull")),
+            pull_secrets: vec![ObjectKey::new("ns", "of-account")],
             insecure: true,
             insecure_skip_tls_verify: false
         }]

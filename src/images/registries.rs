@@ -58,19 +58,40 @@ impl Registries {
             Ok(image) => image,
             Err(error) => return failed(ImageReason::InvalidReference, error.to_string()),
         };
-        let credentials = match &question.secret {
-            None => Credentials::anonymous(),
-            Some(secret) => match self.credentials(secret).await {
-                Ok(credentials) => credentials,
-                Err((reason, message)) => {
-                    return failed(reason, format!("image {}: {message}", question.image));
-                }
-            },
+        let (credentials, passed_over) = match self.all_credentials(question).await {
+            Ok(credentials) => credentials,
+            Err((reason, message)) => return failed(reason, format!("image {}: {message}", question.image)),
         };
         match registry::resolve(&image, &credentials, &question.options(), &self.proxies, DEADLINE).await {
             Ok(digest) => Reply { answer: Answer::Found(digest), rest: None },
-            Err(error) => Reply { rest: error.retry_after(), ..failed(reason(&error), error.to_string()) },
+            Err(error) => {
+                let reason = reason(&error);
+                // Some registries say of what is closed to somebody that it is not there.
+                let denied =
+                    matches!(reason, ImageReason::Unauthorized | ImageReason::Forbidden | ImageReason::NotFound);
+                let told = passed_over.iter().filter(|_| denied).map(|why| format!("; passed over: {why}"));
+                let message = std::iter::once(error.to_string()).chain(told).collect();
+                Reply { rest: error.retry_after(), ..failed(reason, message) }
+            }
         }
+    }
+
+    /// What to try, in order: the object's own secret, without which nothing is asked, then those of a service account,
+    /// of which the kubelet passes over what it cannot use, and so do we; the second value says which and why.
+    async fn all_credentials(&self, question: &Question) -> Result<(Credentials, Vec<String>), (ImageReason, String)> {
+        let mut credentials = match &question.secret {
+            None => Credentials::anonymous(),
+            Some(secret) => self.credentials(secret).await?,
+        };
+        let mut passed_over = Vec::new();
+        for secret in &question.pull_secrets {
+            match self.credentials(secret).await {
+                Ok(more) => credentials.extend(more),
+                Err((ImageReason::Pending, message)) => return Err((ImageReason::Pending, message)),
+                Err((_, message)) => passed_over.push(message),
+            }
+        }
+        Ok((credentials, passed_over))
     }
 
     async fn credentials(&self, secret: &ObjectKey) -> Result<Credentials, (ImageReason, String)> {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
 use kube::Client;
 
 use crate::runtime::metrics::Metrics;
@@ -15,7 +16,8 @@ use super::kernel_claims::Kernels;
 use super::reports::Teller;
 use super::tally::Tally;
 use super::view::{
-    ClaimView, ConfigView, DaemonSetView, ImagesView, ModuleView, NamespaceView, NodeView, RoleBindingView, RoleView,
+    ClaimView, ConfigView, DaemonSetView, ImagesView, ModuleFacts, ModuleView, NamespaceView, NodeView,
+    RoleBindingView, RoleView, ServiceAccountView,
 };
 use super::worker_daemonset::{Rendered, Settled};
 
@@ -36,6 +38,8 @@ pub struct Stores {
     pub roles: Store<RoleView>,
     /// Bindings of these Roles.
     pub bindings: Store<RoleBindingView>,
+    /// Every ServiceAccount, with the names of its pull secrets.
+    pub service_accounts: Store<ServiceAccountView>,
     /// The worker's DaemonSet.
     pub daemon_sets: Store<DaemonSetView>,
     /// Every ClusterClaim; only on a Spoke.
@@ -52,6 +56,7 @@ pub(super) struct Writers {
     pub(super) namespaces: Writer<NamespaceView>,
     pub(super) roles: Writer<RoleView>,
     pub(super) bindings: Writer<RoleBindingView>,
+    pub(super) service_accounts: Writer<ServiceAccountView>,
     pub(super) daemon_sets: Writer<DaemonSetView>,
     pub(super) claims: Option<Writer<ClaimView>>,
 }
@@ -65,10 +70,11 @@ pub(super) fn stores(managed: bool) -> (Stores, Writers) {
     let (namespaces, write_namespaces) = store();
     let (roles, write_roles) = store();
     let (bindings, write_bindings) = store();
+    let (service_accounts, write_service_accounts) = store();
     let (daemon_sets, write_daemon_sets) = store();
     let (claims, write_claims) = managed.then(store).unzip();
     (
-        Stores { nodes, modules, configs, images, namespaces, roles, bindings, daemon_sets, claims },
+        Stores { nodes, modules, configs, images, namespaces, roles, bindings, service_accounts, daemon_sets, claims },
         Writers {
             nodes: write_nodes,
             modules: write_modules,
@@ -77,6 +83,7 @@ pub(super) fn stores(managed: bool) -> (Stores, Writers) {
             namespaces: write_namespaces,
             roles: write_roles,
             bindings: write_bindings,
+            service_accounts: write_service_accounts,
             daemon_sets: write_daemon_sets,
             claims: write_claims,
         },
@@ -86,7 +93,18 @@ pub(super) fn stores(managed: bool) -> (Stores, Writers) {
 impl Stores {
     /// Waits until every store has had its first complete list; that of claims apart, whose kind may be missing.
     pub(super) async fn wait_until_ready(&self) {
-        let Self { nodes, modules, configs, images, namespaces, roles, bindings, daemon_sets, claims: _ } = self;
+        let Self {
+            nodes,
+            modules,
+            configs,
+            images,
+            namespaces,
+            roles,
+            bindings,
+            service_accounts,
+            daemon_sets,
+            claims: _,
+        } = self;
         tokio::join!(
             nodes.wait_until_ready(),
             modules.wait_until_ready(),
@@ -95,8 +113,17 @@ impl Stores {
             namespaces.wait_until_ready(),
             roles.wait_until_ready(),
             bindings.wait_until_ready(),
+            service_accounts.wait_until_ready(),
             daemon_sets.wait_until_ready(),
         );
+    }
+
+    /// Pull secrets of the service account that a Module names, besides the Module's own; sorted.
+    pub fn pull_secrets(&self, module: &ModuleFacts) -> Vec<LocalObjectReference> {
+        let account = module.service_account().and_then(|account| self.service_accounts.get(&account));
+        let names = account.iter().flat_map(|account| &account.pull_secrets);
+        let own = module.spec.image_repo_secret.as_ref().map(|secret| &secret.name);
+        names.filter(|name| Some(*name) != own).map(|name| LocalObjectReference { name: name.clone() }).collect()
     }
 }
 

@@ -35,6 +35,10 @@ pub enum Standing {
     Failing(Box<Trouble>),
     /// The worker proved in the present boot that it is loaded as wanted.
     Available,
+    /// To be loaded; an older file is, and the policy leaves it until the node boots again.
+    WaitingForReboot,
+    /// Not wanted any more; the policy leaves it in the kernel until the node boots again.
+    Kept,
     /// It must go and is on its way.
     Leaving,
     /// It must go and cannot.
@@ -60,14 +64,19 @@ impl Trouble {
 impl Outcome {
     /// Whether the node matches the Module's selector.
     pub fn is_matching(&self) -> bool {
-        !matches!(self.standing, Standing::Elsewhere | Standing::Leaving | Standing::Stuck(_))
+        !matches!(self.standing, Standing::Elsewhere | Standing::Kept | Standing::Leaving | Standing::Stuck(_))
     }
 
     /// Whether the node is to run the module.
     pub fn is_desired(&self) -> bool {
         matches!(
             self.standing,
-            Standing::Waiting | Standing::Silent | Standing::NoImage(_) | Standing::Failing(_) | Standing::Available
+            Standing::Waiting
+                | Standing::Silent
+                | Standing::NoImage(_)
+                | Standing::Failing(_)
+                | Standing::Available
+                | Standing::WaitingForReboot
         )
     }
 
@@ -86,6 +95,8 @@ impl Outcome {
             | Standing::Waiting
             | Standing::Silent
             | Standing::Available
+            | Standing::WaitingForReboot
+            | Standing::Kept
             | Standing::Leaving => None,
         }
     }

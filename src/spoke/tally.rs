@@ -41,6 +41,10 @@ pub(super) struct ModuleTotals {
     pub unmapped: usize,
     /// Matching nodes that a taint keeps the module off.
     pub tainted: usize,
+    /// Nodes that run an older file until they boot again.
+    pub waiting_for_reboot: usize,
+    /// Nodes that are none of the Module's any more, and have it until they boot again.
+    pub kept: usize,
     /// Nodes on which it must go and has not yet.
     pub leaving: usize,
     /// Kernels of the nodes that need an image, with their number.
@@ -129,6 +133,8 @@ impl ModuleTotals {
             | Standing::Tainted
             | Standing::Waiting
             | Standing::Available
+            | Standing::WaitingForReboot
+            | Standing::Kept
             | Standing::Leaving => {}
         }
     }
@@ -157,6 +163,8 @@ impl ModuleTotals {
             (*standing == Standing::Available, &mut self.available),
             (*standing == Standing::Unmapped, &mut self.unmapped),
             (*standing == Standing::Tainted, &mut self.tainted),
+            (*standing == Standing::WaitingForReboot, &mut self.waiting_for_reboot),
+            (*standing == Standing::Kept, &mut self.kept),
             (matches!(standing, Standing::Leaving | Standing::Stuck(_)), &mut self.leaving),
             (!outcome.saw_deletion, &mut self.unaware),
         ];

@@ -19,7 +19,7 @@ use crate::runtime::store::{Change, ObjectKey, Projection, Writer, drive};
 use super::context::{Context, Writers};
 use super::node::selects;
 use super::reports::transitions;
-use super::view::{ConfigView, ImagesView, ModuleFacts, ModuleView, NodeView};
+use super::view::{ConfigView, ImagesView, ModuleFacts, ModuleView, NodeView, ServiceAccountView};
 use super::worker_daemonset::publishes;
 
 /// Objects that are fetched at a time; a node is large on the wire and small in the store.
@@ -108,6 +108,11 @@ pub(super) fn watches(context: &Arc<Context>, writers: Writers, readiness: &Read
     let bindings = gate("rolebindings");
     watches.push(watch("rolebindings", all(client), named(PULL_SECRETS_ROLE), writers.bindings, bindings, on_binding));
     let to = of();
+    let on_account = move |change: &Change<ServiceAccountView>| account_changed(&to, change);
+    let accounts = gate("serviceaccounts");
+    let every = Config::default();
+    watches.push(watch("serviceaccounts", all(client), every, writers.service_accounts, accounts, on_account));
+    let to = of();
     let on_set = move |_: &Change<_>| to.queues.worker.add(ONLY.to_owned());
     let sets = within(client, &context.settings.operator_namespace);
     watches.push(watch("daemonsets", sets, named(WORKER_DAEMON_SET), writers.daemon_sets, gate("daemonsets"), on_set));
@@ -160,6 +165,33 @@ fn module_changed(context: &Context, change: &Change<ModuleView>) {
     for node in nodes {
         context.queues.nodes.add(node);
     }
+}
+
+/// Wakes what has to do with Modules that use the account, if its pull secrets are others than before.
+fn account_changed(context: &Context, change: &Change<ServiceAccountView>) {
+    let secrets =
+        |view: &Option<Arc<ServiceAccountView>>| view.as_ref().map_or(vec![], |view| view.pull_secrets.clone());
+    if secrets(&change.old) == secrets(&change.new) {
+        return;
+    }
+    let mut users = Vec::new();
+    context.stores.modules.for_each(|_, module| {
+        if module.facts.service_account().as_ref() == Some(&change.key) {
+            users.push(Arc::clone(&module.facts));
+        }
+    });
+    if users.is_empty() {
+        return;
+    }
+    context.queues.namespaces.add(change.key.namespace.clone());
+    for facts in &users {
+        context.queues.modules.add(facts.key.clone());
+    }
+    context.stores.nodes.for_each(|key, node| {
+        if users.iter().any(|facts| selects(facts, node)) {
+            context.queues.nodes.add(key.name.clone());
+        }
+    });
 }
 
 fn config_changed(context: &Context, change: &Change<ConfigView>) {

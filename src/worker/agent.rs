@@ -22,7 +22,9 @@ use self::tasks::{Backoff, Finished};
 use self::users::UsersFound;
 use super::fetch::Fetch;
 use super::kernel::Kernel;
-use super::plan::{Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, in_use, plan, startable};
+use super::plan::{
+    Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, Scope, in_use, plan, startable,
+};
 use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
@@ -292,37 +294,47 @@ impl Agent {
         }
     }
 
+    /// What is carried out now: what is wanted, and before that is known the entries of the kept plan that are to be
+    /// loaded at boot.
+    fn carried_out(&self) -> Option<(i64, NodeModulesConfigSpec, Scope)> {
+        if let Some(wanted) = &self.wanted {
+            return Some((wanted.generation, wanted.spec.clone(), Scope::Everything));
+        }
+        let kept = self.kept.as_ref()?.at_boot();
+        Some((kept.generation, kept.spec, Scope::AtBoot))
+    }
+
     /// One look at the kernel and what follows from it.
     fn pass(&mut self) {
-        let Some(wanted) = &self.wanted else { return };
+        let Some((generation, desired, scope)) = self.carried_out() else { return };
         // Before the kernel: what a job does meanwhile is then seen as done and not as undone by somebody else.
         let record = apply::lock(&self.record).clone();
-        let names = Observed::interesting(&record, &wanted.spec, &self.prepared);
+        let names = Observed::interesting(&record, &desired, &self.prepared);
         let about_to_load = self.prepared.values().any(|prepared| matches!(prepared.state, Preparation::Ready(_)));
         let kernel = match observe::kernel(self.kernel.as_ref(), &names, about_to_load) {
             Ok(kernel) => KernelView { users: self.users.told(), ..kernel },
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
-        let asked = Observed::asks_for_firmware(&record, &wanted.spec);
+        let asked = Observed::asks_for_firmware(&record, &desired);
         let firmware = match observe::firmware(self.kernel.as_ref(), self.state.as_ref(), asked) {
             Ok(firmware) => firmware,
             Err(error) => return warn!("the search path for firmware cannot be looked at: {error}"),
         };
-        let generation = wanted.generation;
+        // Of a part of what is wanted nothing can be said about the rest.
+        let published = (scope == Scope::Everything)
+            .then(|| self.kernel.published())
+            .and_then(|seen| seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok());
         let observed = Observed {
             release: self.release.clone(),
             now: self.now(),
-            desired: wanted.spec.clone(),
+            desired,
+            scope,
             record,
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
             firmware,
-            published: self
-                .kernel
-                .published()
-                .inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}"))
-                .ok(),
+            published,
             running: self.running.clone(),
         };
         let plan = plan(&observed);
@@ -333,12 +345,15 @@ impl Agent {
             let loaded = observed.kernel.listed.keys().cloned().collect();
             self.prepare(spec, loaded);
         }
-        self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
+        // What is said of a part alone would be read as if it were all.
+        if scope == Scope::Everything {
+            self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
+        }
         let running = self.running.values().map(|job| &job.reach);
         for (job, reach) in startable(plan.jobs, &observed.record, running) {
             self.work(job, reach);
         }
-        if quiet && self.tidy {
+        if quiet && self.tidy && scope == Scope::Everything {
             self.tidy_up(&observed);
         }
     }

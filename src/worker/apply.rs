@@ -125,11 +125,12 @@ fn carry_out(
         }
     }
     let took = begun.elapsed();
-    // Only how long it took is added; that it is lost if this write fails harms nobody.
+    // That this is lost if the write fails harms nobody: the next look at the kernel completes the entry.
     if job.steps.iter().any(|step| matches!(step, Step::Load { .. })) {
         let _ = change(store, record, |record| {
             if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
                 entry.took_ms = u64::try_from(took.as_millis()).ok();
+                entry.complete = true;
             }
         });
     }

@@ -77,20 +77,42 @@ impl Fetch for RegistryFetch {
         let Self { client, network } = self.clone();
         async move {
             let identity = wanted::identity(&spec)?;
-            let credentials = credentials(&client, &spec).await?;
-            pull(&spec, &identity, runtime, &release, &tree, &credentials, &network).await
+            let Found { credentials, passed_over } = credentials(&client, &spec).await?;
+            let pulled = pull(&spec, &identity, runtime, &release, &tree, &credentials, &network).await;
+            pulled.map_err(|trouble| explained(trouble, &passed_over))
         }
         .boxed()
     }
 }
 
-async fn credentials(client: &Client, spec: &NodeModuleSpec) -> Result<Credentials, Trouble> {
-    let Some(name) = spec.image_repo_secret.as_ref().map(|secret| secret.name.as_str()).filter(|name| !name.is_empty())
-    else {
-        return Ok(Credentials::anonymous());
+/// Credentials that serve an image, in the order in which they are tried.
+struct Found {
+    credentials: Credentials,
+    /// Pull secrets of the service account that could not be used, and why.
+    passed_over: Vec<String>,
+}
+
+/// The Module's own secret, without which nothing is fetched, and then those of its service account. Of these the kubelet
+/// passes over what it cannot use, and so does the worker.
+async fn credentials(client: &Client, spec: &NodeModuleSpec) -> Result<Found, Trouble> {
+    let own = spec.image_repo_secret.as_ref().map(|secret| secret.name.as_str()).filter(|name| !name.is_empty());
+    let mut credentials = match own {
+        Some(name) => secret(client, &spec.namespace, name).await?,
+        None => Credentials::anonymous(),
     };
-    let which = format!("pull secret {}/{name}", spec.namespace);
-    let api: Api<Secret> = Api::namespaced(client.clone(), &spec.namespace);
+    let mut passed_over = Vec::new();
+    for more in &spec.image_pull_secrets {
+        match secret(client, &spec.namespace, &more.name).await {
+            Ok(more) => credentials.extend(more),
+            Err(trouble) => passed_over.push(trouble.message),
+        }
+    }
+    Ok(Found { credentials, passed_over })
+}
+
+async fn secret(client: &Client, namespace: &str, name: &str) -> Result<Credentials, Trouble> {
+    let which = format!("pull secret {namespace}/{name}");
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = match within(|| format!("read {which}"), api.get_opt(name)).await {
         Ok(Some(secret)) => secret,
         Ok(None) => return Err(Trouble::new(NodeReason::PullSecretMissing, format!("{which} does not exist"))),
@@ -99,6 +121,19 @@ async fn credentials(client: &Client, spec: &NodeModuleSpec) -> Result<Credentia
     let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
     Credentials::from_secret_data(&data)
         .map_err(|error| Trouble::new(NodeReason::PullSecretInvalid, format!("{which}: {}", chain(&error))))
+}
+
+/// A refusal with the secrets that might have prevented it. Some registries say of what is closed to somebody that it is
+/// not there.
+fn explained(mut trouble: Trouble, passed_over: &[String]) -> Trouble {
+    use NodeReason::{ImageForbidden, ImageNotFound, ImageUnauthorized};
+    if matches!(trouble.reason, ImageUnauthorized | ImageForbidden | ImageNotFound) {
+        for why in passed_over {
+            trouble.message.push_str("; passed over: ");
+            trouble.message.push_str(why);
+        }
+    }
+    trouble
 }
 
 /// How the registry is talked to. Without `registryTLS` the older `insecurePull` means an unverified certificate.

@@ -15,7 +15,7 @@ use super::apply::{self, Outcome};
 use super::examine::{self, Place};
 use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
-use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Step, plan, startable};
+use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan, startable};
 use super::record::{Holder, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
@@ -95,6 +95,7 @@ fn carry_out(
             release: release.clone(),
             now: begun.elapsed(),
             desired: desired.clone(),
+            scope: Scope::AtBoot,
             record: recorded,
             kernel: observe::kernel(kernel, &names, true)?,
             prepared: prepared.clone(),
@@ -108,7 +109,7 @@ fn carry_out(
         let rests = prepare.is_empty() && jobs.is_empty();
         let passing = reports.iter().any(|report| report.state == ModuleState::Loading);
         if shutdown.is_cancelled() || (rests && !passing) || begun.elapsed() > PATIENCE {
-            return Ok(reports.into_iter().filter(|report| is_asked(&desired, report)).collect());
+            return Ok(reports);
         }
         if rests {
             thread::sleep(LOOK);
@@ -138,10 +139,6 @@ fn carry_out(
             );
         }
     }
-}
-
-fn is_asked(desired: &NodeModulesConfigSpec, report: &Report) -> bool {
-    desired.modules.iter().any(|spec| Owner::of(spec) == Owner::of(&report.spec))
 }
 
 /// The files of an entry whose image was unpacked on this node before.

@@ -110,6 +110,19 @@ pub struct KernelView {
     pub users: BTreeMap<String, String>,
 }
 
+/// What the wanted entries are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All there are.
+    #[default]
+    Everything,
+    /// Before the API server has answered, those that are to be loaded at boot ([`KeptPlan::at_boot`]). Whatever they do
+    /// not name is left alone and not spoken of.
+    ///
+    /// [`KeptPlan::at_boot`]: super::record::KeptPlan::at_boot
+    AtBoot,
+}
+
 /// The world as it was seen.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -119,6 +132,8 @@ pub struct Observed {
     pub now: Duration,
     /// What the API server, or the kept plan, says.
     pub desired: NodeModulesConfigSpec,
+    /// Whether that is all.
+    pub scope: Scope,
     /// The record of this boot.
     pub record: Record,
     /// The kernel.
@@ -291,7 +306,7 @@ pub fn plan(observed: &Observed) -> Plan {
             }
         }
     }
-    for entry in &observed.record.entries {
+    for entry in observed.record.entries.iter().filter(|_| observed.scope == Scope::Everything) {
         if !wanted_owners.contains(&entry.owner()) {
             unloading::plan(observed, entry, &mut plan);
         }
@@ -404,5 +419,6 @@ mod firmware_tests;
 mod host_tests;
 #[cfg(test)]
 mod in_tree_tests;
+mod policies;
 #[cfg(test)]
 mod tests;

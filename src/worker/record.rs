@@ -119,12 +119,23 @@ pub struct Entry {
     /// Files of its modules in the unpacked image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PathBuf>,
+    /// The kernel had all of it since it was written: a module that is missing was taken out by somebody else.
+    #[serde(default)]
+    pub complete: bool,
 }
 
 impl Entry {
     /// One that has nothing in the kernel yet.
     pub fn of(spec: NodeModuleSpec) -> Self {
-        Self { spec, modules: Vec::new(), adopted: false, took_ms: None, firmware: None, files: Vec::new() }
+        Self {
+            spec,
+            modules: Vec::new(),
+            adopted: false,
+            took_ms: None,
+            complete: false,
+            firmware: None,
+            files: Vec::new(),
+        }
     }
 
     /// The Module that it belongs to.
@@ -413,6 +424,7 @@ mod tests {
                 filesystems: vec!["ext9".into()],
             }],
             took_ms: Some(3),
+            complete: true,
             ..Entry::of(NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() })
         }
     }

@@ -14,7 +14,7 @@ use super::apply::{self, Outcome, RecordStore};
 use super::firmware::{Firmware, SearchPath};
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::plan::{
-    Attempt, Job, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, RunningJob, Step, plan, startable,
+    Attempt, Job, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, RunningJob, Scope, Step, plan, startable,
 };
 use super::publish::View as Published;
 use super::record::{Owner, Record};
@@ -323,6 +323,7 @@ pub(super) struct World {
     pub(super) store: MemoryStore,
     pub(super) record: Record,
     pub(super) desired: NodeModulesConfigSpec,
+    pub(super) scope: Scope,
     /// What images hold: files by digest letter and kernel module, or why they cannot be had.
     pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Trouble>>,
     /// Firmware by the path in the image.
@@ -350,6 +351,7 @@ impl World {
             release: RELEASE.into(),
             now: self.now,
             desired: self.desired.clone(),
+            scope: self.scope,
             record: self.record.clone(),
             kernel: observe::kernel(&self.kernel, &names, true).unwrap(),
             prepared: self.prepared.clone(),

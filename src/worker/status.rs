@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::plan::Report;
 use super::record::Owner;
-use crate::api::names::{ConditionType, NodeConfigReason};
+use crate::api::names::{ConditionType, NodeConfigReason, NodeReason};
 use crate::api::{ModuleState, NodeModuleStatus, NodeModulesConfigStatus, Time};
 use crate::core::conditions::{self, State};
 
@@ -121,18 +121,29 @@ fn ready(reports: &[Report], unreadable: Option<&str>) -> conditions::Wanted {
         return conditions::Wanted::new(ready, State::False, NodeConfigReason::ModulesFailing.as_str(), message);
     }
     let moving = of(&[ModuleState::Pending, ModuleState::Pulling, ModuleState::Loading, ModuleState::Unloading]);
+    let (waiting, moving): (Vec<&Report>, Vec<&Report>) =
+        moving.into_iter().partition(|report| report.reason == NodeReason::WaitingForReboot);
     if let Some(first) = moving.first() {
         let message = format!("{}: {}, {} in all", name(first), first.reason.as_str(), moving.len());
         return conditions::Wanted::new(ready, State::False, NodeConfigReason::InProgress.as_str(), message);
     }
     let loaded = of(&[ModuleState::Loaded]).len();
-    let orphans = of(&[ModuleState::Orphaned]);
+    if let Some(first) = waiting.first() {
+        let message =
+            format!("{loaded} loaded; {} more, the first is {}: {}", waiting.len(), name(first), first.message);
+        return conditions::Wanted::new(ready, State::False, NodeConfigReason::WaitingForReboot.as_str(), message);
+    }
+    let (kept, orphans): (Vec<&Report>, Vec<&Report>) =
+        of(&[ModuleState::Orphaned]).into_iter().partition(|report| report.reason == NodeReason::Kept);
     if let Some(first) = orphans.first() {
         let message =
             format!("{loaded} loaded; {} neither wanted nor to go, the first is {}", orphans.len(), name(first));
         return conditions::Wanted::new(ready, State::True, NodeConfigReason::OrphanedModules.as_str(), message);
     }
-    conditions::Wanted::new(ready, State::True, NodeConfigReason::AllLoaded.as_str(), format!("{loaded} loaded"))
+    let kept = kept.first().map_or_else(String::new, |first| {
+        format!("; {} kept until the node boots again, the first is {}", kept.len(), name(first))
+    });
+    conditions::Wanted::new(ready, State::True, NodeConfigReason::AllLoaded.as_str(), format!("{loaded} loaded{kept}"))
 }
 
 /// All that must be told at once. The sentences of entries go into the condition's, so that is left out as well.
@@ -146,7 +157,6 @@ fn without_sentences(status: &NodeModulesConfigStatus) -> NodeModulesConfigStatu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::names::NodeReason;
     use crate::core::kmod::Identity;
     use crate::worker::plan::InKernel;
     use crate::worker::record::Entry;
@@ -160,7 +170,7 @@ mod tests {
 
     fn loaded() -> Report {
         let spec = spec("gpu", "gpu", 'a', 3);
-        let entry = Entry { took_ms: Some(1234), ..Entry::of(spec.clone()) };
+        let entry = Entry { took_ms: Some(1234), complete: true, ..Entry::of(spec.clone()) };
         let identity = Identity { build_id: Some("abc".into()), srcversion: None };
         Report {
             spec,
@@ -227,6 +237,8 @@ mod tests {
         let state = |state, reason| Report { state, reason, ..loaded() };
         let pulling = state(ModuleState::Pulling, NodeReason::Pulling);
         let orphan = state(ModuleState::Orphaned, NodeReason::NotWanted);
+        let kept = state(ModuleState::Orphaned, NodeReason::Kept);
+        let waiting = Report { message: "why".into(), ..state(ModuleState::Pending, NodeReason::WaitingForReboot) };
         let unreadable = Node { unreadable: Some("no field x"), ..NODE };
         for (reports, node, expected) in [
             (vec![], &NODE, "True AllLoaded 0 loaded"),
@@ -240,6 +252,16 @@ mod tests {
                 vec![loaded(), orphan],
                 &NODE,
                 "True OrphanedModules 1 loaded; 1 neither wanted nor to go, the first is drivers/gpu",
+            ),
+            (
+                vec![loaded(), kept.clone()],
+                &NODE,
+                "True AllLoaded 1 loaded; 1 kept until the node boots again, the first is drivers/gpu",
+            ),
+            (
+                vec![loaded(), kept, waiting],
+                &NODE,
+                "False WaitingForReboot 1 loaded; 1 more, the first is drivers/gpu: why",
             ),
             (
                 vec![loaded()],

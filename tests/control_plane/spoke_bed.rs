@@ -9,7 +9,11 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use kmm::api::{Module, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, NodeModulesConfigStatus};
+use kmm::api::{
+    Module, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, NodeModulesConfigStatus, OnChange,
+    OnRemoval,
+};
+use kmm::spoke::node::same_in_kernel;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -32,6 +36,8 @@ pub(crate) struct Kernel {
     pub(crate) loaded: BTreeMap<String, NodeModuleSpec>,
     pub(crate) journal: Vec<String>,
     pub(crate) in_use: BTreeSet<String>,
+    /// The worker does not look and says nothing.
+    pub(crate) asleep: bool,
     /// Why nothing can be loaded: reason and sentence.
     pub(crate) refuses: Option<(&'static str, &'static str)>,
 }
@@ -75,6 +81,17 @@ impl Kernel {
                 reports.insert(uid, report(entry, ModuleState::Failed, "WrongKernel", None));
                 continue;
             }
+            let before = self
+                .loaded
+                .iter()
+                .find(|(of, held)| (&held.namespace, &held.name) == (&entry.namespace, &entry.name) && **of != uid);
+            if let Some((of, held)) = before.map(|(of, held)| (of.clone(), held.clone())) {
+                // A Module made again under its name: the same file is its own from now on.
+                if same_in_kernel(&held.config, &entry.config) {
+                    self.loaded.remove(&of);
+                    self.loaded.insert(uid.clone(), entry.clone());
+                }
+            }
             if let (false, Some((reason, message))) = (self.loaded.contains_key(&uid), self.refuses) {
                 let failed = report(entry, ModuleState::Failed, reason, None);
                 reports.insert(uid, NodeModuleStatus { message: Some(message.to_owned()), ..failed });
@@ -85,20 +102,25 @@ impl Kernel {
                     self.journal.push(format!("load {}/{}", entry.namespace, entry.name));
                     self.loaded.insert(uid.clone(), entry.clone());
                 }
-                Some(loaded) if loaded.config == entry.config => loaded.generation = entry.generation,
+                Some(loaded) if same_in_kernel(&loaded.config, &entry.config) => *loaded = entry.clone(),
                 Some(_) => {}
             }
             if stuck.contains(&uid) {
                 continue;
             }
             let loaded = &self.loaded[&uid];
-            let same = loaded.config == entry.config;
-            let (state, reason) =
-                if same { (ModuleState::Loaded, "Loaded") } else { (ModuleState::Failed, "LoadedOtherFile") };
+            let same = same_in_kernel(&loaded.config, &entry.config);
+            let (state, reason) = match entry.policy.unwrap_or_default().on_change {
+                _ if same => (ModuleState::Loaded, "Loaded"),
+                OnChange::Reload => (ModuleState::Failed, "LoadedOtherFile"),
+                OnChange::OnReboot => (ModuleState::Pending, "WaitingForReboot"),
+            };
             reports.insert(uid, report(entry, state, reason, Some(loaded)));
         }
         for (uid, entry) in &self.loaded {
-            let orphaned = || report(entry, ModuleState::Orphaned, "NotWanted", Some(entry));
+            let keeps = entry.policy.unwrap_or_default().on_removal == OnRemoval::Keep;
+            let reason = if keeps { "Kept" } else { "NotWanted" };
+            let orphaned = || report(entry, ModuleState::Orphaned, reason, Some(entry));
             reports.entry(uid.clone()).or_insert_with(orphaned);
         }
         NodeModulesConfigStatus {
@@ -337,7 +359,13 @@ async fn work(client: Client, name: String, kernel: Arc<Mutex<Kernel>>) {
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let Ok(Some(config)) = api.get_opt(&name).await else { continue };
-        let status = kernel.lock().unwrap().carry_out(&config);
+        let status = {
+            let mut kernel = kernel.lock().unwrap();
+            if kernel.asleep {
+                continue;
+            }
+            kernel.carry_out(&config)
+        };
         if config.status.as_ref() == Some(&status) {
             continue;
         }

@@ -32,7 +32,7 @@ fn says(status: &NodeModulesConfigStatus, name: &str, words: &[&str]) -> Result<
 async fn insmod(world: &World, bytes: &[u8]) -> Result<i32> {
     world.vm.put("/mods/asked.ko", 0o644, bytes).await?;
     let out = world.vm.exec("insmod /mods/asked.ko").await?;
-    world.vm.exec("rmmod kmm_plain kmm_param kmm_dash 2>/dev/null").await?;
+    world.vm.exec("for name in kmm_plain kmm_param kmm_dash; do rmmod $name 2>/dev/null; done").await?;
     Ok(out.code)
 }
 

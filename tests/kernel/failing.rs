@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use base64::Engine as _;
 use kmm::api::ModuleState::{Failed, Loaded};
+use kmm::api::{LocalObjectReference, NodeModuleSpec};
 use serde_json::json;
 
 use crate::support::faulty::{Fault, FaultyRegistry};
@@ -133,7 +134,8 @@ async fn every_answer_of_a_registry_has_its_own_reason() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_pull_secret_opens_the_registry_and_its_faults_are_told_apart() -> Result<()> {
+async fn a_pull_secret_of_the_module_or_of_its_service_account_opens_the_registry_and_faults_are_told_apart()
+-> Result<()> {
     let mut world = World::start(Options::default()).await?;
     let locked = RegistryOptions { auth: Some(("robot".into(), "right".into())), ..RegistryOptions::default() };
     world.registry = Registry::start(locked).await?;
@@ -158,7 +160,16 @@ async fn a_pull_secret_opens_the_registry_and_its_faults_are_told_apart() -> Res
         let generation = world.want(vec![wanted], vec![]).await?;
         world.settled(generation, &[("plain", Failed, expected)]).await?;
     }
-    let generation = world.want(vec![World::with_secret(entry(), "right")], vec![]).await?;
+    // Those of the service account serve too, whatever else it names; what was passed over is told where it may matter.
+    let of_account = |names: &[&str]| NodeModuleSpec {
+        image_pull_secrets: names.iter().map(|name| LocalObjectReference { name: (*name).into() }).collect(),
+        ..entry()
+    };
+    let generation = world.want(vec![of_account(&["absent", "wrong"])], vec![]).await?;
+    let status = world.settled(generation, &[("plain", Failed, "ImageUnauthorized")]).await?;
+    let message = of(&status, "plain")?.message.clone().unwrap_or_default();
+    ensure!(message.contains("passed over: pull secret") && message.contains("absent does not exist"), "{message}");
+    let generation = world.want(vec![of_account(&["absent", "right", "wrong"])], vec![]).await?;
     world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
     // Once loaded, nothing of it is needed any more.
     world.plane.kubectl(&["delete", "secret", "-n", &world.namespace, "right", "wrong"]).await?;

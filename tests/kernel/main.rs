@@ -12,6 +12,7 @@ mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod policies;
 mod publishing;
 mod pulling;
 mod special;

@@ -65,6 +65,11 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         ".spec.modules[].config.registryTLS",
         "`insecurePull` merges two meanings",
     ),
+    (
+        "nodemodulesconfigs.kmm.sigs.x-k8s.io",
+        ".spec.modules[].imagePullSecrets",
+        "the worker pulls by itself, so it has to know what the kubelet would use",
+    ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].policy", "the worker has to know it"),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].config.modprobe.modprobeConfig", "as in the Module"),
     (
@@ -95,6 +100,11 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.modules[].lastTransitionTime", "since when"),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.modules[].duration", "how long it took"),
     // ModuleImagesConfig
+    (
+        "moduleimagesconfigs.kmm.sigs.x-k8s.io",
+        ".spec.imagePullSecrets",
+        "a look-up uses what the kubelet would use for a pull",
+    ),
     (
         "moduleimagesconfigs.kmm.sigs.x-k8s.io",
         ".status.imagesStates[].kernelVersion",

@@ -21,7 +21,7 @@ fn labels_annotations_finalizers_and_object_names_are_those_that_clusters_hold()
         (names::KERNEL_CLAIM_SUFFIX, ".kmm.node.kubernetes.io"),
         (names::LEASE, "kmm.sigs.x-k8s.io"),
         (names::HUB_LEASE, "kmm-hub.sigs.x-k8s.io"),
-        (names::WORKER_SERVICE_ACCOUNT, "kmm-worker"),
+        (names::WORKER_SERVICE_ACCOUNT, "kmm-operator-worker"),
         (names::WORKER_DAEMON_SET, "kmm-worker"),
         (names::PULL_SECRETS_ROLE, "kmm-worker-pull-secrets"),
         (names::DEFAULT_SERVICE_ACCOUNT, "default"),
@@ -85,7 +85,7 @@ fn states_and_reasons_are_the_documented_ones() {
     );
     assert_list!(
         names::NodeReason,
-        "Loaded Adopted Pending Pulling Loading Unloading Unloaded NotWanted
+        "Loaded Adopted Pending Pulling Loading Unloading Unloaded NotWanted Kept WaitingForReboot Missing
          ImageNotFound ImageUnauthorized ImageForbidden ImageRateLimited ImageRegistryError ImageInvalidResponse
          ImageTimeout ImageUnreachable ImageTlsError ImageInvalidReference ImagePlatformMissing
          PullSecretMissing PullSecretForbidden PullSecretInvalid
@@ -96,11 +96,14 @@ fn states_and_reasons_are_the_documented_ones() {
          FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed
          StoreFull RegistryConfigInvalid RegistryBlocked"
     );
-    assert_list!(names::NodeConfigReason, "AllLoaded InProgress ModulesFailing OrphanedModules Unreadable");
+    assert_list!(
+        names::NodeConfigReason,
+        "AllLoaded InProgress ModulesFailing OrphanedModules WaitingForReboot Unreadable"
+    );
     assert_list!(
         names::ModuleReason,
         "AllNodesReady NoMatchingNodes NoMatchingKernel SomeKernelsUnmapped NoModuleLoader ImagesNotReady
-         ImagesResolved NodesNotReady NodesFailing NodesSilent Unloading UnloadBlocked InvalidSpec Unreadable Settled"
+         ImagesResolved NodesNotReady NodesFailing NodesWaitingForReboot NodesSilent Unloading UnloadBlocked InvalidSpec Unreadable Settled"
     );
     assert_list!(
         names::ClusterReason,
@@ -111,6 +114,7 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::EventReason,
         "ModuleLoaded ModuleUnloaded ModuleLoadFailed ModuleUnloadFailed ModuleInUse ModuleOrphaned ModuleFileDiffers
+         ModuleKept ModuleWaitsForReboot ModuleMissing
          ImagesResolved ImageNotFound ImageLookupFailed ImageTagMoved Ready NotReady ClusterNotApplied
          WorkOwnedByOther ClaimsOverflow InvalidSpec NodeReleased"
     );

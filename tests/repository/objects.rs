@@ -2,8 +2,9 @@
 
 use kmm::api::ocm::{ClusterClaim, ManagedCluster, ManifestWork};
 use kmm::api::{
-    ImageStatus, ManagedClusterModule, ModprobeSpec, Module, ModuleConfig, ModuleImagesConfig, ModuleState,
-    NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, TLSOptions, UnloadReason,
+    ImageStatus, LoadPolicy, ManagedClusterModule, ModprobeSpec, Module, ModuleConfig, ModuleImagesConfig, ModuleState,
+    NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, OnChange, OnDrift, OnOtherFile, OnRemoval, TLSOptions,
+    UnloadReason,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -139,9 +140,21 @@ fn values_of_a_later_version_do_not_make_an_object_unreadable() {
     config["status"]["modules"][0]["state"] = json!("Verifying");
     config["spec"]["unload"][0]["reason"] = json!("Obsolete");
     config["spec"]["unload"][0]["grace"] = json!({"seconds": 5});
+    // Of policies a value that is not known is read as the one that touches least, and a field that is not known is none.
+    config["spec"]["modules"][0]["policy"] = json!({
+        "onChange": "OnMaintenance", "onRemoval": "Park", "onDrift": "Ask", "onOtherFile": "Merge", "onFire": "Run",
+    });
     let config: NodeModulesConfig = serde_json::from_value(config).unwrap();
     assert_eq!(config.status.unwrap().modules[0].state, Some(ModuleState::Unknown));
     assert_eq!(config.spec.unload[0].reason, UnloadReason::Unknown);
+    let careful = LoadPolicy {
+        on_change: OnChange::OnReboot,
+        on_removal: OnRemoval::Keep,
+        on_drift: OnDrift::Report,
+        on_other_file: OnOtherFile::Report,
+        ..LoadPolicy::default()
+    };
+    assert_eq!(config.spec.modules[0].policy, Some(careful));
 
     let mut images: Value = yaml(MODULE_IMAGES_CONFIG);
     images["status"]["imagesStates"][0]["status"] = json!("Mirrored");

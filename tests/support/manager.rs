@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, PostParams};
+use kmm::api::names::WORKER_SERVICE_ACCOUNT;
+use kube::api::{Api, ObjectMeta, PostParams};
 
 use super::bed::{bed, free_port};
 use super::control_plane::ControlPlane;
@@ -231,14 +232,23 @@ fn spawn(
 
 /// A kubeconfig with the token that the worker on `node` would have: of its ServiceAccount, bound to the Node.
 pub async fn worker_kubeconfig(cluster: &ControlPlane, node: &str) -> Result<PathBuf> {
-    let client = cluster.admin().await?;
-    let node = Api::<Node>::all(client.clone()).get(node).await?;
-    let api: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
+    let node = Api::<Node>::all(cluster.admin().await?).get(node).await?;
+    bound_kubeconfig(cluster, NAMESPACE, WORKER_SERVICE_ACCOUNT, "Node", &node.metadata).await
+}
+
+/// A kubeconfig with a token of a ServiceAccount that is bound to an object of Kubernetes' core.
+pub async fn bound_kubeconfig(
+    cluster: &ControlPlane,
+    namespace: &str,
+    account: &str,
+    kind: &str,
+    to: &ObjectMeta,
+) -> Result<PathBuf> {
     let bound = BoundObjectReference {
         api_version: Some("v1".into()),
-        kind: Some("Node".into()),
-        name: node.metadata.name.clone(),
-        uid: node.metadata.uid.clone(),
+        kind: Some(kind.into()),
+        name: to.name.clone(),
+        uid: to.uid.clone(),
     };
     let spec = TokenRequestSpec {
         expiration_seconds: Some(3600),
@@ -246,8 +256,9 @@ pub async fn worker_kubeconfig(cluster: &ControlPlane, node: &str) -> Result<Pat
         ..TokenRequestSpec::default()
     };
     let request = TokenRequest { spec, ..TokenRequest::default() };
-    let answer = api.create_token_request("kmm-operator-worker", &PostParams::default(), &request).await?;
+    let api: Api<ServiceAccount> = Api::namespaced(cluster.admin().await?, namespace);
+    let answer = api.create_token_request(account, &PostParams::default(), &request).await?;
     let token = answer.status.context("a token request was answered without a token")?.token;
-    let name = format!("worker-{}", node.metadata.name.unwrap_or_default());
+    let name = format!("{namespace}-{account}-{}", to.name.as_deref().unwrap_or_default());
     cluster.write_kubeconfig_user(&name, serde_json::json!({ "token": token }))
 }

@@ -79,6 +79,12 @@ closed_list! {
         Unloaded,
         /// Loaded, neither wanted nor to go; it stays loaded.
         NotWanted,
+        /// Loaded and not wanted any more; the policy leaves it in the kernel until the node boots again.
+        Kept,
+        /// Another file or other parameters are wanted; the policy leaves the loaded ones until the node boots again.
+        WaitingForReboot,
+        /// Somebody else took it out of the kernel; the policy leaves it out.
+        Missing,
         /// The registry proved that the image is not there.
         ImageNotFound,
         /// The registry wants other credentials.
@@ -206,6 +212,8 @@ closed_list! {
         ModulesFailing,
         /// A module is loaded that is neither wanted nor to go.
         OrphanedModules,
+        /// A module waits for the node to boot again.
+        WaitingForReboot,
         /// The specification could not be read.
         Unreadable,
     }
@@ -232,6 +240,8 @@ closed_list! {
         NodesNotReady,
         /// Nodes failed to load or unload it.
         NodesFailing,
+        /// Nodes run an older file of it until they boot again, as the policy says; the others are ready.
+        NodesWaitingForReboot,
         /// Nodes have it, and nobody there has said so in their current boot.
         NodesSilent,
         /// It is being deleted and nodes are unloading it.
@@ -318,6 +328,12 @@ closed_list! {
         ModuleOrphaned,
         /// Another file than the wanted one is loaded on a node.
         ModuleFileDiffers,
+        /// A module is not wanted any more and stays in the kernel of a node until that boots again.
+        ModuleKept,
+        /// A module that is to be replaced stays in the kernel of a node until that boots again.
+        ModuleWaitsForReboot,
+        /// Somebody else took a module out of the kernel of a node, and it is not loaded again.
+        ModuleMissing,
         /// Every image of an owner is there.
         ImagesResolved,
         /// An image is not in its registry.

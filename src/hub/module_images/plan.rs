@@ -118,6 +118,8 @@ fn requested(spec: &ModuleSpec, images: Vec<ModuleImageSpec>) -> ModuleImagesCon
     let policy = spec.module_loader.as_ref().and_then(|loader| loader.container.image_pull_policy.clone());
     ModuleImagesConfigSpec {
         image_pull_policy: policy.unwrap_or(defaults.image_pull_policy),
+        // Service accounts are of the Spokes; the Hub looks images up with its own secrets.
+        image_pull_secrets: Vec::new(),
         image_rebuild_trigger_generation: spec.image_rebuild_trigger_generation,
         image_repo_secret: spec.image_repo_secret.clone(),
         images,

@@ -82,6 +82,7 @@ async fn write_images(client: &Client, facts: &ModuleFacts, action: &ImagesActio
 fn replacement(spec: &ModuleImagesConfigSpec) -> Value {
     let ModuleImagesConfigSpec {
         image_pull_policy,
+        image_pull_secrets,
         image_rebuild_trigger_generation,
         image_repo_secret,
         images,
@@ -90,6 +91,7 @@ fn replacement(spec: &ModuleImagesConfigSpec) -> Value {
     } = spec;
     json!({ "spec": {
         "imagePullPolicy": image_pull_policy,
+        "imagePullSecrets": if image_pull_secrets.is_empty() { Value::Null } else { json!(image_pull_secrets) },
         "imageRebuildTriggerGeneration": image_rebuild_trigger_generation,
         "imageRepoSecret": image_repo_secret,
         "images": images,

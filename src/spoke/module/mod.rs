@@ -23,6 +23,7 @@ pub(super) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     let Some(module) = context.stores.modules.get(&key) else { return Ok(Outcome::Done) };
     let observed = Observed {
         images: context.stores.images.get(&key),
+        pull_secrets: context.stores.pull_secrets(&module.facts),
         totals: context.is_warm().then(|| context.tally.lock().of(&module.facts.uid)),
         facts: Arc::clone(&module.facts),
     };

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
+
 use crate::api::names::MODULE_FINALIZER;
 use crate::api::{ModuleImageSpec, ModuleImagesConfigSpec, TLSOptions};
 use crate::core::image::ImageRef;
@@ -16,6 +18,8 @@ pub(in crate::spoke) struct Observed {
     pub facts: Arc<ModuleFacts>,
     /// The ModuleImagesConfig of the same name, if there is one.
     pub images: Option<Arc<ImagesView>>,
+    /// Pull secrets of its service account, sorted.
+    pub pull_secrets: Vec<LocalObjectReference>,
     /// What all nodes mean for the Module; `None` until each node was looked at once.
     pub totals: Option<ModuleTotals>,
 }
@@ -79,7 +83,7 @@ fn images(observed: &Observed) -> ImagesAction {
     }
     let foreign = present.is_some_and(|images| images.owner.as_deref() != Some(&*facts.uid));
     let Some(totals) = observed.totals.as_ref().filter(|_| !foreign) else { return ImagesAction::Nothing };
-    let wanted = wanted_images(facts, totals.kernels.keys());
+    let wanted = wanted_images(facts, totals.kernels.keys(), &observed.pull_secrets);
     match present {
         None if wanted.images.is_empty() => ImagesAction::Nothing,
         None => ImagesAction::Create(Box::new(wanted)),
@@ -93,6 +97,7 @@ fn images(observed: &Observed) -> ImagesAction {
 pub(super) fn wanted_images<'a>(
     facts: &ModuleFacts,
     kernels: impl Iterator<Item = &'a Arc<str>>,
+    pull_secrets: &[LocalObjectReference],
 ) -> ModuleImagesConfigSpec {
     let Some(loader) = &facts.spec.module_loader else { return ModuleImagesConfigSpec::default() };
     let resolved = kernels.filter_map(|kernel| Some((trimmed(kernel), facts.resolve(kernel)?)));
@@ -115,6 +120,7 @@ pub(super) fn wanted_images<'a>(
     let default = ModuleImagesConfigSpec::default();
     ModuleImagesConfigSpec {
         image_pull_policy: loader.container.image_pull_policy.clone().unwrap_or(default.image_pull_policy),
+        image_pull_secrets: pull_secrets.to_vec(),
         image_rebuild_trigger_generation: facts.spec.image_rebuild_trigger_generation,
         image_repo_secret: facts.spec.image_repo_secret.clone(),
         images,

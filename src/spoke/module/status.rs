@@ -124,13 +124,21 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
         let silent = first(totals.silent.first().map(|name| (name, SILENT)), totals.silent.len());
         return Verdict::new(State::Unknown, ModuleReason::NodesSilent, format!("{of}; {silent}"));
     }
-    if totals.available < totals.desired || totals.leaving > 0 {
-        let leaving = if totals.leaving > 0 { format!("; {} more unload it", totals.leaving) } else { String::new() };
-        return not(ModuleReason::NodesNotReady, format!("{of}{leaving}"));
+    let clause = |count: usize, what: &str| if count > 0 { format!("; {count} more {what}") } else { String::new() };
+    let waiting = clause(totals.waiting_for_reboot, "run an older file of it until they boot again");
+    if totals.available + totals.waiting_for_reboot < totals.desired || totals.leaving > 0 {
+        let leaving = clause(totals.leaving, "unload it");
+        return not(ModuleReason::NodesNotReady, format!("{of}{leaving}{waiting}"));
     }
+    if totals.waiting_for_reboot > 0 {
+        return not(ModuleReason::NodesWaitingForReboot, format!("{of}{waiting}"));
+    }
+    let kept = clause(totals.kept, "keep it until they boot again");
     let unmapped = totals.unmapped;
     match (totals.matching, totals.desired) {
-        (0, _) => Verdict::new(State::True, ModuleReason::NoMatchingNodes, "no node matches the selector"),
+        (0, _) => {
+            Verdict::new(State::True, ModuleReason::NoMatchingNodes, format!("no node matches the selector{kept}"))
+        }
         (matching, 0) if unmapped > 0 => {
             not(ModuleReason::NoMatchingKernel, format!("no kernel mapping fits any of {matching} matching nodes"))
         }
@@ -142,7 +150,7 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
             let message = format!("{of}; no kernel mapping fits {unmapped} more matching nodes");
             Verdict::new(State::True, ModuleReason::SomeKernelsUnmapped, message)
         }
-        _ => Verdict::new(State::True, ModuleReason::AllNodesReady, of),
+        _ => Verdict::new(State::True, ModuleReason::AllNodesReady, format!("{of}{kept}")),
     }
 }
 
@@ -159,7 +167,7 @@ fn deleting(totals: &ModuleTotals) -> Verdict {
 
 fn is_moving(facts: &ModuleFacts, totals: &ModuleTotals) -> bool {
     let failed = totals.failing.len() + totals.without_image.len();
-    let on_their_way = totals.desired.saturating_sub(totals.available + failed);
+    let on_their_way = totals.desired.saturating_sub(totals.available + totals.waiting_for_reboot + failed);
     on_their_way > 0 || totals.leaving > 0 || (facts.deleting && !totals.holders.is_empty())
 }
 

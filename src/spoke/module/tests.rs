@@ -35,7 +35,7 @@ fn totals(edit: impl FnOnce(&mut ModuleTotals)) -> ModuleTotals {
 }
 
 fn finalizers(module: ModuleBuilder, totals: Option<ModuleTotals>) -> Option<Vec<String>> {
-    plan(&Observed { facts: module.build(), images: None, totals }).finalizers
+    plan(&Observed { facts: module.build(), images: None, pull_secrets: vec![], totals }).finalizers
 }
 
 #[test]
@@ -66,6 +66,7 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
     let observed = |module: ModuleBuilder, images: Option<ImagesView>| Observed {
         facts: module.build(),
         images: images.map(Arc::new),
+        pull_secrets: vec![],
         totals: Some(totals(|_| {})),
     };
     let ImagesAction::Create(wanted) = plan(&observed(tagged(), None)).images else { panic!("nothing is asked for") };
@@ -76,6 +77,7 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
     let present = |spec: &ModuleImagesConfigSpec, owner: &str| {
         Some(ImagesView { uid: "i".into(), owner: Some(owner.into()), spec: spec.clone(), ..ImagesView::default() })
     };
+    let secrets = vec![crate::api::LocalObjectReference { name: "of-account".into() }];
     let mut older = (*wanted).clone();
     older.images.pop();
     let table = [
@@ -85,6 +87,11 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
         ("pinned", observed(gpu(), None), ImagesAction::Nothing),
         ("pinned now", observed(gpu(), present(&wanted, "u1")), ImagesAction::Delete { uid: "i".into() }),
         ("being deleted", observed(tagged().deleting(), present(&older, "u1")), ImagesAction::Nothing),
+        (
+            "the service account has a pull secret",
+            Observed { pull_secrets: secrets.clone(), ..observed(tagged(), present(&wanted, "u1")) },
+            ImagesAction::Update(Box::new(ModuleImagesConfigSpec { image_pull_secrets: secrets, ..(*wanted).clone() })),
+        ),
         (
             "nothing is known yet",
             Observed { totals: None, ..observed(tagged(), present(&wanted, "u1")) },
@@ -147,6 +154,21 @@ fn the_status_answers_what_is_missing_where_and_why() {
             "True NoMatchingNodes taints keep the module off all of 2 matching nodes",
         ),
         (gpu(), zero.clone(), "True NoMatchingNodes no node matches the selector"),
+        (
+            gpu(),
+            with(|t| (t.available, t.waiting_for_reboot) = (1, 2)),
+            "False NodesWaitingForReboot 1 of 3 nodes have the module; 2 more run an older file of it until they boot again",
+        ),
+        (
+            gpu(),
+            with(|t| (t.available, t.waiting_for_reboot) = (1, 1)),
+            "False NodesNotReady 1 of 3 nodes have the module; 1 more run an older file of it until they boot again",
+        ),
+        (
+            gpu(),
+            with(|t| t.kept = 1),
+            "True AllNodesReady 3 of 3 nodes have the module; 1 more keep it until they boot again",
+        ),
         (nothing, zero.clone(), "True NoModuleLoader there is nothing to load"),
         (gpu().deleting(), zero, "False Unloading no node has the module any more"),
         (

@@ -28,7 +28,9 @@ fn observe(context: &Context, name: &str) -> Observed {
         }
     });
     let role = ObjectKey::new(name, PULL_SECRETS_ROLE);
+    let pull_secrets = modules.iter().flat_map(|module| stores.pull_secrets(module)).map(|secret| secret.name);
     Observed {
+        pull_secrets: pull_secrets.collect(),
         modules,
         marked: stores.namespaces.get(&ObjectKey::cluster(name)).is_some(),
         role: stores.roles.get(&role),

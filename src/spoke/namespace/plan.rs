@@ -15,6 +15,8 @@ use crate::spoke::view::{ModuleFacts, RoleBindingView, RoleView};
 pub struct Observed {
     /// The Modules in the namespace.
     pub modules: Vec<Arc<ModuleFacts>>,
+    /// Pull secrets of the service accounts that they name.
+    pub pull_secrets: BTreeSet<String>,
     /// Whether the namespace is marked.
     pub marked: bool,
     /// The Role of workers in the namespace.
@@ -64,6 +66,7 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
         .filter(|module| module.spec.module_loader.is_some())
         .filter_map(|module| module.spec.image_repo_secret.as_ref())
         .map(|secret| secret.name.as_str())
+        .chain(observed.pull_secrets.iter().map(String::as_str))
         .filter(|name| !name.is_empty())
         .collect();
     let (role, subject) = (role_ref(), subject(&observed.worker));
@@ -149,11 +152,18 @@ mod tests {
 
     #[test]
     fn workers_may_read_exactly_the_named_secrets_and_the_next_plan_is_empty() {
-        let world = applied(observed(&["b", "a", "b"]));
-        let rules = &world.role.as_ref().unwrap().rules;
-        assert_eq!(rules[0].resource_names, Some(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!((rules.len(), rules[0].verbs.as_slice()), (1, ["get".to_owned()].as_slice()));
-        assert!(plan(&world).is_empty());
+        let of_accounts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        for (of_modules, of_accounts, names) in [
+            (vec!["b", "a", "b"], of_accounts(&[]), vec!["a", "b"]),
+            (vec!["b"], of_accounts(&["c", "b"]), vec!["b", "c"]),
+            (vec![""], of_accounts(&["c"]), vec!["c"]),
+        ] {
+            let world = applied(Observed { pull_secrets: of_accounts, ..observed(&of_modules) });
+            let rules = &world.role.as_ref().unwrap().rules;
+            assert_eq!(rules[0].resource_names, Some(names.into_iter().map(str::to_owned).collect()));
+            assert_eq!((rules.len(), rules[0].verbs.as_slice()), (1, ["get".to_owned()].as_slice()));
+            assert!(plan(&world).is_empty());
+        }
     }
 
     #[test]

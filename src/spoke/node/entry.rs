@@ -5,7 +5,8 @@ use crate::api::{ModprobeArgs, ModuleConfig, NodeModuleSpec, NodeModuleStatus, T
 use crate::core::taints::effective_tolerations;
 use crate::spoke::view::ModuleFacts;
 
-/// The entry by which `module` is wanted with `image`; its generation is still open. `None` without `moduleLoader`.
+/// The entry by which `module` is wanted with `image`; its generation and the pull secrets of the service account are
+/// still open. `None` without `moduleLoader`.
 pub fn build_entry(
     module: &ModuleFacts,
     kernel: &str,
@@ -27,6 +28,7 @@ pub fn build_entry(
             registry_tls: Some(tls.clone()).filter(|tls| *tls != TLSOptions::default()),
         },
         generation: None,
+        image_pull_secrets: Vec::new(),
         image_repo_secret: module.spec.image_repo_secret.clone(),
         module_uid: Some(module.uid.to_string()),
         name: module.key.name.clone(),

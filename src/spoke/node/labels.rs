@@ -9,7 +9,7 @@ use crate::api::names::{
 use crate::api::{NodeModuleStatus, NodeModulesConfigSpec};
 use crate::spoke::view::{ConfigView, NodeView};
 
-use super::standing::is_loaded;
+use super::standing::{is_loaded, keeps_older};
 
 /// Longest name part of a label key, and longest value, in characters.
 const LABEL_MAX: usize = 63;
@@ -54,9 +54,18 @@ pub(super) fn changes(
                 open.insert(ready);
                 open.insert(version);
             }
-            Some(boot) if boot == node.boot_id && report.is_some_and(|report| is_loaded(entry, report)) => {
+            Some(boot) if boot == node.boot_id => {
+                let Some(report) = report else { continue };
+                // Under the policy `OnReboot` the older file serves on, and the version label says which one it is.
+                let value = if is_loaded(entry, report) {
+                    &entry.version
+                } else if keeps_older(entry, report) {
+                    &report.version
+                } else {
+                    continue;
+                };
                 wanted.insert(ready, String::new());
-                if let Some(value) = &entry.version {
+                if let Some(value) = value {
                     wanted.insert(version, value.clone());
                 }
             }

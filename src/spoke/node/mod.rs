@@ -39,6 +39,8 @@ pub(super) async fn reconcile(context: Arc<Context>, name: String) -> Result<Out
 }
 
 #[cfg(test)]
+mod policies;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::api::UnloadReason;
+use k8s_openapi::api::core::v1::LocalObjectReference;
+
+use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::core::selector;
 use crate::runtime::store::ObjectKey;
 use crate::spoke::Stores;
@@ -22,7 +24,7 @@ pub fn observe(stores: &Stores, name: &str) -> Observed {
         stores.modules.for_each(|key, module| all.push((key.clone(), Arc::clone(&module.facts))));
         for (key, facts) in all {
             let images = stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*facts.uid));
-            let want = want(&facts, node, images.as_deref());
+            let want = want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts));
             modules.push(ModuleHere { facts, want });
         }
     }
@@ -34,8 +36,13 @@ pub fn selects(module: &ModuleFacts, node: &NodeView) -> bool {
     selector::matches(Some(&module.spec.selector), Some(&node.labels))
 }
 
-/// What a Module wants on a node.
-pub fn want(module: &ModuleFacts, node: &NodeView, images: Option<&ImagesView>) -> Want {
+/// What a Module wants on a node; `pull_secrets` are those of its service account.
+pub fn want(
+    module: &ModuleFacts,
+    node: &NodeView,
+    images: Option<&ImagesView>,
+    pull_secrets: &[LocalObjectReference],
+) -> Want {
     if module.deleting {
         return Want::Gone(UnloadReason::Deleted);
     }
@@ -58,7 +65,7 @@ pub fn want(module: &ModuleFacts, node: &NodeView, images: Option<&ImagesView>) 
     match ImageFact::of(&image.image, trimmed(&node.kernel), images) {
         ImageFact::Missing { reason, message } => Want::NoImage(Trouble::new(reason, message)),
         ImageFact::Pinned(pinned) => match build_entry(module, &node.kernel, pinned, image) {
-            Some(entry) => Want::Here(Box::new(entry)),
+            Some(entry) => Want::Here(Box::new(NodeModuleSpec { image_pull_secrets: pull_secrets.to_vec(), ..entry })),
             None => Want::Gone(UnloadReason::NoModuleLoader),
         },
     }

@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::api::names::ready_label;
-use crate::api::{NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::api::names::{NodeReason, ready_label};
+use crate::api::{
+    LoadPolicy, ModuleConfig, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, OnChange,
+    OnRemoval, UnloadIntent, UnloadReason,
+};
 use crate::core::taints::{effective_tolerations, first_untolerated};
 use crate::spoke::outcome::{Outcome, Standing, Trouble};
 use crate::spoke::view::{ConfigView, ModuleFacts, NodeView};
@@ -207,9 +210,12 @@ impl<'a> Here<'a> {
         let entry = self.entries().iter().find(|entry| entry.belongs_to(facts));
         let intent = self.intents().iter().find(|intent| *intent.module_uid == *facts.uid);
         let report = self.reports().iter().find(|report| report.belongs_to(facts));
-        let named = entry.is_some() || intent.is_some() || report.is_some();
+        let ordered = entry.is_some() || intent.is_some();
         let (entry, intent, stand) = match &module.want {
-            Want::Gone(reason) => self.gone(facts, *reason, entry, intent, report),
+            Want::Gone(reason) => match self.on_removal(facts, entry, report) {
+                Some(OnRemoval::Keep) => self.kept(facts, entry, intent, report),
+                on_removal => self.gone(facts, *reason, on_removal.is_none(), entry, intent, report),
+            },
             Want::Here(wanted) => self.wanted(facts, wanted, entry, intent, report),
             Want::Unclear => (entry.cloned(), intent.cloned(), Standing::Elsewhere),
             Want::Unmapped if entry.is_none() && report.is_none() => (None, None, Standing::Unmapped),
@@ -228,6 +234,8 @@ impl<'a> Here<'a> {
             (Want::Here(_) | Want::NoImage(_), _) => Some(Arc::clone(&self.node.kernel)),
             (Want::Gone(_) | Want::Unmapped | Want::Unclear | Want::Invalid(_), _) => None,
         };
+        // What is kept by the policy is nobody's any more: its report holds nothing up.
+        let named = ordered || report.is_some_and(|_| stand != Standing::Kept);
         Draft { facts, entry, intent, standing: stand, named, kernel }
     }
 
@@ -273,16 +281,56 @@ impl<'a> Here<'a> {
         (Some(next), intent, standing)
     }
 
+    /// What the policy says of a Module that leaves the node; `None` if nobody here knows it.
+    ///
+    /// It is the Module's, as it is now. A Module without `moduleLoader` has none any more: then that of its entry
+    /// counts, and after that what the worker says of its record.
+    fn on_removal(
+        self,
+        facts: &ModuleFacts,
+        entry: Option<&NodeModuleSpec>,
+        report: Option<&NodeModuleStatus>,
+    ) -> Option<OnRemoval> {
+        let of = |policy: Option<LoadPolicy>| policy.unwrap_or_default().on_removal;
+        if let Some(loader) = &facts.spec.module_loader {
+            return Some(of(loader.policy));
+        }
+        if let Some(entry) = entry {
+            return Some(of(entry.policy));
+        }
+        let report = report.filter(|_| self.is_settled())?;
+        let kept =
+            report.state == Some(ModuleState::Orphaned) && report.reason.as_deref() == Some(NodeReason::Kept.as_str());
+        Some(if kept { OnRemoval::Keep } else { OnRemoval::Unload })
+    }
+
+    /// A Module that leaves the node and whose kernel module stays: nothing is asked for and nothing ordered.
+    fn kept(
+        self,
+        facts: &ModuleFacts,
+        entry: Option<&NodeModuleSpec>,
+        intent: Option<&UnloadIntent>,
+        report: Option<&NodeModuleStatus>,
+    ) -> (Option<NodeModuleSpec>, Option<UnloadIntent>, Standing) {
+        if let Some(entry) = entry.filter(|_| facts.spec.module_loader.is_none() && !self.is_settled()) {
+            // Nothing but the worker's record will know the policy, so it has to be there first.
+            return (Some(entry.clone()), None, Standing::Leaving);
+        }
+        let here = entry.is_some() || intent.is_some() || report.is_some();
+        (None, None, if here { Standing::Kept } else { Standing::Elsewhere })
+    }
+
     fn gone(
         self,
         facts: &ModuleFacts,
         reason: UnloadReason,
+        unclear: bool,
         entry: Option<&NodeModuleSpec>,
         intent: Option<&UnloadIntent>,
         report: Option<&NodeModuleStatus>,
     ) -> (Option<NodeModuleSpec>, Option<UnloadIntent>, Standing) {
         let standing = match report.filter(|_| self.in_this_boot()) {
-            Some(report) if report.state == Some(crate::api::ModuleState::UnloadFailed) => {
+            Some(report) if report.state == Some(ModuleState::UnloadFailed) => {
                 let why = report.reason.clone().unwrap_or_else(|| "UnloadFailed".to_owned());
                 Standing::Stuck(Trouble::new(why, report.message.clone().unwrap_or_default()))
             }
@@ -290,11 +338,14 @@ impl<'a> Here<'a> {
         };
         let intent = match (entry, intent) {
             (None, Some(_)) if self.is_settled() && report.is_none() => None,
+            (None, Some(intent)) if unclear => Some(intent.clone()),
             // What is loaded may be of a later generation than was known: the intent must cover it.
             (None, Some(intent)) if report.is_none_or(|r| r.observed_generation <= Some(intent.generation)) => {
                 Some(intent.clone())
             }
             (None, None) if report.is_none() && !self.may_have_lost(facts) => None,
+            // The worker will say whether its record keeps it.
+            (None, None) if unclear && report.is_some() => return (None, None, Standing::Leaving),
             (entry, intent) => {
                 let generations = [
                     entry.and_then(|e| e.generation),
@@ -302,7 +353,12 @@ impl<'a> Here<'a> {
                     report.and_then(|r| r.observed_generation),
                 ];
                 Some(UnloadIntent {
-                    generation: generations.into_iter().flatten().fold(facts.generation, i64::max),
+                    // Up to none at first where the policy is not known: the worker will say what it has, and whether its
+                    // record keeps it.
+                    generation: generations
+                        .into_iter()
+                        .flatten()
+                        .fold(if unclear { 0 } else { facts.generation }, i64::max),
                     module_uid: facts.uid.to_string(),
                     name: facts.key.name.clone(),
                     namespace: facts.key.namespace.clone(),
@@ -324,29 +380,33 @@ impl<'a> Here<'a> {
     /// deleted in order keeps what it has; an intent that was written stays until it is confirmed.
     ///
     /// A Module made again under the same name takes the entry over; if it brings another file, that is the wish to
-    /// have the old one replaced.
+    /// have the old one replaced, now or, by its policy, at the next boot.
     fn keep_unknown(self, modules: &[ModuleHere], drafts: &mut [Draft<'_>], spec: &mut NodeModulesConfigSpec) {
         let known: BTreeSet<&str> = modules.iter().map(|module| &*module.facts.uid).collect();
         for entry in self.entries() {
             if modules.iter().any(|module| entry.belongs_to(&module.facts)) {
                 continue;
             }
-            let successor = drafts
-                .iter()
-                .filter_map(|draft| draft.entry.as_ref())
-                .find(|successor| (&successor.namespace, &successor.name) == (&entry.namespace, &entry.name));
-            match (successor, &entry.module_uid) {
+            match (successor(drafts, &entry.namespace, &entry.name), &entry.module_uid) {
                 (None, _) => spec.modules.push(entry.clone()),
-                (Some(successor), Some(uid)) if !same_in_kernel(&successor.config, &entry.config) => {
-                    spec.unload.push(UnloadIntent {
-                        generation: entry.generation.unwrap_or_default(),
-                        module_uid: uid.clone(),
-                        name: entry.name.clone(),
-                        namespace: entry.namespace.clone(),
-                        reason: UnloadReason::Changed,
-                    });
+                (Some(next), Some(uid)) if replaces(next, &entry.config) => {
+                    spec.unload.push(replaced(next, uid, entry.generation));
                 }
                 (Some(_), _) => {}
+            }
+        }
+        // So does one whose entry is gone already, because the policy kept its kernel module.
+        for report in self.reports().iter().filter(|_| self.in_this_boot()) {
+            let (Some(uid), Some(loaded)) = (&report.module_uid, &report.config) else { continue };
+            let standing = self.entries().iter().any(|entry| entry.module_uid.as_ref() == Some(uid));
+            if known.contains(uid.as_str()) || standing {
+                continue;
+            }
+            if let Some(next) = successor(drafts, &report.namespace, &report.name)
+                && next.config.kernel_version == loaded.kernel_version
+                && replaces(next, loaded)
+            {
+                spec.unload.push(replaced(next, uid, report.observed_generation));
             }
         }
         for intent in self.intents().iter().filter(|intent| !known.contains(intent.module_uid.as_str())) {
@@ -386,6 +446,28 @@ impl<'a> Here<'a> {
                 }
             }
         }
+    }
+}
+
+/// The entry of a Module that was made again under this name.
+fn successor<'a>(drafts: &'a [Draft<'_>], namespace: &str, name: &str) -> Option<&'a NodeModuleSpec> {
+    let mut entries = drafts.iter().filter_map(|draft| draft.entry.as_ref());
+    entries.find(|entry| (entry.namespace.as_str(), entry.name.as_str()) == (namespace, name))
+}
+
+/// Whether the entry wants what is loaded replaced at once.
+fn replaces(next: &NodeModuleSpec, loaded: &ModuleConfig) -> bool {
+    next.policy.unwrap_or_default().on_change == OnChange::Reload && !same_in_kernel(&next.config, loaded)
+}
+
+/// The intent by which what an earlier Module of the name has makes room.
+fn replaced(next: &NodeModuleSpec, uid: &str, generation: Option<i64>) -> UnloadIntent {
+    UnloadIntent {
+        generation: generation.unwrap_or_default(),
+        module_uid: uid.to_owned(),
+        name: next.name.clone(),
+        namespace: next.namespace.clone(),
+        reason: UnloadReason::Changed,
     }
 }
 

@@ -1,7 +1,7 @@
 //! How the entry of a wanted Module follows from the one that stands, and when the loaded file has to make room.
 
 use crate::api::names::NodeReason;
-use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, UnloadIntent, UnloadReason};
+use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, OnChange, UnloadIntent, UnloadReason};
 
 use super::entry::same_in_kernel;
 
@@ -32,8 +32,10 @@ pub(super) struct Situation<'a> {
 pub(super) fn next_entry(at: &Situation<'_>) -> (NodeModuleSpec, Option<UnloadIntent>) {
     let standing_generation = at.entry.and_then(|entry| entry.generation);
     let same = at.entry.is_some_and(|entry| same_in_kernel(&entry.config, &at.wanted.config));
-    let replacing = at.intent.filter(|intent| intent.reason == UnloadReason::Changed && at.entry.is_some());
-    let must_go = at.replaced_entry().or_else(|| at.replaced_load());
+    // Until the node boots again, nothing that is loaded has to make room.
+    let at_once = at.wanted.policy.unwrap_or_default().on_change == OnChange::Reload;
+    let replacing = at.intent.filter(|intent| at_once && intent.reason == UnloadReason::Changed && at.entry.is_some());
+    let must_go = at.replaced_entry().or_else(|| at.replaced_load()).filter(|_| at_once);
 
     let (generation, intent) = match must_go {
         Some(up_to) if !(same && replacing.is_some()) || at.is_passed_over() => {

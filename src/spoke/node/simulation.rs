@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, UnloadReason};
+use crate::api::{
+    LoadPolicy, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, OnChange, OnRemoval, UnloadReason,
+};
 use crate::spoke::module;
 use crate::spoke::tally::Tally;
 use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module, a_node};
@@ -82,7 +84,7 @@ impl World {
     fn observed(&self) -> Observed {
         let here = |module: &ModuleBuilder| {
             let facts = module.clone().build();
-            ModuleHere { want: want(&facts, &self.node, None), facts }
+            ModuleHere { want: want(&facts, &self.node, None, &[]), facts }
         };
         Observed {
             name: "n".into(),
@@ -122,8 +124,12 @@ impl World {
         let totals = tally.lock();
         let over = |module: &ModuleBuilder| {
             let facts = module.clone().build();
-            let observed =
-                module::Observed { totals: Some(totals.of(&facts.uid)), facts: Arc::clone(&facts), images: None };
+            let observed = module::Observed {
+                totals: Some(totals.of(&facts.uid)),
+                facts: Arc::clone(&facts),
+                images: None,
+                pull_secrets: Vec::new(),
+            };
             facts.deleting && module::plan(&observed).finalizers.is_some()
         };
         let (ended, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.modules).into_iter().partition(over);
@@ -144,14 +150,27 @@ impl World {
                 UnloadReason::NotSelected => module.is_some_and(|m| {
                     m.spec.selector.iter().any(|(key, value)| self.node.labels.get(key) != Some(value))
                 }),
-                // The new entry, of this Module or of its successor, stands beside it.
+                // The new entry, of this Module or of its successor, stands beside it and is in a hurry.
                 UnloadReason::Changed => spec.modules.iter().any(|entry| {
                     let newer = entry.generation > Some(intent.generation);
                     (&entry.namespace, &entry.name) == (&intent.namespace, &intent.name)
+                        && entry.policy.unwrap_or_default().on_change == OnChange::Reload
                         && (newer || entry.module_uid.as_ref() != Some(&intent.module_uid))
                 }),
                 UnloadReason::Unknown => false,
             };
+            // What the policy keeps is not ordered out: the Module's, and where it has none any more that of what is loaded,
+            // if the intent is about that.
+            let kept = match module.and_then(|module| module.spec.module_loader.as_ref()) {
+                Some(loader) => keeps(loader.policy),
+                None => self.record.get(&intent.module_uid).is_some_and(|held| {
+                    let replaced =
+                        old.modules.iter().find(|entry| entry.module_uid.as_ref() == Some(&intent.module_uid));
+                    held.generation <= Some(intent.generation)
+                        && keeps(replaced.map_or(held.policy, |entry| entry.policy))
+                }),
+            };
+            assert!(!kept || intent.reason == UnloadReason::Changed, "kept: {intent:?} of {module:?}");
             assert!(justified, "{intent:?} of {module:?}");
         }
     }
@@ -197,7 +216,11 @@ impl World {
                 }
                 Some((of, held)) => {
                     let own = (of == uid).then_some(&held);
-                    reports.push(status(entry, ModuleState::Failed, "LoadedOtherFile", own));
+                    let (state, reason) = match entry.policy.unwrap_or_default().on_change {
+                        OnChange::Reload => (ModuleState::Failed, "LoadedOtherFile"),
+                        OnChange::OnReboot => (ModuleState::Pending, "WaitingForReboot"),
+                    };
+                    reports.push(status(entry, state, reason, own));
                     continue;
                 }
             }
@@ -205,7 +228,10 @@ impl World {
         }
         let told: BTreeSet<_> = reports.iter().filter_map(|report| report.module_uid.clone()).collect();
         let rest = self.record.iter().filter(|(uid, _)| !told.contains(*uid));
-        reports.extend(rest.map(|(_, held)| status(held, ModuleState::Orphaned, "NotWanted", Some(held))));
+        reports.extend(rest.map(|(_, held)| {
+            let reason = if keeps(held.policy) { "Kept" } else { "NotWanted" };
+            status(held, ModuleState::Orphaned, reason, Some(held))
+        }));
         let report = ReportView {
             boot_id: Some(self.node.boot_id.clone()),
             observed_generation: Some(config.generation),
@@ -224,7 +250,7 @@ impl World {
         let kernel = |n: u64| format!("6.1.0-{n}-amd64");
         let at = usize::try_from(dice.roll(8)).unwrap_or_default();
         let digest = char::from_digit(u32::try_from(dice.roll(4)).unwrap_or_default() + 10, 16).unwrap_or('a');
-        match dice.roll(18) {
+        match dice.roll(21) {
             0 => self.node.labels.extend([("gpu".to_owned(), "no".to_owned())]),
             1 | 2 => self.node.labels.extend([("gpu".to_owned(), "yes".to_owned())]),
             3 => self.node.taints = vec![Taint { key: "t".into(), effect: "NoExecute".into(), ..Taint::default() }],
@@ -264,9 +290,21 @@ impl World {
                 let unresolved = "r.example/x:tag".to_owned();
                 module.container().kernel_mappings.iter_mut().for_each(|m| m.container_image.clone_from(&unresolved));
             }),
-            _ => self.edit(at, |module| {
+            17 => self.edit(at, |module| {
                 module.container().kernel_mappings.iter_mut().for_each(|m| m.regexp = Some("^7".into()));
             }),
+            _ => {
+                let policy = LoadPolicy {
+                    on_change: [OnChange::Reload, OnChange::OnReboot][at % 2],
+                    on_removal: [OnRemoval::Unload, OnRemoval::Keep][at / 2 % 2],
+                    ..LoadPolicy::default()
+                };
+                self.edit(usize::try_from(dice.roll(3)).unwrap_or_default(), |module| {
+                    if let Some(loader) = &mut module.spec.module_loader {
+                        loader.policy = Some(policy);
+                    }
+                });
+            }
         }
     }
 
@@ -307,17 +345,27 @@ impl World {
         for module in &self.modules {
             let facts = module.clone().build();
             let held = self.record.get(&*facts.uid);
-            match want(&facts, &self.node, None) {
+            match want(&facts, &self.node, None, &[]) {
                 Want::Here(entry) => {
                     let blocked = self.record.iter().any(|(uid, held)| {
                         let unknown = self.modules.iter().all(|module| module.meta.uid.as_ref() != Some(uid));
                         unknown && (&held.namespace, &held.name) == (&entry.namespace, &entry.name)
                     });
                     let right = held.is_some_and(|held| same_in_kernel(&held.config, &entry.config));
-                    assert!(right || blocked, "{entry:?} is not loaded: {:?}\n{:?}", self.record, self.config);
+                    // Until the node boots again, what is loaded under the name is left there.
+                    let waits = entry.policy.unwrap_or_default().on_change == OnChange::OnReboot
+                        && self
+                            .record
+                            .values()
+                            .any(|held| (&held.namespace, &held.name) == (&entry.namespace, &entry.name));
+                    assert!(right || blocked || waits, "{entry:?} is not loaded: {:?}\n{:?}", self.record, self.config);
                 }
                 Want::Gone(reason) => {
-                    let known = held.filter(|_| !self.unheard.contains(&*facts.uid));
+                    let kept = match &facts.spec.module_loader {
+                        Some(loader) => keeps(loader.policy),
+                        None => held.is_some_and(|held| keeps(held.policy)),
+                    };
+                    let known = held.filter(|_| !kept && !self.unheard.contains(&*facts.uid));
                     assert_eq!(known, None, "{reason}: {:?}", self.config);
                 }
                 Want::Unmapped | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
@@ -330,6 +378,10 @@ impl World {
         assert!(!empty || self.config.is_none(), "an object that says nothing stays: {:?}", self.config);
         assert!(self.modules.iter().all(|module| module.meta.deletion_timestamp.is_none()), "a deletion never ends");
     }
+}
+
+fn keeps(policy: Option<LoadPolicy>) -> bool {
+    policy.unwrap_or_default().on_removal == OnRemoval::Keep
 }
 
 fn status(

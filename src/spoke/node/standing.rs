@@ -1,6 +1,7 @@
 //! Where a wanted Module stands on a node, by what the worker said.
 
-use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, UnloadIntent};
+use crate::api::names::NodeReason;
+use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, OnChange, UnloadIntent};
 use crate::spoke::outcome::{Standing, Trouble};
 use crate::spoke::view::{ConfigView, NodeView};
 
@@ -11,6 +12,13 @@ pub(super) fn is_loaded(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> bo
     report.state == Some(ModuleState::Loaded)
         && report.observed_generation >= entry.generation
         && report.config.as_ref().is_some_and(|loaded| same_in_kernel(loaded, &entry.config))
+}
+
+/// Whether the worker proved, in this boot, that an older file than the entry asks for is loaded, and the policy leaves
+/// it there until the node boots again. The caller knows that no intent says otherwise.
+pub(super) fn keeps_older(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> bool {
+    entry.policy.unwrap_or_default().on_change == OnChange::OnReboot
+        && report.config.as_ref().is_some_and(|loaded| !same_in_kernel(loaded, &entry.config))
 }
 
 /// Where a Module stands whose entry and intent will be these.
@@ -32,6 +40,14 @@ pub(super) fn standing(
     let word = |text: &str| report.reason.clone().unwrap_or_else(|| text.to_owned());
     match report.state {
         Some(ModuleState::Loaded) if intent.is_none() && is_loaded(entry, report) => Standing::Available,
+        Some(ModuleState::Loaded | ModuleState::Pending)
+            if intent.is_none()
+                && keeps_older(entry, report)
+                && (report.observed_generation < entry.generation
+                    || report.reason.as_deref() == Some(NodeReason::WaitingForReboot.as_str())) =>
+        {
+            Standing::WaitingForReboot
+        }
         Some(ModuleState::Failed) if report.observed_generation >= entry.generation => {
             Standing::Failing(Trouble::new(word("Failed"), fallback(&format!("loading failed on {}", node.kernel))))
         }

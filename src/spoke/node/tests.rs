@@ -26,7 +26,7 @@ fn running() -> ConfigView {
 }
 
 fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFacts>]) -> Plan {
-    let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None) };
+    let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[]) };
     let modules = modules.iter().map(here).collect();
     plan(&Observed { name: "n".into(), node: Some(Arc::new(node)), config: config.map(Arc::new), modules })
 }

@@ -24,7 +24,10 @@ impl Transition {
     /// Whether it is good news.
     pub(crate) fn severity(&self) -> Severity {
         match self.reason {
-            EventReason::ModuleLoaded | EventReason::ModuleUnloaded => Severity::Normal,
+            EventReason::ModuleLoaded
+            | EventReason::ModuleUnloaded
+            | EventReason::ModuleKept
+            | EventReason::ModuleWaitsForReboot => Severity::Normal,
             _ => Severity::Warning,
         }
     }
@@ -69,8 +72,7 @@ fn of_state(node: &str, old: Option<&NodeModuleStatus>, new: &NodeModuleStatus) 
     if old.map(key) == Some(key(new)) {
         return None;
     }
-    let in_use = new.reason.as_deref() == Some(NodeReason::InUse.as_str());
-    let other_file = new.reason.as_deref() == Some(NodeReason::LoadedOtherFile.as_str());
+    let is = |reason: NodeReason| new.reason.as_deref() == Some(reason.as_str());
     let (reason, text) = match new.state? {
         ModuleState::Loaded => {
             let took = new.duration.as_deref().map(|time| format!(" in {time}")).unwrap_or_default();
@@ -80,10 +82,17 @@ fn of_state(node: &str, old: Option<&NodeModuleStatus>, new: &NodeModuleStatus) 
                 format!("module loaded into the kernel of node {node}{took}"),
             ));
         }
-        ModuleState::Failed if other_file => (EventReason::ModuleFileDiffers, "another file is loaded"),
+        ModuleState::Failed if is(NodeReason::LoadedOtherFile) => {
+            (EventReason::ModuleFileDiffers, "another file is loaded")
+        }
+        ModuleState::Failed if is(NodeReason::Missing) => (EventReason::ModuleMissing, "module is missing"),
         ModuleState::Failed => (EventReason::ModuleLoadFailed, "module could not be loaded"),
-        ModuleState::UnloadFailed if in_use => (EventReason::ModuleInUse, "module is in use"),
+        ModuleState::UnloadFailed if is(NodeReason::InUse) => (EventReason::ModuleInUse, "module is in use"),
         ModuleState::UnloadFailed => (EventReason::ModuleUnloadFailed, "module could not be unloaded"),
+        ModuleState::Orphaned if is(NodeReason::Kept) => (EventReason::ModuleKept, "module stays loaded"),
+        ModuleState::Pending if is(NodeReason::WaitingForReboot) => {
+            (EventReason::ModuleWaitsForReboot, "module is replaced later")
+        }
         ModuleState::Orphaned => (EventReason::ModuleOrphaned, "module is loaded and no Module wants it"),
         ModuleState::Pending
         | ModuleState::Pulling
@@ -124,7 +133,7 @@ mod tests {
 
     #[test]
     fn each_transition_is_told_once() {
-        use ModuleState::{Failed, Loaded, Loading, Orphaned, UnloadFailed};
+        use ModuleState::{Failed, Loaded, Loading, Orphaned, Pending, UnloadFailed};
         let table = [
             ((None, ""), (Some(Loading), ""), None),
             (
@@ -152,6 +161,21 @@ mod tests {
                 (Some(Loaded), ""),
                 (Some(Orphaned), ""),
                 Some((EventReason::ModuleOrphaned, "module is loaded and no Module wants it on node n: because")),
+            ),
+            (
+                (Some(Loaded), ""),
+                (Some(Orphaned), "Kept"),
+                Some((EventReason::ModuleKept, "module stays loaded on node n: because")),
+            ),
+            (
+                (Some(Loaded), ""),
+                (Some(Pending), "WaitingForReboot"),
+                Some((EventReason::ModuleWaitsForReboot, "module is replaced later on node n: because")),
+            ),
+            (
+                (Some(Loaded), ""),
+                (Some(Failed), "Missing"),
+                Some((EventReason::ModuleMissing, "module is missing on node n: because")),
             ),
             (
                 (Some(Loaded), ""),

@@ -11,5 +11,5 @@ pub use claim::ClaimView;
 pub use config::{ConfigView, ReportView};
 pub use images::{ImageFact, ImagesView};
 pub use module::{ModuleFacts, ModuleView, Resolved};
-pub use namespaced::{DaemonSetView, NamespaceView, RoleBindingView, RoleView};
+pub use namespaced::{DaemonSetView, NamespaceView, RoleBindingView, RoleView, ServiceAccountView};
 pub use node::NodeView;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::api::names::{MODULE_FINALIZER, RENDERED_HASH_ANNOTATION};
+use crate::api::names::{DEFAULT_SERVICE_ACCOUNT, MODULE_FINALIZER, RENDERED_HASH_ANNOTATION};
 use crate::api::{Module, ModuleSpec, ModuleStatus};
 use crate::core::kernel::KernelVersion;
 use crate::core::mapping::{Mappings, Resolution};
@@ -93,6 +93,12 @@ impl ModuleFacts {
     /// Whether the Module stays until every node has lost it.
     pub fn has_finalizer(&self) -> bool {
         self.finalizers.iter().any(|finalizer| finalizer == MODULE_FINALIZER)
+    }
+
+    /// The service account of the loader; `None` if there is nothing to load.
+    pub fn service_account(&self) -> Option<ObjectKey> {
+        let name = self.spec.module_loader.as_ref()?.service_account_name.as_deref();
+        Some(ObjectKey::new(self.key.namespace.as_str(), name.unwrap_or(DEFAULT_SERVICE_ACCOUNT)))
     }
 
     /// What the mappings say about a kernel; `None` if there is nothing to load. Each kernel is looked up once.

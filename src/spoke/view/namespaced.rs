@@ -1,7 +1,7 @@
 //! Namespaces, and the objects that the manager keeps in them.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 
 use crate::api::names::RENDERED_HASH_ANNOTATION;
@@ -57,6 +57,26 @@ impl Projection for RoleBindingView {
             role: binding.role_ref,
             subjects: binding.subjects.unwrap_or_default(),
         }
+    }
+}
+
+/// What is read of a ServiceAccount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceAccountView {
+    /// Names of its pull secrets, sorted, each once.
+    pub pull_secrets: Vec<String>,
+}
+
+impl Projection for ServiceAccountView {
+    type Kind = ServiceAccount;
+
+    fn project(account: ServiceAccount) -> Self {
+        let secrets = account.image_pull_secrets.unwrap_or_default();
+        let mut pull_secrets: Vec<String> =
+            secrets.into_iter().map(|secret| secret.name).filter(|name| !name.is_empty()).collect();
+        pull_secrets.sort();
+        pull_secrets.dedup();
+        Self { pull_secrets }
     }
 }
 

@@ -117,6 +117,8 @@ pub(super) async fn reconcile(context: Arc<Context>, _: String) -> Result<Outcom
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::runtime::store::Projection;
     use crate::spoke::Mode;
@@ -170,6 +172,26 @@ mod tests {
         let pod = set.spec.unwrap().template.spec.unwrap();
         let writable = pod.containers[0].volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
         assert_eq!(writable.map(|mount| mount.mount_path.as_str()).collect::<Vec<_>>(), ["/var/lib/kmm"]);
+    }
+
+    #[test]
+    fn the_documented_host_paths_are_those_of_the_pod() {
+        let docs = include_str!("../../../docs/security.md");
+        let documented = |row: &str| -> BTreeSet<String> {
+            let line = docs.lines().find(|line| line.starts_with(&format!("| {row} |"))).unwrap();
+            line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let set: DaemonSet = serde_json::from_value(render(&settings("a"), false).unwrap().0).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        let volumes = pod.volumes.unwrap_or_default();
+        let paths = |read_only: bool| -> BTreeSet<String> {
+            let mounts = pod.containers[0].volume_mounts.iter().flatten();
+            let names = mounts.filter(|mount| mount.read_only.unwrap_or(false) == read_only).map(|mount| &mount.name);
+            let of = |name: &String| volumes.iter().find(|volume| volume.name == *name)?.host_path.clone();
+            names.filter_map(of).map(|path| path.path).collect()
+        };
+        assert_eq!(paths(true), documented("Host paths, read-only"));
+        assert_eq!(paths(false), documented("Host paths, writable"));
     }
 
     #[test]

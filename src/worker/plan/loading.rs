@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use super::checks::{before_load, memory_for};
 use super::unloading::{blocked, heirs, is_recorded, removal, unload_steps};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
-use crate::api::ModuleState;
 use crate::api::names::NodeReason;
+use crate::api::{LoadPolicy, ModuleState, OnChange, OnDrift, OnOtherFile};
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::InitState;
 use crate::core::kmod::{Identity, Sameness, params};
 use crate::worker::firmware::{self, Firmware, View};
 use crate::worker::kernel::Trouble;
-use crate::worker::record::{Entry, RecordedModule};
+use crate::worker::record::{Entry, Owner, RecordedModule};
 use crate::worker::wanted::{self, Wanted};
 
 /// Plans for a wanted entry.
@@ -21,9 +21,9 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
     if let Some(entry) = entry.filter(|entry| wanted::identity(&entry.spec).as_ref() == Ok(&wanted.identity))
         && is_there(observed, entry)
     {
-        if entry.spec != wanted.spec {
-            // Only how the image is fetched, or the generation, is another: the kernel is not concerned.
-            let steps = vec![Step::write(Entry { spec: wanted.spec.clone(), ..entry.clone() })];
+        if entry.spec != wanted.spec || !entry.complete {
+            // Only how the image is fetched, a policy or the generation is another: the kernel is not concerned.
+            let steps = vec![Step::write(Entry { spec: wanted.spec.clone(), complete: true, ..entry.clone() })];
             plan.jobs.push(Job { owner: wanted.owner.clone(), identity: Some(wanted.identity.clone()), steps });
         }
         let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
@@ -37,6 +37,10 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
             Trouble::new(reason, drift(observed, wanted)),
             loaded,
         ));
+        return;
+    }
+    if let Some(trouble) = entry.and_then(|entry| left_missing(observed, wanted, entry)) {
+        plan.reports.push(report(&wanted.spec, ModuleState::Failed, trouble, observed.in_kernel(&wanted.owner)));
         return;
     }
     match ready(observed, wanted) {
@@ -56,6 +60,25 @@ fn is_there(observed: &Observed, entry: &Entry) -> bool {
         let live = observed.kernel.listed.get(&module.name).is_some_and(|listed| listed.state == InitState::Live);
         live && observed.kernel.running.get(&module.name).is_some_and(|running| is_recorded(module, &running.identity))
     })
+}
+
+/// What to say of a module that somebody else took out and that the policy leaves out; `None` where it is loaded again,
+/// or was never there.
+fn left_missing(observed: &Observed, wanted: &Wanted, entry: &Entry) -> Option<Trouble> {
+    let policy = wanted.spec.policy.unwrap_or_default();
+    // Where a change waits for a reboot, it does not come by a module that was taken out either.
+    let meant =
+        policy.on_change == OnChange::OnReboot || wanted::identity(&entry.spec).as_ref() == Ok(&wanted.identity);
+    if policy.on_drift != OnDrift::Report || !entry.complete || !meant {
+        return None;
+    }
+    let missing = entry.modules.iter().find(|m| m.named && !observed.kernel.listed.contains_key(&m.name))?;
+    let message = format!(
+        "module {} was loaded and somebody took it out; policy.onDrift is Report: it is loaded again at the next boot, \
+         or when policy.onDrift is Repair",
+        missing.name
+    );
+    Some(Trouble::new(NodeReason::Missing, message))
 }
 
 /// Parameters that are readable and show something else than was asked for.
@@ -82,6 +105,7 @@ fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (Mo
     let same_load = wanted::identity(&prepared.spec).as_ref() == Ok(&wanted.identity);
     let same_fetch = prepared.spec.config == wanted.spec.config
         && prepared.spec.image_repo_secret == wanted.spec.image_repo_secret
+        && prepared.spec.image_pull_secrets == wanted.spec.image_pull_secrets
         && same_load;
     match &prepared.state {
         Preparation::Ready(set) if same_load => Ok(set),
@@ -224,7 +248,8 @@ impl Loading<'_> {
 
     /// Everything wanted is in the kernel already: it becomes this Module's.
     fn adopt(&self, plan: &mut Plan) {
-        let entry = self.new_entry(self.entry.is_none_or(|entry| entry.adopted), &[]);
+        let adopted = self.entry.is_none_or(|entry| entry.adopted);
+        let entry = Entry { complete: true, ..self.new_entry(adopted, &[]) };
         let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
         let identity = self.identity_of_main();
         plan.jobs.push(Job {
@@ -302,46 +327,23 @@ impl Loading<'_> {
                 listed.contains_key(*name) && !leaving.iter().any(|going| going == name) && !self.is_ours(name)
             })
             .collect();
-        let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(in_tree.iter().copied()).collect();
+        let mut replaced = self.strangers_to_replace(stale);
+        replaced.retain(|name| !leaving.contains(name) && !in_tree.contains(&name.as_str()));
+        let going: Vec<&str> = in_tree.into_iter().chain(replaced.iter().map(String::as_str)).collect();
+        let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(going.iter().copied()).collect();
         if let Some(name) = stale.iter().find(|name| !all.contains(**name)) {
-            let by = self
-                .observed
-                .record
-                .entries
-                .iter()
-                .find(|entry| entry.owner() != self.wanted.owner && entry.module(name).is_some());
-            let own = self.entry.is_some_and(|entry| entry.module(name).is_some());
-            let which = other.map_or_else(String::new, |(file, identity)| {
-                format!(
-                    "the kernel runs {} ({}), wanted is {}",
-                    file.name,
-                    identity.describe(),
-                    file.identity.describe()
-                )
-            });
-            if let Some(by) = by {
-                return failed(
-                    NodeReason::Conflict,
-                    format!("module {name} belongs to {}: {which}{}", by.owner(), parameters.unwrap_or_default()),
-                );
-            }
-            let wait = if own {
-                "reloading waits for an order to unload, or for a reboot"
-            } else {
-                "it was not loaded for this Module and is not touched; unload it, or name it in inTreeModulesToRemove"
-            };
-            return match parameters {
-                Some(how) => failed(NodeReason::LoadedOtherParameters, format!("module {name}: {how}; {wait}")),
-                None => failed(NodeReason::LoadedOtherFile, format!("{which}; {wait}")),
-            };
+            return Err(self.in_the_way(name, other, parameters));
         }
-        for name in &in_tree {
+        for name in &going {
             if let Some(why) = blocked(name, &all, &self.observed.kernel) {
+                if replaced.iter().any(|replaced| replaced == name) {
+                    return failed(NodeReason::InUse, format!("to be replaced by policy.onOtherFile: {why}"));
+                }
                 return failed(NodeReason::InTreeModuleStays, format!("to be removed first: {why}"));
             }
         }
-        // In-tree modules among themselves: users first too.
-        let mut open = in_tree;
+        // These among themselves: users first too.
+        let mut open = going;
         let own = leaving.len();
         while !open.is_empty() {
             let free = open.iter().position(|name| {
@@ -351,8 +353,72 @@ impl Loading<'_> {
             });
             leaving.push(open.remove(free.unwrap_or(0)).to_owned());
         }
-        let in_tree = leaving[own..].to_vec();
+        let in_tree = leaving[own..].iter().filter(|name| self.wanted.in_tree.contains(name)).cloned().collect();
         Ok(Room { leaving, in_tree })
+    }
+
+    /// Of the modules that are in the way, those that no Module brought and that the policy takes out.
+    fn strangers_to_replace(&self, stale: &[&str]) -> Vec<String> {
+        if self.policy().on_other_file != OnOtherFile::Replace {
+            return Vec::new();
+        }
+        let of_nobody = |name: &&&str| {
+            let mut entries = self.observed.record.entries.iter();
+            !entries.any(|entry| {
+                let own = entry.owner() == self.wanted.owner;
+                entry.module(name).is_some_and(|module| !own || self.is_still(module))
+            })
+        };
+        stale.iter().filter(of_nobody).map(|name| (*name).to_owned()).collect()
+    }
+
+    /// Whether the kernel still runs the file that was recorded.
+    fn is_still(&self, module: &RecordedModule) -> bool {
+        let running = self.observed.kernel.running.get(&module.name);
+        running.is_some_and(|running| is_recorded(module, &running.identity))
+    }
+
+    fn policy(&self) -> LoadPolicy {
+        self.wanted.spec.policy.unwrap_or_default()
+    }
+
+    /// Why a module that must leave first stays.
+    fn in_the_way(
+        &self,
+        name: &str,
+        other: Option<&(&LoadFile, Identity)>,
+        parameters: Option<String>,
+    ) -> (ModuleState, Trouble) {
+        let failed = |reason, message: String| (ModuleState::Failed, Trouble::new(reason, message));
+        let has = |entry: &&Entry| entry.module(name).is_some();
+        let by = self.observed.record.entries.iter().filter(|entry| entry.owner() != self.wanted.owner).find(has);
+        let which = other.map_or_else(String::new, |(file, identity)| {
+            format!("the kernel runs {} ({}), wanted is {}", file.name, identity.describe(), file.identity.describe())
+        });
+        let differs = parameters.clone().unwrap_or(which.clone());
+        // A Module made again under its name follows the one before, whose file this is.
+        let follows =
+            |owner: &Owner| (&owner.namespace, &owner.name) == (&self.wanted.owner.namespace, &self.wanted.owner.name);
+        if let Some(by) = by.filter(|by| !follows(&by.owner())) {
+            return failed(NodeReason::Conflict, format!("module {name} belongs to {}: {differs}", by.owner()));
+        }
+        let own = by.is_some() || self.entry.and_then(|entry| entry.module(name)).is_some_and(|m| self.is_still(m));
+        if own && self.policy().on_change == OnChange::OnReboot {
+            let message = format!(
+                "module {name}: {differs}; policy.onChange is OnReboot: what is loaded stays until the node boots again"
+            );
+            return (ModuleState::Pending, Trouble::new(NodeReason::WaitingForReboot, message));
+        }
+        let wait = if own {
+            "reloading waits for an order to unload, or for a reboot"
+        } else {
+            "it was not loaded for this Module and is not touched; unload it, name it in inTreeModulesToRemove, or set \
+             policy.onOtherFile to Replace"
+        };
+        match parameters {
+            Some(how) => failed(NodeReason::LoadedOtherParameters, format!("module {name}: {how}; {wait}")),
+            None => failed(NodeReason::LoadedOtherFile, format!("{which}; {wait}")),
+        }
     }
 
     /// Leaves out of the modules to be removed, which stand users first, those that the new load wants just as they are.

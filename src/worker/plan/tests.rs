@@ -384,10 +384,18 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
             generation += 1;
             let module = ["gpu", "net"][dice.roll(2)];
             let digest = if module == "gpu" { ['a', 'b', 'f'] } else { ['c', 'd', 'e'] }[dice.roll(3)];
+            let policy = crate::api::LoadPolicy {
+                on_change: crate::api::OnChange::ALL[dice.roll(2)],
+                on_removal: crate::api::OnRemoval::ALL[dice.roll(2)],
+                on_drift: crate::api::OnDrift::ALL[dice.roll(2)],
+                on_other_file: crate::api::OnOtherFile::ALL[dice.roll(2)],
+                ..crate::api::LoadPolicy::default()
+            };
             match dice.roll(12) {
                 0 | 1 => {
                     world.desired.modules.retain(|spec| spec.name != module);
-                    world.desired.modules.push(spec(module, module, digest, generation));
+                    let wanted = NodeModuleSpec { policy: Some(policy), ..spec(module, module, digest, generation) };
+                    world.desired.modules.push(wanted);
                 }
                 2 => world.desired.modules.retain(|spec| spec.name != module),
                 3 | 4 => {
@@ -428,6 +436,7 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
                         .any(|intent| intent.name == entry.spec.name && intent.generation >= entry.generation())
                 })
                 .flat_map(|entry| entry.modules.iter().map(|module| module.name.clone()))
+                .chain(strangers_to_replace(&world))
                 .collect();
             world.kernel.take_calls();
             world.settle();
@@ -445,6 +454,15 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
             }
         }
     }
+}
+
+/// Modules that nobody brought and that the policy of the Module that wants the name takes out.
+fn strangers_to_replace(world: &World) -> Vec<String> {
+    let replaced = |spec: &&NodeModuleSpec| {
+        let replace = spec.policy.unwrap_or_default().on_other_file == crate::api::OnOtherFile::Replace;
+        replace && world.kernel.id(&spec.name).as_deref() == Some("stranger")
+    };
+    world.desired.modules.iter().filter(replaced).map(|spec| spec.name.clone()).collect()
 }
 
 #[test]

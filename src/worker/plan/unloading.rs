@@ -3,29 +3,40 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Job, KernelView, Observed, Plan, Report, Step, in_tree};
-use crate::api::ModuleState;
 use crate::api::names::NodeReason;
+use crate::api::{ModuleState, OnRemoval};
 use crate::core::kmod::proc_modules::{InitState, Listed};
 use crate::core::kmod::{Identity, Sameness};
 use crate::worker::kernel::Trouble;
-use crate::worker::record::{Entry, Record, RecordedModule};
+use crate::worker::record::{Entry, Owner, Record, RecordedModule};
 
 /// Plans for an entry that is not wanted.
 pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
     let owner = entry.owner();
     let loaded = observed.in_kernel(&owner);
     let Some(intent) = observed.intent(&owner, entry.generation()) else {
-        if targets(&observed.record, entry, &observed.kernel).is_empty() && loaded.is_none() {
-            // Somebody else took it out: nothing is left to speak of.
-            plan.jobs.push(Job { owner: owner.clone(), identity: None, steps: vec![Step::Forget(owner)] });
+        // Somebody else took it out, or a Module made again under the name took it over: nothing is left to speak of.
+        if targets(&observed.record, entry, &observed.kernel).is_empty()
+            && (loaded.is_none() || is_taken_over(observed, &owner))
+        {
+            let mut steps: Vec<Step> = heirs(&observed.record, entry).into_iter().map(Step::write).collect();
+            steps.push(Step::Forget(owner.clone()));
+            plan.jobs.push(Job { owner, identity: None, steps });
             return;
         }
-        let message = "neither wanted nor to go; it stays loaded until the planner says either".to_owned();
+        let (reason, message) = match entry.spec.policy.unwrap_or_default().on_removal {
+            OnRemoval::Unload => {
+                (NodeReason::NotWanted, "neither wanted nor to go; it stays loaded until the planner says either")
+            }
+            OnRemoval::Keep => {
+                (NodeReason::Kept, "policy.onRemoval is Keep: it stays loaded until the node boots again")
+            }
+        };
         plan.reports.push(Report {
             spec: entry.spec.clone(),
             state: ModuleState::Orphaned,
-            reason: NodeReason::NotWanted,
-            message,
+            reason,
+            message: message.to_owned(),
             generation: Some(entry.generation()),
             loaded,
         });
@@ -56,6 +67,13 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
         }
     }
+}
+
+/// Whether a wanted Module of the same name, made again, is in the record.
+fn is_taken_over(observed: &Observed, owner: &Owner) -> bool {
+    let successor = |of: Owner| (&of.namespace, &of.name) == (&owner.namespace, &owner.name) && of.uid != owner.uid;
+    let wanted = observed.desired.modules.iter().map(Owner::of);
+    wanted.filter(|of| observed.record.entry(of).is_some()).any(successor)
 }
 
 /// One step for each module, in order.
