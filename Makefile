@@ -16,7 +16,7 @@ lint: ## Format, Clippy, generated files, licences and bans, unused dependencies
 generate: ## Write crds/ from the Rust types
 	@hack/generate
 
-bench: ## Hub and Spoke against a bare client, memory, image size: a table, and JSON in target/bench.json
+bench: ## Hub and Spoke against a bare client, pulls against skopeo and tar, memory, image size: a table, and JSON in target/bench.json
 	@hack/bench
 
 image: ## Build the product image (IMAGE=registry/name:tag pushes it)

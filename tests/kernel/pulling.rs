@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use kmm::api::ModuleState::{Failed, Loaded};
 
+use crate::support::images::{Layer, kmod_image};
 use crate::world::{Options, World, of};
 
 #[tokio::test]
@@ -55,5 +56,29 @@ async fn the_mirrors_of_the_node_are_used_and_a_module_that_comes_back_needs_no_
     let status = world.settled(generation, &[("plain", Failed, "ImageUnreachable")]).await?;
     let message = of(&status, "plain")?.message.clone().unwrap_or_default();
     ensure!(message.contains(&format!("the mirror {mirror}")) && message.contains("registry.invalid"), "{message}");
+
+    // A small disk has room for one of two images: the one that nobody needs makes room for the other.
+    world.end_worker("TERM").await?;
+    world.registry.resume().await?;
+    world.vm.run("mount -t tmpfs -o size=4m tmpfs /var/lib/kmm").await?;
+    let mut images = Vec::new();
+    for name in ["one", "other"] {
+        let filler = Layer::new().file(format!("opt/lib/modules/{}/{name}", world.mods.release), vec![0; 2 << 20]);
+        let image = kmod_image(&world.mods.release, &[world.mods.plain()?], "/opt")?.layer(filler);
+        images.push(world.push_image(&format!("filled-{name}"), &image).await?);
+    }
+    let entry = |image: usize, generation| vec![world.entry("filled", "kmm_plain", &images[image], generation)];
+    // An order from before the worker starts would find nothing to do.
+    let generation = world.want(entry(0, 1), vec![]).await?;
+    world.start_worker().await?;
+    world.settled(generation, &[("filled", Loaded, "Loaded")]).await?;
+    let generation = world.want(vec![], vec![world.intent("filled", 1)]).await?;
+    world.settled(generation, &[]).await?;
+    assert_eq!(world.vm.run("ls -A /var/lib/kmm/trees | wc -l").await?.trim(), "1");
+    let generation = world.want(entry(1, 2), vec![]).await?;
+    world.settled(generation, &[("filled", Loaded, "Loaded")]).await?;
+    assert_eq!(world.vm.run("ls -A /var/lib/kmm/trees | wc -l").await?.trim(), "1");
+    let log = world.vm.run("grep -c StoreFull /var/log/worker.log").await?;
+    ensure!(log.trim() != "0", "there was room for both");
     Ok(())
 }
