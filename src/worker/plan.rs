@@ -419,6 +419,7 @@ mod firmware_tests;
 mod host_tests;
 #[cfg(test)]
 mod in_tree_tests;
+#[cfg(test)]
 mod policies;
 #[cfg(test)]
 mod tests;
