@@ -50,6 +50,9 @@ pub(super) struct WorkerArgs {
     /// The host's /lib/modules where it can be written, for Modules with publishOnHost; ends in lib/modules
     #[arg(long, env = "KMM_HOST_MODULES")]
     host_modules: Option<PathBuf>,
+    /// kmod's executable; it loads and unloads for Modules with args, rawArgs or modprobeConfig
+    #[arg(long, env = "KMM_MODPROBE", default_value = "/usr/sbin/modprobe")]
+    modprobe: PathBuf,
     /// The host's /etc: mirrors and certificates of its container runtime
     #[arg(long, env = "KMM_HOST_ETC", default_value = "/host/etc")]
     host_etc: PathBuf,
@@ -119,6 +122,7 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
         sys: args.sys,
         lib_modules: args.lib_modules,
         host_modules: args.host_modules,
+        modprobe: args.modprobe,
         ..usual
     };
     let work = async { if args.once { once(settings).await } else { work(settings, args.health_address).await } };

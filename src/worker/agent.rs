@@ -324,6 +324,7 @@ impl Agent {
         let published = (scope == Scope::Everything)
             .then(|| self.kernel.published())
             .and_then(|seen| seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok());
+        let generated = observe::generated(&record);
         let observed = Observed {
             release: self.release.clone(),
             now: self.now(),
@@ -335,6 +336,7 @@ impl Agent {
             attempts: self.attempts.clone(),
             firmware,
             published,
+            generated,
             running: self.running.clone(),
         };
         let plan = plan(&observed);
@@ -397,6 +399,14 @@ impl Agent {
         }
         self.remove_trees(&needed, self.settings.store_limit);
         self.needed_trees = needed;
+        let wanted = observed.desired.modules.iter().filter_map(|spec| wanted::identity(spec).ok());
+        let generated = wanted
+            .filter_map(|identity| identity.generated_key(&self.release))
+            .chain(observed.record.entries.iter().filter_map(super::record::Entry::generated_key))
+            .collect();
+        if let Err(error) = self.state.keep_generated(&generated) {
+            warn!("{}", chain(&error));
+        }
         self.tidy = false;
     }
 

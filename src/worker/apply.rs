@@ -126,7 +126,7 @@ fn carry_out(
     }
     let took = begun.elapsed();
     // That this is lost if the write fails harms nobody: the next look at the kernel completes the entry.
-    if job.steps.iter().any(|step| matches!(step, Step::Load { .. })) {
+    if job.steps.iter().any(Step::loads) {
         let _ = change(store, record, |record| {
             if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
                 entry.took_ms = u64::try_from(took.as_millis()).ok();
@@ -149,6 +149,10 @@ fn carry_out_step(
         Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
         Step::Unload { name, identity } => unload(kernel, name, identity),
         Step::Load { file, parameters } => load(kernel, file, parameters),
+        Step::Modprobe { arguments, modules, removes } => {
+            info!(?arguments, "running modprobe");
+            kernel.modprobe(arguments, modules, *removes)
+        }
         Step::Firmware => firmware(kernel, store, record),
         Step::TakeOut { name, owner, restore } => {
             let parameters = params::encode_shown(&kernel.parameters(name).unwrap_or_default());

@@ -18,7 +18,7 @@ use crate::core::kmod::elf::{self, ModuleFile};
 use crate::core::kmod::modules_dep::{self, Entry};
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::order::{self, Candidate, Candidates, Role, Source};
-use crate::core::kmod::{params, vermagic};
+use crate::core::kmod::{cmdline, params, vermagic};
 
 /// Deepest folder and most files that are looked at.
 const MAX_DEPTH: usize = 32;
@@ -41,6 +41,8 @@ pub struct Place<'a> {
     pub machine: &'a str,
     /// Modules that are loaded now.
     pub loaded: &'a BTreeSet<String>,
+    /// The kernel's command line.
+    pub kernel_cmdline: &'a str,
 }
 
 /// Everything that must be loaded for an entry, checked as the kernel will check it.
@@ -53,7 +55,8 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
     let mut present: BTreeSet<String> = place.loaded.clone();
     present.extend(builtin);
 
-    let (candidates, read) = gather(place, identity, &image, &host)?;
+    let named = identity.named.iter().map(|name| (name.clone(), true)).collect();
+    let (candidates, read) = gather(place, named, &image, &host)?;
     let steps = order::load_order(&identity.named, &candidates, &present).map_err(|error| {
         let reason = match error {
             order::Error::NotFound(_) => NodeReason::ModuleNotFound,
@@ -77,11 +80,12 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
             of_image.push(path.clone());
         }
         files.push(LoadFile {
-            name: step.name,
+            name: step.name.clone(),
             path: path.clone(),
             packing: *packing,
             role: step.role,
             identity: file.identity.clone(),
+            preset: cmdline::parameters(place.kernel_cmdline, &step.name).join(" "),
             facts: file.facts.clone(),
         });
     }
@@ -91,8 +95,48 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
         .map(|(name, _)| name)
         .filter(|name| !known.contains(name))
         .collect();
-    let firmware = identity.firmware_path.as_deref().map(|path| firmware(place.tree, path)).transpose()?;
-    Ok(LoadSet { files, unknown_parameters, firmware, of_image })
+    let firmware = firmware(place.tree, identity)?;
+    Ok(LoadSet { files, unknown_parameters, firmware, of_image, modprobe: None })
+}
+
+/// A module that can be reached from an image.
+#[derive(Clone, Debug)]
+pub(super) struct Reached {
+    /// Where its file is.
+    pub(super) source: Source,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// How it is packed.
+    pub(super) packing: Packing,
+    /// What stands in it.
+    pub(super) file: ModuleFile,
+    /// What should be loaded before and after it.
+    pub(super) soft: (Vec<String>, Vec<String>),
+}
+
+/// Everything that can be reached from an image.
+#[derive(Clone, Debug)]
+pub(super) struct Reachable {
+    /// By name as the kernel has it.
+    pub(super) modules: BTreeMap<String, Reached>,
+    /// Vermagic of the kernel, where its own modules tell.
+    pub(super) kernel_magic: Option<String>,
+}
+
+/// All readable modules of the image, and those of the host that they lead to or that are among `more`.
+pub(super) fn reachable(place: &Place<'_>, identity: &LoadIdentity, more: &[String]) -> Result<Reachable, Trouble> {
+    let folder = image_folder(place, identity)?;
+    let host =
+        Modules::of_folder(&place.host_modules.join(place.release), false).map_err(|error| store_failed(&error))?;
+    let image = Modules::of_folder(&folder, true).map_err(|error| store_failed(&error))?;
+    let open = image.files.keys().chain(more).map(|name| (name.clone(), false)).collect();
+    let (mut candidates, read) = gather(place, open, &image, &host)?;
+    let modules = read.into_iter().filter_map(|(name, (path, packing, file))| {
+        let Candidate { source, soft_before, soft_after, .. } = candidates.remove(&name)?;
+        Some((name, Reached { source, path, packing, file, soft: (soft_before, soft_after) }))
+    });
+    let modules = modules.collect();
+    Ok(Reachable { modules, kernel_magic: host.kernel_vermagic(place.machine, place.release) })
 }
 
 fn store_failed(error: &io::Error) -> Trouble {
@@ -127,8 +171,9 @@ fn inside(tree: &Path, path: &str) -> PathBuf {
     found
 }
 
-/// The firmware of an image: every file below its folder, by content.
-fn firmware(tree: &Path, path: &str) -> Result<Firmware, Trouble> {
+/// The firmware of an image, if it is asked for: every file below its folder, by content.
+pub(super) fn firmware(tree: &Path, identity: &LoadIdentity) -> Result<Option<Firmware>, Trouble> {
+    let Some(path) = identity.firmware_path.as_deref() else { return Ok(None) };
     let folder = inside(tree, path);
     let mut files = BTreeMap::new();
     let missing = |what: &str| {
@@ -148,7 +193,7 @@ fn firmware(tree: &Path, path: &str) -> Result<Firmware, Trouble> {
             format!("modprobe.firmwarePath: there are more than {MAX_FILES} files in {path}; name a smaller folder");
         return Err(Trouble::new(NodeReason::ImageTooLarge, message));
     }
-    Ok(Firmware { folder, files })
+    Ok(Some(Firmware { folder, files }))
 }
 
 /// SHA-256 of a file's content.
@@ -189,6 +234,7 @@ struct Modules {
     files: BTreeMap<String, (PathBuf, Packing)>,
     dep: BTreeMap<String, Entry>,
     has_dep: bool,
+    soft: BTreeMap<String, (Vec<String>, Vec<String>)>,
 }
 
 impl Modules {
@@ -212,7 +258,8 @@ impl Modules {
         if search {
             walk(folder, 0, &mut files)?;
         }
-        Ok(Self { folder: folder.to_owned(), files, dep, has_dep })
+        let soft = modules_dep::parse_softdep(&text(&folder.join("modules.softdep")).unwrap_or_default());
+        Ok(Self { folder: folder.to_owned(), files, dep, has_dep, soft })
     }
 
     /// What the kernel's own build writes into modules, flags included.
@@ -261,17 +308,16 @@ fn text(path: &Path) -> Option<String> {
 
 type Read = BTreeMap<String, (PathBuf, Packing, ModuleFile)>;
 
-/// Reads the named modules and everything that they lead to.
+/// Reads the modules of `open` and everything that they lead to; those that are not required may be unreadable.
 fn gather(
     place: &Place<'_>,
-    identity: &LoadIdentity,
+    mut open: Vec<(String, bool)>,
     image: &Modules,
     host: &Modules,
 ) -> Result<(Candidates, Read), Trouble> {
     let mut candidates = Candidates::new();
     let mut read = Read::new();
     let mut providers: Option<BTreeMap<String, String>> = None;
-    let mut open: Vec<(String, bool)> = identity.named.iter().map(|name| (name.clone(), true)).collect();
     while let Some((name, required)) = open.pop() {
         if candidates.contains_key(&name) {
             continue;
@@ -288,6 +334,12 @@ fn gather(
             Some(entry) => entry.needs.clone(),
             None => file.info.depends.clone(),
         };
+        let mut soft_before = file.info.soft_before.clone();
+        let mut soft_after = file.info.soft_after.clone();
+        if let Some((before, after)) = modules.soft.get(&name) {
+            soft_before.extend_from_slice(before);
+            soft_after.extend_from_slice(after);
+        }
         if source == Source::Image && !image.has_dep {
             let providers = match &mut providers {
                 Some(providers) => providers,
@@ -295,20 +347,17 @@ fn gather(
             };
             needs.extend(file.undefined.iter().filter_map(|symbol| providers.get(symbol)).cloned());
         }
-        needs.sort();
-        needs.dedup();
-        needs.retain(|need| *need != name);
+        let mut known = BTreeSet::from([name.clone()]);
+        needs.retain(|need| known.insert(need.clone()));
         open.extend(needs.iter().map(|need| (need.clone(), required)));
-        let soft = file.info.soft_before.iter().chain(&file.info.soft_after);
-        open.extend(soft.map(|soft| (soft.clone(), false)));
-        let (soft_before, soft_after) = (file.info.soft_before.clone(), file.info.soft_after.clone());
+        open.extend(soft_before.iter().chain(&soft_after).map(|soft| (soft.clone(), false)));
         candidates.insert(name.clone(), Candidate { source, needs, soft_before, soft_after });
         read.insert(name, (path.clone(), *packing, file));
     }
     Ok((candidates, read))
 }
 
-fn read_module(path: &Path, packing: Packing, machine: &str) -> Result<ModuleFile, String> {
+pub(super) fn read_module(path: &Path, packing: Packing, machine: &str) -> Result<ModuleFile, String> {
     let image = unpack::read(path, packing).map_err(|error| error.to_string())?;
     elf::read(&image, machine).map_err(|error| error.to_string())
 }
@@ -362,6 +411,7 @@ mod tests {
                 named: named.iter().map(|name| (*name).to_owned()).collect(),
                 parameters: parameters.into(),
                 firmware_path: self.firmware.clone(),
+                by_modprobe: None,
             };
             let place = Place {
                 tree: &self.tree,
@@ -369,6 +419,7 @@ mod tests {
                 release: RELEASE,
                 machine: "x86_64",
                 loaded: &BTreeSet::new(),
+                kernel_cmdline: "quiet kmm-a.debug=1 kmm_b.debug=2",
             };
             load_set(&place, &identity)
         }
@@ -407,7 +458,30 @@ mod tests {
             &[("extra/kmm-top.ko", ko("depends=kmm_base,h,built_in_one", 1)), ("kmm-base.ko", ko("", 2))],
             &host,
         );
-        assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed g", "Needed h", "Needed kmm_base", "Named kmm_top"]);
+        assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed kmm_base", "Needed g", "Needed h", "Named kmm_top"]);
+    }
+
+    #[test]
+    fn soft_dependencies_come_from_the_module_and_from_the_text_beside_it() {
+        let host: [(&str, Vec<u8>); 4] = [
+            ("modules.dep", b"kernel/h.ko:\nkernel/g.ko:\n".to_vec()),
+            ("modules.softdep", b"softdep h pre: g\n".to_vec()),
+            ("kernel/h.ko", ko("name=h", 8)),
+            ("kernel/g.ko", ko("name=g", 9)),
+        ];
+        let case = Case::new(
+            &[
+                ("modules.softdep", b"softdep kmm-top pre: h post: late\n".to_vec()),
+                ("kmm-top.ko", ko("softdep=pre: early", 1)),
+                ("early.ko", ko("", 2)),
+                ("late.ko", ko("", 3)),
+            ],
+            &host,
+        );
+        assert_eq!(
+            case.order(&["kmm_top"]).unwrap(),
+            ["Optional early", "Optional g", "Optional h", "Named kmm_top", "Optional late"]
+        );
     }
 
     #[test]
@@ -423,6 +497,7 @@ mod tests {
                 packing: Packing::Zstd,
                 role: Role::Named,
                 identity: Identity { build_id: Some("07".into()), srcversion: None },
+                preset: "debug=1".into(),
                 facts: FileFacts { size: ko("parm=level:x", 7).len() as u64, ..FileFacts::default() },
             }]
         );

@@ -85,6 +85,10 @@ pub trait Kernel: Send + Sync + 'static {
     fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble>;
     /// Renews the index.
     fn renew_index(&self, release: &str) -> Result<(), Trouble>;
+    /// Runs modprobe with these arguments and waits for its end; `modules` are those that it is about.
+    ///
+    /// That it ends well proves nothing about them.
+    fn modprobe(&self, arguments: &[String], modules: &[String], removes: bool) -> Result<(), Trouble>;
     /// What it demands of every module now.
     fn gates(&self) -> Gates;
     /// Memory that could be had without swapping, bytes; `None` if it does not say.

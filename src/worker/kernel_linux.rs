@@ -16,6 +16,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::firmware::SearchPath;
 use super::kernel::{Kernel, Refused, Running, Trouble};
+use super::modprobe::Program;
 use super::publish::{HostModules, View as Published};
 use super::{WorkerSettings, unpack, users};
 use crate::core::kmod::gates::{self, Gates};
@@ -27,6 +28,8 @@ use crate::core::kmod::{Identity, elf};
 
 /// Longest value of a parameter that is read; the kernel itself prints at most a page.
 const MAX_SYSFS: u64 = 16 * 1024;
+/// `MODULE_INIT_COMPRESSED_FILE` of `include/uapi/linux/module.h` of Linux.
+const COMPRESSED_FILE: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
 /// Most lines of the kernel's log that are taken, and their length.
 const MAX_LOG_LINES: usize = 64;
 const MAX_LOG_LINE: usize = 200;
@@ -38,10 +41,11 @@ pub struct LinuxKernel {
     sys: PathBuf,
     kmsg: PathBuf,
     host: HostModules,
+    kmod: Program,
 }
 
 impl LinuxKernel {
-    /// The kernel where the settings say that it is seen.
+    /// The one that the settings describe.
     pub fn of(settings: &WorkerSettings) -> Self {
         let root = settings.proc.join("1/root");
         let config = ["etc", "run", "usr/local/lib", "lib"].map(|folder| root.join(folder).join("depmod.d"));
@@ -51,7 +55,24 @@ impl LinuxKernel {
             kmod: settings.modprobe.clone(),
             config: config.into(),
         };
-        Self { proc: settings.proc.clone(), sys: settings.sys.clone(), kmsg: settings.kmsg.clone(), host }
+        Self {
+            proc: settings.proc.clone(),
+            sys: settings.sys.clone(),
+            kmsg: settings.kmsg.clone(),
+            host,
+            kmod: settings.kmod(),
+        }
+    }
+
+    /// Whether the kernel takes files of this packing as they are; it does for the one that its own modules have.
+    ///
+    /// Source: `Documentation/ABI/testing/sysfs-module` of Linux, `/sys/module/compression`, since 5.17.
+    fn unpacks(&self, packing: Packing) -> bool {
+        let own = text(&self.sys.join("module/compression"));
+        matches!(
+            (own.as_deref(), packing),
+            (Some("gzip"), Packing::Gzip) | (Some("xz"), Packing::Xz) | (Some("zstd"), Packing::Zstd)
+        )
     }
 
     fn line(&self, path: &str) -> io::Result<String> {
@@ -144,16 +165,23 @@ impl Kernel for LinuxKernel {
             errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
             log: Some(vec![format!("{name}: {} cannot be read: {error}", file.display())]),
         };
-        // A plain file goes in by descriptor, so that the kernel's policies see where it comes from.
+        let by_memory = || {
+            let image = unpack::read(file, packing).map_err(unreadable)?;
+            Ok::<_, Refused>(init_module(&image, &parameters))
+        };
+        // Where the kernel can unpack, it gets the file by descriptor, so that its policies see where it comes from.
+        let by_descriptor = |flags| {
+            let file = File::open(file).map_err(unreadable)?;
+            Ok::<_, Refused>(finit_module(&file, &parameters, flags))
+        };
         let answer = match packing {
-            Packing::Plain => {
-                let file = File::open(file).map_err(unreadable)?;
-                finit_module(&file, &parameters, ModuleInitFlags::empty())
-            }
-            Packing::Gzip | Packing::Xz | Packing::Zstd => {
-                let image = unpack::read(file, packing).map_err(unreadable)?;
-                init_module(&image, &parameters)
-            }
+            Packing::Plain => by_descriptor(ModuleInitFlags::empty())?,
+            _ if self.unpacks(packing) => match by_descriptor(COMPRESSED_FILE)? {
+                // Of a kind of compression that only looks like the kernel's own (xz with another checksum).
+                Err(Errno::EOPNOTSUPP | Errno::EINVAL) => by_memory()?,
+                answer => answer,
+            },
+            Packing::Gzip | Packing::Xz | Packing::Zstd => by_memory()?,
         };
         answer.map_err(|errno| Refused { errno, log: log.about(name) })
     }
@@ -242,6 +270,11 @@ impl Kernel for LinuxKernel {
             names.insert(name, is_folder);
         }
         Ok(names)
+    }
+
+    fn modprobe(&self, arguments: &[String], modules: &[String], removes: bool) -> Result<(), Trouble> {
+        let mut log = Log::open(&self.kmsg);
+        self.kmod.change(arguments, modules, removes, |module| log.about(module))
     }
 
     fn gates(&self) -> Gates {
@@ -344,8 +377,12 @@ mod tests {
         let module = root.path().join("module/kmm_a");
         fs::create_dir_all(module.join("notes")).unwrap();
         fs::create_dir_all(module.join("parameters")).unwrap();
-        let place = root.path().to_owned();
-        let kernel = LinuxKernel::of(&WorkerSettings { proc: place.clone(), sys: place, ..WorkerSettings::new("n") });
+        let kernel = LinuxKernel::of(&WorkerSettings {
+            proc: root.path().into(),
+            sys: root.path().into(),
+            kmsg: root.path().join("kmsg"),
+            ..WorkerSettings::new("node")
+        });
         let asked = BTreeSet::from(["level".to_owned(), "absent".to_owned(), "../initstate".to_owned()]);
         assert_eq!(kernel.running("kmm_a", &asked).unwrap(), None, "no initstate: part of the kernel");
         fs::write(module.join("initstate"), "live\n").unwrap();
@@ -370,8 +407,12 @@ mod tests {
     #[test]
     fn what_the_kernel_demands_is_read_where_it_says_it() {
         let root = tempfile::tempdir().unwrap();
-        let place = root.path().to_owned();
-        let kernel = LinuxKernel::of(&WorkerSettings { proc: place.clone(), sys: place, ..WorkerSettings::new("n") });
+        let kernel = LinuxKernel::of(&WorkerSettings {
+            proc: root.path().into(),
+            sys: root.path().into(),
+            kmsg: root.path().join("kmsg"),
+            ..WorkerSettings::new("node")
+        });
         assert_eq!(kernel.gates(), Gates::default(), "nothing there: nothing demanded");
         assert_eq!(kernel.available_memory(), None);
         assert!(kernel.listed().is_err(), "no `/proc` at all");

@@ -19,9 +19,11 @@ pub mod firmware;
 pub mod firmware_folder;
 pub mod kernel;
 pub mod kernel_linux;
+pub mod modprobe;
 pub mod observe;
 pub mod once;
 pub mod plan;
+pub mod prepare;
 pub mod publish;
 pub mod record;
 pub mod refusal;
@@ -69,10 +71,12 @@ pub struct WorkerSettings {
     pub lib_modules: PathBuf,
     /// The host's `/lib/modules` where it can be written, for Modules that are published there.
     pub host_modules: Option<PathBuf>,
-    /// kmod's executable, by any of its names.
-    pub modprobe: PathBuf,
     /// The kernel's log; for messages only, may be absent.
     pub kmsg: PathBuf,
+    /// kmod's executable, for what Modules ask of modprobe.
+    pub modprobe: PathBuf,
+    /// Longest time that modprobe may take for one load or removal.
+    pub modprobe_limit: Duration,
     /// How often the kernel is looked at while nothing else happens.
     pub look_every: Duration,
     /// How long the API server is waited for at start before the kept plan is carried out.
@@ -84,6 +88,11 @@ pub struct WorkerSettings {
 }
 
 impl WorkerSettings {
+    /// kmod's executable and its limit.
+    fn kmod(&self) -> modprobe::Program {
+        modprobe::Program { path: self.modprobe.clone(), limit: self.modprobe_limit }
+    }
+
     /// The usual places and times.
     pub fn new(node_name: impl Into<String>) -> Self {
         Self {
@@ -93,8 +102,9 @@ impl WorkerSettings {
             sys: "/sys".into(),
             lib_modules: "/lib/modules".into(),
             host_modules: None,
-            modprobe: "/usr/sbin/modprobe".into(),
             kmsg: "/dev/kmsg".into(),
+            modprobe: "/usr/sbin/modprobe".into(),
+            modprobe_limit: Duration::from_mins(5),
             look_every: Duration::from_secs(2),
             kept_plan_after: Duration::from_secs(10),
             network: Network {

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 
 use super::apply::RecordStore;
 use super::firmware::View;
 use super::kernel::Kernel;
 use super::plan::KernelView;
+use super::record::Record;
 use crate::core::kmod::gates::Gates;
+use crate::core::kmod::modprobe;
 
 /// The loaded modules, and proof of those that matter; `names` are these, each with the parameters to read.
 ///
@@ -36,4 +39,10 @@ pub fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, asked: bool) -> io
         return Ok(None);
     }
     Ok(Some(View { kernel: kernel.firmware_path()?, ours: store.search_path(), merged }))
+}
+
+/// Of the folders that were generated for modprobe and are recorded, those that are there.
+pub fn generated(record: &Record) -> BTreeSet<PathBuf> {
+    let folders = record.entries.iter().filter_map(|entry| entry.generated.clone());
+    folders.filter(|folder| folder.join(modprobe::ROOT).is_dir()).collect()
 }

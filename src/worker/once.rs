@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::apply::{self, Outcome};
-use super::examine::{self, Place};
 use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
 use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan, startable};
+use super::prepare::Host;
 use super::record::{Holder, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
@@ -103,6 +103,7 @@ fn carry_out(
             firmware,
             // It knows a part of the wanted entries only.
             published: None,
+            generated: observe::generated(&apply::lock(&record)),
             running: BTreeMap::new(),
         };
         let Plan { prepare, jobs, reports } = plan(&observed);
@@ -124,7 +125,7 @@ fn carry_out(
         let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
         let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown);
         for job in jobs {
-            let loads = job.steps.iter().any(|step| matches!(step, Step::Load { .. }));
+            let loads = job.steps.iter().any(Step::loads);
             let trouble = match outcomes.get(&job.owner) {
                 Some(Outcome::Failed(trouble)) => trouble.clone(),
                 Some(Outcome::Done(took)) if loads => {
@@ -157,14 +158,8 @@ fn from_store(
         );
         return Err(Trouble::new(NodeReason::Pending, message));
     }
-    let place = Place {
-        tree: &tree,
-        host_modules: &settings.lib_modules,
-        release: &observed.release,
-        machine: std::env::consts::ARCH,
-        loaded: &observed.kernel.listed.keys().cloned().collect(),
-    };
-    examine::load_set(&place, &identity)
+    let loaded = observed.kernel.listed.keys().cloned().collect();
+    Host::new(settings, state.generated()).load_set(&tree, &observed.release, &loaded, &identity, spec)
 }
 
 fn told(reports: Vec<Report>) -> Pass {

@@ -46,6 +46,8 @@ pub struct LoadFile {
     pub role: Role,
     /// What to find again in the kernel.
     pub identity: Identity,
+    /// Parameters for it on the kernel's command line, in the kernel's grammar; those of a Module come after them.
+    pub preset: String,
     /// What the kernel will look at.
     pub facts: FileFacts,
 }
@@ -61,6 +63,17 @@ pub struct LoadSet {
     pub firmware: Option<Firmware>,
     /// Those of the files that are of the image.
     pub of_image: Vec<PathBuf>,
+    /// What modprobe is told, where it does the loading; the files are then what it said it would insert.
+    pub modprobe: Option<Modprobe>,
+}
+
+/// What modprobe needs for a load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modprobe {
+    /// The folder that was generated for it.
+    pub folder: PathBuf,
+    /// Its command line.
+    pub arguments: Vec<String>,
 }
 
 /// How far fetching an image and reading its modules is.
@@ -146,6 +159,8 @@ pub struct Observed {
     pub firmware: Option<View>,
     /// What is published on the host; `None` if it is not to be touched.
     pub published: Option<Published>,
+    /// Of the folders that were generated for modprobe and are recorded, those that are there.
+    pub generated: BTreeSet<PathBuf>,
     /// Jobs that run now, by Module.
     pub running: BTreeMap<Owner, RunningJob>,
 }
@@ -213,9 +228,28 @@ pub enum Step {
     Index(String),
     /// Should a later step fail, do this too, as far as it can be done.
     OnFailure(Vec<Step>),
+    /// Let modprobe load or remove.
+    Modprobe {
+        /// Its command line.
+        arguments: Vec<String>,
+        /// The kernel modules that it is about.
+        modules: Vec<String>,
+        /// It removes.
+        removes: bool,
+    },
 }
 
 impl Step {
+    /// Whether a module gets into the kernel by it.
+    pub fn loads(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::Modprobe { removes: false, .. })
+    }
+
+    /// Whether a module leaves the kernel by it.
+    pub fn unloads(&self) -> bool {
+        matches!(self, Self::Unload { .. } | Self::Modprobe { removes: true, .. })
+    }
+
     /// Put this into the record.
     fn write(entry: Entry) -> Self {
         Self::Write(Box::new(entry))

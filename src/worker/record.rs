@@ -27,6 +27,7 @@ const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const TREES: &str = "trees";
 const FIRMWARE: &str = "firmware";
+const GENERATED: &str = "modprobe";
 
 /// The Module that an entry belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +111,9 @@ pub struct Entry {
     pub modules: Vec<RecordedModule>,
     /// It was in the kernel before the worker came.
     pub adopted: bool,
+    /// The folder that was generated for modprobe, where it did the loading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated: Option<PathBuf>,
     /// How long the last load took, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
@@ -132,6 +136,7 @@ impl Entry {
             modules: Vec::new(),
             adopted: false,
             took_ms: None,
+            generated: None,
             complete: false,
             firmware: None,
             files: Vec::new(),
@@ -141,6 +146,11 @@ impl Entry {
     /// The Module that it belongs to.
     pub fn owner(&self) -> Owner {
         Owner::of(&self.spec)
+    }
+
+    /// Name of the folder that was generated for modprobe.
+    pub fn generated_key(&self) -> Option<String> {
+        Some(self.generated.as_ref()?.file_name()?.to_str()?.to_owned())
     }
 
     /// Generation of the Module for which it was loaded.
@@ -280,6 +290,21 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
     move |source| StoreError { action, path: path.to_owned(), source }
 }
 
+/// Removes what is in the folder and not named.
+fn keep(folder: &Path, names: &BTreeSet<String>) -> Result<usize, StoreError> {
+    let mut removed = 0;
+    for found in fs::read_dir(folder).map_err(failed("list", folder))? {
+        let path = found.map_err(failed("list", folder))?.path();
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| names.contains(name)) {
+            continue;
+        }
+        let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        gone.map_err(failed("remove", &path))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
 /// The folder; whoever has one has the lock.
 #[derive(Debug)]
 pub struct StateDir {
@@ -350,6 +375,17 @@ impl StateDir {
     pub fn firmware(&self) -> FirmwareFolder {
         let folder = self.root.join(FIRMWARE);
         FirmwareFolder::new(std::path::absolute(&folder).unwrap_or(folder))
+    }
+
+    /// The folder with what is generated for modprobe, a folder for each load. It may not exist.
+    pub fn generated(&self) -> PathBuf {
+        self.root.join(GENERATED)
+    }
+
+    /// Removes what was generated for modprobe and is not named. Returns how many.
+    pub fn keep_generated(&self, keys: &BTreeSet<String>) -> Result<usize, StoreError> {
+        let folder = self.generated();
+        if folder.is_dir() { keep(&folder, keys) } else { Ok(0) }
     }
 
     /// Removes what an interrupted unpacking left. To be called before anything is unpacked. Returns how many.

@@ -14,10 +14,12 @@ use super::apply::{self, Outcome, RecordStore};
 use super::firmware::{Firmware, SearchPath};
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::plan::{
-    Attempt, Job, LoadFile, LoadSet, Observed, Plan, Preparation, Prepared, RunningJob, Scope, Step, plan, startable,
+    Attempt, Job, LoadFile, LoadSet, Modprobe, Observed, Plan, Preparation, Prepared, RunningJob, Scope, Step, plan,
+    startable,
 };
 use super::publish::View as Published;
 use super::record::{Owner, Record};
+use super::refusal::{load_trouble, unload_trouble};
 use super::{observe, wanted};
 use crate::api::names::NodeReason;
 use crate::api::{ModprobeSpec, ModuleConfig, NodeModuleSpec, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
@@ -26,7 +28,7 @@ use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::{InitState, Listed};
 use crate::core::kmod::users::Users;
-use crate::core::kmod::{FileFacts, Identity, params};
+use crate::core::kmod::{FileFacts, Identity, modprobe, params};
 
 pub(super) const RELEASE: &str = "6.12.1+";
 /// Path of the folder of links to firmware.
@@ -225,6 +227,32 @@ impl Kernel for SimulatedKernel {
         Ok(if there { BTreeMap::from([("admin.bin".to_owned(), false)]) } else { BTreeMap::new() })
     }
 
+    /// Loads the paths among the arguments, the words after `--` being parameters of the last; removes as the real one
+    /// does, with what nothing uses any more.
+    fn modprobe(&self, arguments: &[String], _: &[String], removes: bool) -> Result<(), Trouble> {
+        self.calls.lock().unwrap().push("modprobe".into());
+        let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+        if !removes {
+            for (at, path) in arguments[..end].iter().enumerate() {
+                let name = path.split('/').nth(2).unwrap();
+                let parameters = if at + 1 == end { arguments[end + 1..].join(" ") } else { String::new() };
+                if !self.names().contains(&name.to_owned()) {
+                    self.load(name, Path::new(path), Packing::Plain, &parameters)
+                        .map_err(|refused| load_trouble(name, None, &refused))?;
+                }
+            }
+            return Ok(());
+        }
+        for name in modprobe::aim(arguments).modules {
+            let Some(loaded) = self.modules.lock().unwrap().get(&name).cloned() else { continue };
+            self.unload(&name).map_err(|refused| unload_trouble(&name, &refused))?;
+            for need in &loaded.needs {
+                let _ = self.unload(need);
+            }
+        }
+        Ok(())
+    }
+
     fn gates(&self) -> Gates {
         self.gates.lock().unwrap().clone()
     }
@@ -251,6 +279,7 @@ pub(super) fn file(name: &str, id: &str, role: Role, needs: &[&str]) -> LoadFile
         packing: Packing::Plain,
         role,
         identity: identity(id),
+        preset: String::new(),
         facts: FileFacts::default(),
     }
 }
@@ -333,6 +362,8 @@ pub(super) struct World {
     /// Jobs of an agent that are said to run.
     pub(super) running: BTreeMap<Owner, RunningJob>,
     pub(super) now: Duration,
+    /// Nothing is left of what was generated for modprobe.
+    pub(super) lost_generated: bool,
 }
 
 impl World {
@@ -361,6 +392,13 @@ impl World {
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
             published: Some(self.kernel.published().unwrap()),
+            generated: self
+                .record
+                .entries
+                .iter()
+                .filter_map(|entry| entry.generated.clone())
+                .filter(|_| !self.lost_generated)
+                .collect(),
             running: self.running.clone(),
         }
     }
@@ -378,12 +416,16 @@ impl World {
             let state = match self.images.get(&(digest, identity.main().to_owned())) {
                 Some(Ok(files)) => {
                     let firmware = identity.firmware_path.as_ref().map(|path| self.firmware[path].clone());
-                    Preparation::Ready(Arc::new(LoadSet {
-                        of_image: files.iter().map(|file| file.path.clone()).collect(),
-                        files: files.clone(),
-                        firmware,
-                        ..LoadSet::default()
-                    }))
+                    let folder = PathBuf::from(format!("/generated/{}", spec.name));
+                    let paths = files.iter().map(|file| file.path.display().to_string());
+                    let words = ["--".to_owned(), identity.parameters.clone()];
+                    let modprobe = identity
+                        .by_modprobe
+                        .as_ref()
+                        .map(|_| Modprobe { folder, arguments: paths.chain(words).collect() });
+                    let of_image = files.iter().map(|file| file.path.clone()).collect();
+                    let files = files.clone();
+                    Preparation::Ready(Arc::new(LoadSet { files, of_image, firmware, modprobe, ..LoadSet::default() }))
                 }
                 Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
                 None => Preparation::Failed(
@@ -464,6 +506,9 @@ impl World {
                 Step::Unpublish { name, .. } => format!("unpublish {name}"),
                 Step::Index(release) => format!("index {release}"),
                 Step::OnFailure(steps) => format!("on failure {} steps", steps.len()),
+                Step::Modprobe { modules, removes, .. } => {
+                    format!("modprobe {}{}", if *removes { "-r " } else { "" }, modules.join(" "))
+                }
             })
             .collect()
     }

@@ -6,10 +6,11 @@ use std::path::{Component, Path};
 use super::kernel::Trouble;
 use super::record::Owner;
 use crate::api::names::NodeReason;
-use crate::api::{ModprobeArgs, NodeModuleSpec};
+use crate::api::{ModprobeSpec, NodeModuleSpec};
 use crate::core::hash;
 use crate::core::image::{Digest, ImageRef};
-use crate::core::kmod::{kernel_name, names, params};
+use crate::core::kmod::modprobe::aim;
+use crate::core::kmod::{kernel_name, modprobe_d, names, params};
 
 /// What makes one load different from another. A change of the pull policy, of a secret or of TLS options is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,19 @@ pub struct LoadIdentity {
     pub parameters: String,
     /// Folder of the image with firmware.
     pub firmware_path: Option<String>,
+    /// What modprobe is asked for, where it does the loading.
+    pub by_modprobe: Option<ByModprobe>,
+}
+
+/// A load that modprobe carries out, as the Module wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByModprobe {
+    /// The arguments are the whole command line.
+    pub raw: bool,
+    /// Arguments for loading.
+    pub load: Vec<String>,
+    /// Lines of modprobe.d.
+    pub config: String,
 }
 
 impl LoadIdentity {
@@ -42,6 +56,14 @@ impl LoadIdentity {
         let firmware = self.firmware_path.as_ref().map(|path| format!("\0{path}")).unwrap_or_default();
         let place = hash::hash_bytes(format!("{}\0{release}{firmware}", self.dir_name).as_bytes());
         format!("{}-{}-{}", self.digest.algorithm().name(), self.digest.hex(), &place[..16.min(place.len())])
+    }
+
+    /// Name of the folder that is generated for modprobe; `None` where it does not do the loading.
+    pub fn generated_key(&self, release: &str) -> Option<String> {
+        let by = self.by_modprobe.as_ref()?;
+        let parts = [self.named.join(","), by.load.join("\u{1}"), by.config.clone(), by.raw.to_string()];
+        let rest = hash::hash_bytes(parts.join("\0").as_bytes());
+        Some(format!("{}-{}", self.tree_key(release), &rest[..16.min(rest.len())]))
     }
 }
 
@@ -76,25 +98,21 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
             format!("image {} is not named by digest; the planner must resolve its tag", config.container_image);
         Trouble::new(NodeReason::ImageInvalidReference, message)
     })?;
-    let is_set = |args: &Option<ModprobeArgs>| {
-        args.as_ref().is_some_and(|args| !args.load.is_empty() || !args.unload.is_empty())
-    };
-    for (field, set, way_out) in [
-        ("modprobe.rawArgs", is_set(&modprobe.raw_args), "use moduleName, parameters and modulesLoadingOrder"),
-        ("modprobe.args", is_set(&modprobe.args), "use parameters and modulesLoadingOrder"),
-    ] {
-        if set {
-            let message = format!("{field} is not carried out by this worker; {way_out}");
-            return Err(Trouble::new(NodeReason::UnsupportedArgs, message));
-        }
-    }
+    let by_modprobe = by_modprobe(modprobe)?;
     let invalid = |message: String| Trouble::new(NodeReason::ModuleNotFound, message);
-    let main = modprobe
-        .module_name
-        .as_deref()
-        .ok_or_else(|| invalid("modprobe.moduleName is not set; name the kernel module".into()))?;
-    let mut named = vec![kernel_name(main)];
-    for name in modprobe.modules_loading_order.iter().flatten().map(|name| kernel_name(name)) {
+    let raw = by_modprobe.as_ref().filter(|by| by.raw).map(|by| aim(&by.load));
+    let mut named = match &raw {
+        Some(aim) => aim.modules.clone(),
+        None => vec![kernel_name(
+            modprobe
+                .module_name
+                .as_deref()
+                .ok_or_else(|| invalid("modprobe.moduleName is not set; name the kernel module".into()))?,
+        )],
+    };
+    // A whole command line says itself what is loaded, the order only in which order.
+    let order = modprobe.modules_loading_order.iter().flatten().map(|name| kernel_name(name));
+    for name in order.filter(|_| raw.is_none()) {
         if !named.contains(&name) {
             named.push(name);
         }
@@ -109,9 +127,42 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
             format!("modprobe.firmwarePath is `{}`; name a folder of the image", firmware_path.unwrap_or_default());
         return Err(Trouble::new(NodeReason::FirmwareNotFound, message));
     }
-    let parameters = params::encode(&modprobe.parameters)
-        .map_err(|error| Trouble::new(NodeReason::ParameterRefused, error.to_string()))?;
-    Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, firmware_path })
+    let main = named.first().map(String::as_str).unwrap_or_default();
+    let own = raw.as_ref().map_or(modprobe.parameters.as_slice(), |aim| aim.parameters.as_slice());
+    let own = params::encode(own).map_err(|error| Trouble::new(NodeReason::ParameterRefused, error.to_string()))?;
+    let config = by_modprobe.as_ref().map(|by| by.config.as_str()).unwrap_or_default();
+    // Of a name given twice the kernel takes the last: what the Module asks for comes after what its lines say.
+    let parameters = modprobe_d::options(config, main).into_iter().chain([own]).collect::<Vec<_>>();
+    let parameters = parameters.join(" ").trim().to_owned();
+    Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, firmware_path, by_modprobe })
+}
+
+/// What modprobe is to do, if the entry asks for it.
+fn by_modprobe(modprobe: &ModprobeSpec) -> Result<Option<ByModprobe>, Trouble> {
+    let refused = |message: String| Err(Trouble::new(NodeReason::UnsupportedArgs, message));
+    let config = modprobe.modprobe_config.clone().unwrap_or_default();
+    if let Err(why) = modprobe_d::check(&config) {
+        return refused(format!("modprobe.modprobeConfig: {why}"));
+    }
+    let args = modprobe.raw_args.as_ref().or(modprobe.args.as_ref());
+    if args.is_none() && config.is_empty() {
+        return Ok(None);
+    }
+    let raw = modprobe.raw_args.is_some();
+    let field = if raw { "modprobe.rawArgs" } else { "modprobe.args" };
+    let load = args.map(|args| args.load.clone()).unwrap_or_default();
+    let unload = args.map(|args| args.unload.as_slice()).unwrap_or_default();
+    if let Some(argument) = load.iter().chain(unload).find(|argument| argument.contains('\0')) {
+        return refused(format!("{field}: `{}` holds a zero byte", argument.replace('\0', "\\0")));
+    }
+    let aim = aim(&load);
+    if aim.removes {
+        return refused(format!("{field}.load removes modules; what is to be unloaded stands in {field}.unload"));
+    }
+    if raw && aim.modules.is_empty() {
+        return refused(format!("{field}.load names no module; write it as the first word that is no option"));
+    }
+    Ok(Some(ByModprobe { raw, load, config }))
 }
 
 /// Modules of the kernel itself that an entry wants gone, as the kernel has them.
@@ -135,7 +186,7 @@ pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{ModprobeSpec, ModuleConfig};
+    use crate::api::{ModprobeArgs, ModuleConfig};
 
     fn spec(change: impl FnOnce(&mut ModuleConfig)) -> NodeModuleSpec {
         let mut config = ModuleConfig {
@@ -150,13 +201,21 @@ mod tests {
 
     #[test]
     fn entries_that_cannot_be_carried_out_have_a_reason() {
-        let args = || Some(ModprobeArgs { load: vec!["-v".into()], unload: vec![] });
+        let args =
+            |load: &str| Some(ModprobeArgs { load: load.split(' ').map(ToOwned::to_owned).collect(), unload: vec![] });
         let table: Vec<(NodeModuleSpec, NodeReason)> = vec![
             (spec(|c| c.kernel_version = "6.12.2".into()), NodeReason::WrongKernel),
             (spec(|c| c.container_image = "registry.example/kmm:1".into()), NodeReason::ImageInvalidReference),
             (spec(|c| c.container_image = "not an image".into()), NodeReason::ImageInvalidReference),
-            (spec(|c| c.modprobe.args = args()), NodeReason::UnsupportedArgs),
-            (spec(|c| c.modprobe.raw_args = args()), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.args = args("-r")), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.args = args("a\0b")), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.raw_args = args("-v -d /opt")), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.raw_args = Some(ModprobeArgs::default())), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.raw_args = args("../x")), NodeReason::ModuleNotFound),
+            (
+                spec(|c| c.modprobe.modprobe_config = Some("install kmm_a /bin/true".into())),
+                NodeReason::UnsupportedArgs,
+            ),
             (spec(|c| c.modprobe.firmware_path = Some("/".into())), NodeReason::FirmwareNotFound),
             (spec(|c| c.modprobe.firmware_path = Some(String::new())), NodeReason::FirmwareNotFound),
             (spec(|c| c.modprobe.module_name = None), NodeReason::ModuleNotFound),
@@ -175,6 +234,32 @@ mod tests {
         }
         assert!(check(&spec(|c| c.kernel_version = "6.12.1+deb12".into()), "6.12.1+deb12").is_ok());
         assert!(check(&spec(|c| c.kernel_version = "6.12.1".into()), "6.12.1+deb12").is_err());
+    }
+
+    #[test]
+    fn what_modprobe_is_to_do_is_part_of_the_load_and_how_it_unloads_is_not() {
+        let args = |load: &[&str], unload: &[&str]| {
+            let strings = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
+            Some(ModprobeArgs { load: strings(load), unload: strings(unload) })
+        };
+        let plain = identity(&spec(|_| {})).unwrap();
+        assert_eq!((plain.by_modprobe.as_ref(), plain.generated_key("6.12.1")), (None, None));
+        let one = identity(&spec(|c| c.modprobe.args = args(&["-v"], &[]))).unwrap();
+        let other = identity(&spec(|c| c.modprobe.args = args(&["-v"], &["-v"]))).unwrap();
+        assert_eq!(one, other);
+        let configured = identity(&spec(|c| {
+            c.modprobe.modprobe_config = Some("options kmm-a level=2 colour=3".into());
+            c.modprobe.parameters = vec!["level=5".into()];
+        }))
+        .unwrap();
+        assert_eq!(configured.parameters, "level=2 colour=3 level=5");
+        assert_ne!(configured.generated_key("6.12.1"), one.generated_key("6.12.1"));
+        let raw = identity(&spec(|c| {
+            c.modprobe.module_name = None;
+            c.modprobe.raw_args = args(&["-d", "/opt", "kmm-b", "x=a b"], &[]);
+        }))
+        .unwrap();
+        assert_eq!((raw.main(), raw.parameters.as_str()), ("kmm_b", "x=\"a b\""));
     }
 
     #[test]

@@ -23,8 +23,7 @@ async fn what_the_kernel_or_the_image_refuses_has_a_reason_and_does_not_hold_up_
     let mut bad_value = world.entry("value", "kmm_param", &good, 1);
     bad_value.config.modprobe.parameters = vec!["number=many".into()];
     let mut unsupported = world.entry("args", "kmm_plain", &good, 1);
-    unsupported.config.modprobe.raw_args =
-        Some(kmm::api::ModprobeArgs { load: vec!["-v".into(), "kmm_plain".into()], unload: vec!["-r".into()] });
+    unsupported.config.modprobe.modprobe_config = Some("install kmm_plain /bin/true".into());
     let mut entries = vec![
         world.entry("plain", "kmm_plain", &good, 1),
         world.entry("absent", "kmm_absent", &good, 1),

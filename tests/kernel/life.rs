@@ -26,7 +26,7 @@ module_exit(slow_exit);
 MODULE_LICENSE("GPL");
 "#;
 
-fn slow(release: &str) -> Result<Kmod> {
+pub(crate) fn slow(release: &str) -> Result<Kmod> {
     let sources = [("kmm_slow.c", SLOW.to_owned()), ("Makefile", "obj-m := kmm_slow.o\n".to_owned())];
     let folder = kmods::compile(bed()?.kernel_named(release)?, "slow", &[("1", &sources)])?;
     Kmod::read(&folder.join("1/kmm_slow.ko"))

@@ -12,6 +12,8 @@ mod killed;
 mod lasting;
 mod life;
 mod loading;
+mod modprobe;
+mod oracle;
 mod policies;
 mod publishing;
 mod pulling;

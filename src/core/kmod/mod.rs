@@ -3,9 +3,12 @@
 //! Everything here reads bytes or text that somebody else fetched. Bad input is an error value or is skipped,
 //! never a panic.
 
+pub mod cmdline;
 pub mod elf;
 pub mod gates;
 pub mod modinfo;
+pub mod modprobe;
+pub mod modprobe_d;
 pub mod modules_dep;
 pub mod names;
 pub mod order;

@@ -41,7 +41,11 @@ pub fn parse(section: &[u8]) -> Modinfo {
                 let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
                 info.depends.extend(names.map(super::kernel_name));
             }
-            "softdep" => soft(value, &mut info),
+            "softdep" => {
+                let (before, after) = soft_dependencies(value);
+                info.soft_before.extend(before);
+                info.soft_after.extend(after);
+            }
             "parm" | "parmtype" => {
                 let name = super::kernel_name(value.split(':').next().unwrap_or_default().trim());
                 if !name.is_empty() && !info.parameters.contains(&name) {
@@ -56,18 +60,20 @@ pub fn parse(section: &[u8]) -> Modinfo {
     info
 }
 
-/// `pre: a b post: c`; words before the first of the two are not in the grammar and are skipped.
-fn soft(value: &str, info: &mut Modinfo) {
+/// Names before and after of `pre: a b post: c`; words before the first of the two are not in the grammar and are skipped.
+pub fn soft_dependencies(value: &str) -> (Vec<String>, Vec<String>) {
+    let (mut before, mut behind) = (Vec::new(), Vec::new());
     let mut after = None;
     for word in value.split_whitespace() {
         match (word, after) {
             ("pre:", _) => after = Some(false),
             ("post:", _) => after = Some(true),
-            (name, Some(false)) => info.soft_before.push(super::kernel_name(name)),
-            (name, Some(true)) => info.soft_after.push(super::kernel_name(name)),
+            (name, Some(false)) => before.push(super::kernel_name(name)),
+            (name, Some(true)) => behind.push(super::kernel_name(name)),
             (_, None) => {}
         }
     }
+    (before, behind)
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
-//! `modules.dep` and `modules.builtin`, the text files that depmod and the kernel's build leave beside modules.
+//! `modules.dep`, `modules.softdep` and `modules.builtin`, the text files that depmod and the kernel's build leave beside
+//! modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names;
+use super::{kernel_name, modinfo, names};
 
 /// One line of `modules.dep`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Path of the file, relative to the folder of `modules.dep` unless absolute.
     pub path: String,
-    /// Names of the modules that it needs, as the kernel has them, in the order of the line.
+    /// Names of the modules that it needs, as the kernel has them, in the order of loading, which is the line's reversed.
     pub needs: Vec<String>,
 }
 
@@ -22,8 +23,24 @@ pub fn parse(text: &str) -> BTreeMap<String, Entry> {
         let Some((path, needs)) = line.split_once(':') else { continue };
         let path = path.trim();
         let Some((name, _)) = names::of_file(path) else { continue };
-        let needs = needs.split_whitespace().filter_map(|need| Some(names::of_file(need)?.0)).collect();
+        let needs = needs.split_whitespace().rev().filter_map(|need| Some(names::of_file(need)?.0)).collect();
         modules.entry(name).or_insert(Entry { path: path.to_owned(), needs });
+    }
+    modules
+}
+
+/// Reads `modules.softdep`: by module, as the kernel has it, what should be loaded before and after it.
+///
+/// All lines of a module count; kmod takes the first only, and would lose what a module says in two places.
+pub fn parse_softdep(text: &str) -> BTreeMap<String, (Vec<String>, Vec<String>)> {
+    let mut modules: BTreeMap<String, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    for line in text.lines() {
+        let Some(("softdep", rest)) = line.trim().split_once(char::is_whitespace) else { continue };
+        let Some((name, rest)) = rest.trim().split_once(char::is_whitespace) else { continue };
+        let (before, after) = modinfo::soft_dependencies(rest);
+        let known = modules.entry(kernel_name(name)).or_default();
+        known.0.extend(before);
+        known.1.extend(after);
     }
     modules
 }
@@ -44,9 +61,17 @@ mod tests {
             parse(text),
             BTreeMap::from([
                 ("kmm_base".into(), Entry { path: "kmm-base.ko".into(), needs: vec![] }),
-                ("kmm_top".into(), Entry { path: "kmm-top.ko".into(), needs: vec!["kmm_base".into(), "crc_x".into()] }),
+                ("kmm_top".into(), Entry { path: "kmm-top.ko".into(), needs: vec!["crc_x".into(), "kmm_base".into()] }),
             ])
         );
+    }
+
+    #[test]
+    fn all_soft_dependencies_of_a_module_count() {
+        let text = "# Soft dependencies\nsoftdep kmm-top pre: a-b c post: d\nsoftdep kmm_top post: e\nsoftdep lone\nalias x y z\n";
+        let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let expected = (strings(&["a_b", "c"]), strings(&["d", "e"]));
+        assert_eq!(parse_softdep(text), BTreeMap::from([("kmm_top".to_owned(), expected)]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub enum Source {
 pub struct Candidate {
     /// Where its file is.
     pub source: Source,
-    /// Modules that must be there before it.
+    /// Modules that must be there before it, in the order of loading.
     pub needs: Vec<String>,
     /// Modules that should be loaded before it where they exist.
     pub soft_before: Vec<String>,
@@ -76,15 +76,23 @@ const MAX_DEPTH: usize = 100;
 
 /// The order in which `named` modules and all that they need are loaded; what is needed comes first.
 ///
-/// The last of `named` is loaded first, as `modulesLoadingOrder` of a Module says: its first is the module itself and
-/// each wants the next one before it. `present` are modules that the kernel has already, as part of itself or
-/// loaded: one of them that is needed and found nowhere is no error.
+/// `named` is as `modulesLoadingOrder` of a Module says: its first is the module itself and each wants the next one
+/// before it. Where a hard dependency says otherwise, it wins, as with modprobe. `present` are modules that the kernel
+/// has already, as part of itself or loaded: one of them that is needed and found nowhere is no error.
+///
+/// Source: `__kmod_module_get_probe_list` in `libkmod/libkmod-module.c` of kmod: needs, then what should come before,
+/// the module, then what should come after.
 pub fn load_order(named: &[String], candidates: &Candidates, present: &BTreeSet<String>) -> Result<Vec<Step>, Error> {
-    let mut walk = Walk { candidates, present, steps: Vec::new(), done: BTreeSet::new(), path: Vec::new() };
+    let from_image = |name: &&String| candidates.get(*name).is_some_and(|found| found.source == Source::Image);
+    if let Some(name) = named.iter().find(|name| !from_image(name)) {
+        return Err(Error::NotFound(name.clone()));
+    }
+    let mut walk = Walk { named, candidates, present, steps: Vec::new(), done: BTreeSet::new(), path: Vec::new() };
+    if let Some(first) = named.first() {
+        walk.visit(first, Role::Named)?;
+    }
+    // Those that could not come before their neighbour.
     for name in named.iter().rev() {
-        if candidates.get(name).is_none_or(|candidate| candidate.source != Source::Image) {
-            return Err(Error::NotFound(name.clone()));
-        }
         walk.visit(name, Role::Named)?;
     }
     for step in &mut walk.steps {
@@ -96,11 +104,20 @@ pub fn load_order(named: &[String], candidates: &Candidates, present: &BTreeSet<
 }
 
 struct Walk<'a> {
+    named: &'a [String],
     candidates: &'a Candidates,
     present: &'a BTreeSet<String>,
     steps: Vec<Step>,
     done: BTreeSet<String>,
-    path: Vec<String>,
+    path: Vec<Open>,
+}
+
+/// A module that is on its way into the order.
+struct Open {
+    name: String,
+    role: Role,
+    /// All that it needs stands before it; only what should come before is being looked for.
+    ready: bool,
 }
 
 impl Walk<'_> {
@@ -111,43 +128,67 @@ impl Walk<'_> {
             }
             return Ok(());
         }
-        if let Some(at) = self.path.iter().position(|open| open == name) {
-            let mut circle = self.path[at..].to_vec();
-            circle.push(name.to_owned());
-            return Err(Error::Circle(circle));
+        if let Some(at) = self.path.iter().position(|open| open.name == name) {
+            if self.path[at].ready {
+                // What should come before it needs it: the need wins.
+                let role = self.path[at].role;
+                self.push(name, role);
+                return Ok(());
+            }
+            let circle = self.path[at..].iter().map(|open| open.name.clone()).chain([name.to_owned()]);
+            return Err(Error::Circle(circle.collect()));
         }
         if self.path.len() >= MAX_DEPTH {
-            return Err(Error::TooLong(self.path[0].clone()));
+            return Err(Error::TooLong(self.path[0].name.clone()));
         }
         let Some(candidate) = self.candidates.get(name) else {
             if self.present.contains(name) {
                 return Ok(());
             }
-            let by = self.path.last().cloned().unwrap_or_default();
+            let by = self.path.last().map(|open| open.name.clone()).unwrap_or_default();
             return Err(Error::Missing { name: name.to_owned(), by });
         };
-        self.path.push(name.to_owned());
+        self.path.push(Open { name: name.to_owned(), role, ready: false });
         let inherited = if role == Role::Optional { Role::Optional } else { Role::Needed };
-        for soft in &candidate.soft_before {
-            self.visit_optional(soft);
-        }
         for need in &candidate.needs {
             self.visit(need, inherited)?;
         }
+        if let Some(open) = self.path.last_mut() {
+            open.ready = true;
+        }
+        let named = self.named;
+        if let Some(at) = named.iter().position(|known| known == name)
+            && let Some(next) = named.get(at + 1)
+        {
+            self.visit_if_possible(next, Role::Named);
+        }
+        for soft in &candidate.soft_before {
+            self.visit_if_possible(soft, Role::Optional);
+        }
         self.path.pop();
-        self.done.insert(name.to_owned());
-        self.steps.push(Step { name: name.to_owned(), source: candidate.source, role });
+        self.push(name, role);
         for soft in &candidate.soft_after {
-            self.visit_optional(soft);
+            self.visit_if_possible(soft, Role::Optional);
         }
         Ok(())
     }
 
-    /// A soft dependency that cannot be had, or that would close a circle, is left out with all that came with it.
-    fn visit_optional(&mut self, name: &str) {
+    fn push(&mut self, name: &str, role: Role) {
+        if let Some(candidate) = self.candidates.get(name)
+            && self.done.insert(name.to_owned())
+        {
+            self.steps.push(Step { name: name.to_owned(), source: candidate.source, role });
+        }
+    }
+
+    /// What cannot be had, or would close a circle, is left out with all that came with it.
+    fn visit_if_possible(&mut self, name: &str, role: Role) {
+        if self.path.iter().any(|open| open.name == name) {
+            return;
+        }
         let (steps, path) = (self.steps.len(), self.path.len());
         let done = self.done.clone();
-        if self.visit(name, Role::Optional).is_err() {
+        if self.visit(name, role).is_err() {
             self.steps.truncate(steps);
             self.path.truncate(path);
             self.done = done;
@@ -224,8 +265,13 @@ mod tests {
         let all =
             candidates(&[("a", Image, &["c"], &[], &[]), ("b", Image, &[], &[], &[]), ("c", Image, &[], &[], &[])]);
         assert_eq!(order(&["a", "b", "c"], &all, &[]), pairs(&[("c", Named), ("b", Named), ("a", Named)]));
-        assert_eq!(order(&["a", "b"], &all, &[]), pairs(&[("b", Named), ("c", Needed), ("a", Named)]));
+        assert_eq!(order(&["a", "b"], &all, &[]), pairs(&[("c", Needed), ("b", Named), ("a", Named)]));
+        // A hard dependency against the order wins, also in the middle of a chain.
         assert_eq!(order(&["c", "a"], &all, &[]), pairs(&[("c", Named), ("a", Named)]));
+        assert_eq!(order(&["b", "c", "a"], &all, &[]), pairs(&[("c", Named), ("a", Named), ("b", Named)]));
+        let missing = candidates(&[("a", Image, &[], &[], &[]), ("b", Image, &["gone"], &[], &[])]);
+        let gone = Error::Missing { name: "gone".into(), by: "b".into() };
+        assert_eq!(order(&["a", "b"], &missing, &[]), Err(gone));
     }
 
     #[test]
@@ -240,7 +286,7 @@ mod tests {
         ]);
         assert_eq!(
             order(&["a"], &all, &[]),
-            pairs(&[("t", Optional), ("s", Optional), ("n", Needed), ("a", Named), ("late", Optional)])
+            pairs(&[("n", Needed), ("t", Optional), ("s", Optional), ("a", Named), ("late", Optional)])
         );
         let both = candidates(&[
             ("a", Image, &["s"], &["s"], &[]),

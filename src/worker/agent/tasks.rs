@@ -14,9 +14,9 @@ use crate::api::{NodeModuleSpec, NodeModulesConfig};
 use crate::runtime::client::ApiError;
 use crate::worker::Error;
 use crate::worker::apply::{self, Outcome};
-use crate::worker::examine::{self, Place};
 use crate::worker::kernel::Trouble;
 use crate::worker::plan::{Attempt, Job, LoadSet, Preparation, Prepared, Reach, RunningJob, Step};
+use crate::worker::prepare::Host;
 use crate::worker::record::Owner;
 use crate::worker::wanted::{self, LoadIdentity};
 
@@ -88,7 +88,8 @@ impl Agent {
         let slots = Arc::clone(&self.fetches.slots);
         let fetch = Arc::clone(&self.fetch);
         let tree = self.state.tree(&key);
-        let host_modules = self.settings.lib_modules.clone();
+        let host = Host::new(&self.settings, self.state.generated());
+        let wanted = spec.clone();
         let release = self.release.clone();
         let runtime = self.wanted.as_ref().and_then(|wanted| wanted.spec.container_runtime.clone());
         self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
@@ -101,20 +102,16 @@ impl Agent {
                 fetch.fetch(spec.clone(), runtime, release.clone(), tree.clone()).await
             };
             let result = match fetched {
-                Ok(()) => tokio::task::spawn_blocking(move || {
-                    let place = Place {
-                        tree: &tree,
-                        host_modules: &host_modules,
-                        release: &release,
-                        machine: std::env::consts::ARCH,
-                        loaded: &loaded,
-                    };
-                    examine::load_set(&place, &identity)
-                })
-                .await
-                .unwrap_or_else(|error| {
-                    Err(Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))
-                }),
+                Ok(()) => {
+                    tokio::task::spawn_blocking(move || host.load_set(&tree, &release, &loaded, &identity, &wanted))
+                        .await
+                        .unwrap_or_else(|error| {
+                            Err(Trouble::new(
+                                NodeReason::InvalidModule,
+                                format!("the image could not be read: {error}"),
+                            ))
+                        })
+                }
                 Err(trouble) => Err(trouble),
             };
             Finished::Prepared { number, spec: Box::new(spec), result }
@@ -196,7 +193,7 @@ impl Agent {
     }
 
     fn worked(&mut self, job: &Job, outcome: &Outcome) {
-        let loads = job.steps.iter().any(|step| matches!(step, Step::Load { .. }));
+        let loads = job.steps.iter().any(Step::loads);
         let trouble = match outcome {
             Outcome::Failed(trouble) => trouble.clone(),
             // Held against a module that leaves again at once; forgotten when it has lasted.
@@ -210,7 +207,7 @@ impl Agent {
                 return;
             }
             Outcome::Done(took) => {
-                if job.steps.iter().any(|step| matches!(step, Step::Unload { .. })) {
+                if job.steps.iter().any(Step::unloads) {
                     info!(module = %job.owner, took_ms = took.as_millis(), "unloaded");
                 }
                 return;

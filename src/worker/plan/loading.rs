@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::checks::{before_load, memory_for};
-use super::unloading::{blocked, heirs, is_recorded, removal, unload_steps};
+use super::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, unload_steps};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
 use crate::api::names::NodeReason;
 use crate::api::{LoadPolicy, ModuleState, OnChange, OnDrift, OnOtherFile};
@@ -163,7 +163,7 @@ impl Loading<'_> {
             return self.adopt(plan);
         }
         let outdated: Vec<&str> = if parameters.is_some() {
-            vec![self.wanted.identity.main()]
+            vec![self.main()]
         } else {
             others.iter().map(|(file, _)| file.name.as_str()).collect()
         };
@@ -172,6 +172,14 @@ impl Loading<'_> {
             Err((state, trouble)) => return self.tell(plan, state, trouble),
         };
         self.load(plan, &replaced);
+    }
+
+    /// The module itself, as the kernel has it: modprobe may have been given another name for it.
+    fn main(&self) -> &str {
+        let main = self.wanted.identity.main();
+        let files = &self.set.files;
+        let stands_in = || files.iter().rfind(|file| file.role == Role::Named).map(|file| file.name.as_str());
+        if files.iter().any(|file| file.name == main) { main } else { stands_in().unwrap_or(main) }
     }
 
     fn found(&self, file: &LoadFile) -> Found {
@@ -199,12 +207,14 @@ impl Loading<'_> {
         let asked = &self.wanted.identity.parameters;
         let recorded = self.observed.record.entries.iter().find_map(|entry| {
             let identity = wanted::identity(&entry.spec).ok()?;
-            let main = entry.module(self.wanted.identity.main())?;
-            (identity.main() == self.wanted.identity.main() && main.inserted).then_some(identity.parameters)
+            let main = entry.module(self.main())?;
+            (identity.main() == self.wanted.identity.main() && main.inserted)
+                .then_some((identity.parameters, identity.by_modprobe))
         });
         match recorded {
-            Some(recorded) if recorded == *asked => None,
-            Some(recorded) => Some(format!("it was loaded with parameters `{recorded}`, wanted are `{asked}`")),
+            Some((recorded, by)) if recorded == *asked => (by != self.wanted.identity.by_modprobe)
+                .then(|| "it was loaded with other arguments of modprobe than are wanted".to_owned()),
+            Some((recorded, _)) => Some(format!("it was loaded with parameters `{recorded}`, wanted are `{asked}`")),
             None => Some(drift(self.observed, self.wanted)).filter(|text| !text.is_empty()),
         }
     }
@@ -263,7 +273,7 @@ impl Loading<'_> {
     }
 
     fn identity_of_main(&self) -> Identity {
-        let running = self.observed.kernel.running.get(self.wanted.identity.main());
+        let running = self.observed.kernel.running.get(self.main());
         running.map(|running| running.identity.clone()).unwrap_or_default()
     }
 
@@ -292,13 +302,14 @@ impl Loading<'_> {
             }
         }
         // The module itself stands last, whatever its soft dependencies load after it.
-        if let Some(at) = modules.iter().position(|module| module.name == self.wanted.identity.main()) {
+        if let Some(at) = modules.iter().position(|module| module.name == self.main()) {
             let main = modules.remove(at);
             modules.push(main);
         }
         let firmware = self.set.firmware.clone();
         let files = self.set.of_image.clone();
-        Entry { modules, adopted, took_ms, firmware, files, ..Entry::of(self.wanted.spec.clone()) }
+        let generated = self.set.modprobe.as_ref().map(|modprobe| modprobe.folder.clone());
+        Entry { modules, adopted, took_ms, firmware, files, generated, ..Entry::of(self.wanted.spec.clone()) }
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
@@ -315,7 +326,9 @@ impl Loading<'_> {
         {
             let names = removal(&self.observed.record, entry, &self.observed.kernel)
                 .map_err(|trouble| (ModuleState::UnloadFailed, trouble))?;
-            leaving.extend(self.without_what_can_stay(names, stale));
+            // What modprobe takes out, it takes out whole.
+            let whole = modprobe_removes(self.observed, entry, &names).is_some();
+            leaving.extend(if whole { names } else { self.without_what_can_stay(names, stale) });
         }
         let listed = &self.observed.kernel.listed;
         let in_tree: Vec<&str> = self
@@ -461,6 +474,7 @@ impl Loading<'_> {
         // Before anything leaves: what is loaded is not given up for what cannot be loaded.
         let mut steps = vec![Step::Memory { bytes: memory_for(coming()) }];
         steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, in_tree));
+        steps.extend(self.entry.and_then(|entry| modprobe_removes(self.observed, entry, leaving)));
         steps.extend(unload_steps(leaving, &self.observed.kernel));
         if let Some(entry) = self.entry {
             steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::write));
@@ -472,10 +486,18 @@ impl Loading<'_> {
         // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
         steps.push(Step::write(entry));
         steps.extend(self.firmware_step());
-        for file in coming() {
-            let main = file.name == self.wanted.identity.main();
-            let parameters = if main { self.wanted.identity.parameters.clone() } else { String::new() };
-            steps.push(Step::Load { file: file.clone(), parameters });
+        match &self.set.modprobe {
+            // Without the module itself missing modprobe would do nothing.
+            Some(modprobe) if coming().any(|file| file.name == self.main()) => steps.push(Step::Modprobe {
+                arguments: modprobe.arguments.clone(),
+                modules: coming().map(|file| file.name.clone()).collect(),
+                removes: false,
+            }),
+            _ => steps.extend(coming().map(|file| {
+                let own = if file.name == self.main() { self.wanted.identity.parameters.as_str() } else { "" };
+                let parameters = format!("{} {own}", file.preset).trim().to_owned();
+                Step::Load { file: file.clone(), parameters }
+            })),
         }
         plan.jobs.push(Job { owner: self.wanted.owner.clone(), identity: Some(self.wanted.identity.clone()), steps });
         self.tell(plan, ModuleState::Loading, Trouble::new(NodeReason::Loading, String::new()));

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::api::ModprobeArgs;
 use crate::core::kmod::order::Role::{Named, Needed, Optional};
 use crate::core::kmod::proc_modules::InitState;
 use crate::worker::simulated::{Loaded, World, file, intent, spec};
@@ -360,6 +361,97 @@ fn a_module_that_is_starting_is_waited_for() {
     assert_eq!(world.settle(), ["gpu Loaded Adopted"]);
 }
 
+#[allow(clippy::unnecessary_wraps)] // the field's type
+fn args(load: &[&str], unload: &[&str]) -> Option<ModprobeArgs> {
+    let strings = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
+    Some(ModprobeArgs { load: strings(load), unload: strings(unload) })
+}
+
+/// As [`gpu`], with arguments for modprobe.
+fn by_modprobe() -> World {
+    let mut world = gpu();
+    world.desired.modules[0].config.modprobe.args = args(&["-v"], &["-v"]);
+    world
+}
+
+#[test]
+fn modprobe_loads_what_was_recorded_before_and_removes_by_order_only() {
+    let mut world = by_modprobe();
+    world.round(&CancellationToken::new());
+    assert_eq!(world.next_steps(), ["memory 16", "write gpu", "modprobe base gpu"]);
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["modprobe", "+base", "+gpu"]);
+    world.restart();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    world.desired.modules.clear();
+    assert_eq!(world.settle(), ["gpu Orphaned NotWanted"]);
+    assert_eq!(world.kernel.take_calls(), [""; 0]);
+    world.desired.unload = vec![intent("gpu", 1)];
+    assert_eq!(world.next_steps(), ["modprobe -r gpu base", "unload gpu", "unload base", "forget gpu"]);
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.take_calls(), ["modprobe", "-gpu", "-base"]);
+}
+
+#[test]
+fn what_modprobe_would_take_along_without_an_order_is_taken_out_one_by_one() {
+    // A dependency that was there before, one that another Module has, no arguments to unload, a lost folder.
+    type Change = fn(&mut World);
+    let cases: [(&str, Change, &[&str]); 4] = [
+        ("before", |world| foreign(world, "base", "base1"), &["-gpu"]),
+        (
+            "another",
+            |world| {
+                world.image('c', vec![file("base", "base1", Named, &[])]);
+                world.desired.modules.push(spec("lib", "base", 'c', 1));
+            },
+            &["-gpu"],
+        ),
+        ("plain", |world| world.desired.modules[0].config.modprobe.args = args(&["-v"], &[]), &["-gpu", "-base"]),
+        ("lost", |world| world.lost_generated = true, &["-gpu", "-base"]),
+    ];
+    for (what, change, expected) in cases {
+        let mut world = by_modprobe();
+        change(&mut world);
+        world.settle();
+        world.kernel.take_calls();
+        world.desired.modules.retain(|spec| spec.name != "gpu");
+        world.desired.unload = vec![intent("gpu", 1)];
+        world.settle();
+        assert_eq!(world.kernel.take_calls(), expected, "{what}");
+    }
+}
+
+#[test]
+fn other_arguments_are_another_load_and_wait_for_an_order() {
+    let mut world = by_modprobe();
+    world.settle();
+    world.kernel.take_calls();
+    world.desired.modules[0].generation = Some(2);
+    world.desired.modules[0].config.modprobe.args = args(&["-v"], &["-q"]);
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"], "how it will be unloaded does not concern the kernel");
+    world.desired.modules[0].config.modprobe.args = args(&["-b"], &["-q"]);
+    assert_eq!(world.settle(), ["gpu Failed LoadedOtherParameters"]);
+    assert_eq!(world.kernel.take_calls(), [""; 0]);
+    world.desired.modules[0].generation = Some(3);
+    world.desired.unload = vec![intent("gpu", 2)];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["modprobe", "-gpu", "-base", "modprobe", "+base", "+gpu"]);
+}
+
+#[test]
+fn a_good_end_of_modprobe_proves_nothing() {
+    let mut world = by_modprobe();
+    world.round(&CancellationToken::new());
+    // It does what it was told, and something else stands under the name afterwards.
+    world.round(&CancellationToken::new());
+    world.kernel.with(|modules| modules.get_mut("gpu").unwrap().id = "stranger".into());
+    assert_eq!(world.settle(), ["gpu Failed LoadedOtherFile"]);
+    let mut world = by_modprobe();
+    world.kernel.fail("gpu", Errno::EKEYREJECTED);
+    assert_eq!(world.settle(), ["gpu Failed SignatureRejected"]);
+    assert_eq!(world.record.entries[0].modules.len(), 2, "what it may have inserted is known");
+}
+
 /// A small generator of test cases: what follows from a seed is always the same.
 pub(super) struct Dice(pub(super) u64);
 
@@ -394,7 +486,11 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
             match dice.roll(12) {
                 0 | 1 => {
                     world.desired.modules.retain(|spec| spec.name != module);
-                    let wanted = NodeModuleSpec { policy: Some(policy), ..spec(module, module, digest, generation) };
+                    let mut wanted =
+                        NodeModuleSpec { policy: Some(policy), ..spec(module, module, digest, generation) };
+                    if dice.roll(3) == 0 {
+                        wanted.config.modprobe.args = args(&["-v"], [&["-v"] as &[&str], &[]][dice.roll(2)]);
+                    }
                     world.desired.modules.push(wanted);
                 }
                 2 => world.desired.modules.retain(|spec| spec.name != module),
@@ -488,6 +584,9 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
                             parameters,
                         )
                         .unwrap();
+                    }
+                    Step::Modprobe { arguments, modules, removes } => {
+                        crate::worker::kernel::Kernel::modprobe(&world.kernel, arguments, modules, *removes).unwrap();
                     }
                     other => unreachable!("neither firmware nor in-tree modules here: {other:?}"),
                 }

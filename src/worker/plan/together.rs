@@ -69,6 +69,7 @@ impl Reach {
                 Step::Load { file, .. } => {
                     reach.modules.insert(file.name.clone());
                 }
+                Step::Modprobe { modules, .. } => reach.modules.extend(modules.iter().cloned()),
             }
         }
         let recorded = record.entries.iter().filter(|entry| reach.owners.contains(&entry.owner()));

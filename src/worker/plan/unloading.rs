@@ -6,7 +6,7 @@ use super::{Job, KernelView, Observed, Plan, Report, Step, in_tree};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, OnRemoval};
 use crate::core::kmod::proc_modules::{InitState, Listed};
-use crate::core::kmod::{Identity, Sameness};
+use crate::core::kmod::{Identity, Sameness, modprobe};
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, Owner, Record, RecordedModule};
 
@@ -57,7 +57,9 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             plan.reports.extend(trouble.map(|trouble| tell(ModuleState::UnloadFailed, trouble)));
         }
         Ok(names) => {
-            let mut steps = unload_steps(&names, &observed.kernel);
+            let mut steps: Vec<Step> = modprobe_removes(observed, entry, &names).into_iter().collect();
+            // After modprobe these find nothing left to do, or do it.
+            steps.extend(unload_steps(&names, &observed.kernel));
             steps.extend(heirs(&observed.record, entry).into_iter().map(Step::write));
             if observed.is_removal(&owner, intent) {
                 steps.extend(in_tree::after_removal(observed, &entry.spec));
@@ -67,6 +69,36 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
         }
     }
+}
+
+/// The step by which modprobe takes an entry's modules out, where the Module has arguments for that.
+///
+/// modprobe takes along what a module needed and nothing uses any more. Where that would be something that was not
+/// loaded for this entry, or that another Module has, and where what was generated for modprobe is lost, there is no such
+/// step: the modules are taken out one by one.
+pub(super) fn modprobe_removes(observed: &Observed, entry: &Entry, leaving: &[String]) -> Option<Step> {
+    let folder = entry.generated.as_ref().filter(|folder| observed.generated.contains(*folder))?;
+    let arguments = modprobe::unload_arguments(&entry.spec.config.modprobe, folder)?;
+    let aim = modprobe::aim(&arguments);
+    if !aim.removes || leaving.is_empty() {
+        return None;
+    }
+    let owner = entry.owner();
+    let others = observed.record.entries.iter().filter(|other| other.owner() != owner);
+    let elsewhere: BTreeSet<&str> =
+        others.flat_map(|other| &other.modules).map(|module| module.name.as_str()).collect();
+    let going = |name: &String| leaving.contains(name) || aim.modules.contains(name);
+    let taken_along = |name: &str| {
+        let Some(listed) = observed.kernel.listed.get(name) else { return false };
+        let holders = listed.holders.iter().filter(|holder| going(holder)).count();
+        holders == listed.holders.len() && listed.refcnt.is_some_and(|count| count as usize <= holders)
+    };
+    let own = entry.modules.iter().map(|module| &module.name);
+    let spared = own.chain(aim.modules.iter().filter(|name| elsewhere.contains(name.as_str())));
+    if spared.into_iter().any(|name| !leaving.contains(name) && taken_along(name)) {
+        return None;
+    }
+    Some(Step::Modprobe { arguments, modules: leaving.to_vec(), removes: true })
 }
 
 /// Whether a wanted Module of the same name, made again, is in the record.
