@@ -309,7 +309,7 @@ impl Loading<'_> {
         let firmware = self.set.firmware.clone();
         let files = self.set.of_image.clone();
         let generated = self.set.modprobe.as_ref().map(|modprobe| modprobe.folder.clone());
-        Entry { modules, adopted, took_ms, firmware, files, generated, ..Entry::of(self.wanted.spec.clone()) }
+        Entry { modules, adopted, generated, took_ms, firmware, files, ..Entry::of(self.wanted.spec.clone()) }
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
