@@ -24,6 +24,9 @@ use super::{HOST, eventually};
 /// How long a machine may take until it obeys: the bed is meant to work on a busy machine too.
 pub const BOOT: Duration = Duration::from_mins(3);
 
+/// A request without an answer for so long may have been lost.
+const LOST: Duration = Duration::from_secs(15);
+
 /// What a machine is made of.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
@@ -201,7 +204,27 @@ impl Machine {
         let mut lines = BufReader::new(read).lines();
         let mut body: Option<String> = None;
         let mut asked_again = 0;
-        while let Some(line) = lines.next_line().await.context("reading the answer")? {
+        // A busy host may lose part of the request too. Asking once more is safe: the agent answers one request after the
+        // other, and one that it has just answered from memory.
+        let mut again = [LOST, 2 * LOST, limit + LOST, limit + 2 * LOST].into_iter();
+        let asked = tokio::time::Instant::now();
+        let mut at = again.next();
+        loop {
+            let due = async {
+                match at {
+                    Some(at) => tokio::time::sleep_until(asked + at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let line = tokio::select! {
+                line = lines.next_line() => line.context("reading the answer")?,
+                () = due => {
+                    write.write_all(request.as_bytes()).await?;
+                    at = again.next();
+                    continue;
+                }
+            };
+            let Some(line) = line else { break };
             let line = line.trim_end_matches('\r');
             // The first bytes after a boot may follow the echo of a line that was sent before the agent listened.
             if line.ends_with(&begin) {
