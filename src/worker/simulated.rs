@@ -425,7 +425,7 @@ impl World {
                         .map(|_| Modprobe { folder, arguments: paths.chain(words).collect() });
                     let of_image = files.iter().map(|file| file.path.clone()).collect();
                     let files = files.clone();
-                    Preparation::Ready(Arc::new(LoadSet { files, of_image, firmware, modprobe, ..LoadSet::default() }))
+                    Preparation::Ready(Arc::new(LoadSet { files, firmware, of_image, modprobe, ..LoadSet::default() }))
                 }
                 Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
                 None => Preparation::Failed(

@@ -6,17 +6,17 @@ use kmm::api::{LoadPolicy, NodeModuleSpec, UnloadIntent, UnloadReason};
 
 use crate::world::{Options, World, of};
 
-/// A kernel with `zram`, which uses `zsmalloc`, both of the distribution and loaded with a parameter.
+/// A kernel with `zram`, which uses `zsmalloc`, and `loop` with a parameter, all of the distribution.
 async fn with_zram() -> Result<World> {
     let world = World::start(Options::default()).await?;
-    world.vm.run("modprobe zram num_devices=2").await?;
+    world.vm.run("/usr/sbin/modprobe zram && /usr/sbin/modprobe loop max_loop=3").await?;
     Ok(world)
 }
 
 fn replacing(world: &World, name: &str, module: &str, image: &str, restore: bool) -> NodeModuleSpec {
     let mut entry = world.entry(name, module, image, 1);
     // In the wrong order and in the other spelling: holders go first all the same.
-    entry.config.in_tree_modules_to_remove = vec!["zsmalloc".into(), "zram".into(), "not-loaded".into()];
+    entry.config.in_tree_modules_to_remove = vec!["zsmalloc".into(), "zram".into(), "loop".into(), "not-loaded".into()];
     entry.policy = Some(LoadPolicy { restore_in_tree_modules: restore, ..LoadPolicy::default() });
     entry
 }
@@ -25,16 +25,16 @@ fn removal(world: &World, name: &str) -> UnloadIntent {
     UnloadIntent { reason: UnloadReason::Deleted, ..world.intent(name, 1) }
 }
 
-/// `zram`'s parameter, or that it is not there, and whether `zsmalloc` is.
+/// The parameter of `loop`, or that it is not there, and whether the others are.
 async fn zram(world: &World) -> Result<String> {
     let out = world
         .vm
-        .run("cat /sys/module/zram/parameters/num_devices 2>/dev/null || echo none; ls -d /sys/module/zsmalloc 2>/dev/null || true")
+        .run("cat /sys/module/loop/parameters/max_loop 2>/dev/null || echo none; cd /sys/module; ls -d zram zsmalloc 2>/dev/null || true")
         .await?;
     Ok(out.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-const THERE: &str = "2 /sys/module/zsmalloc";
+const THERE: &str = "3 zram zsmalloc";
 
 #[tokio::test]
 async fn in_tree_modules_make_room_and_come_back_with_their_parameters_when_asked_for() -> Result<()> {

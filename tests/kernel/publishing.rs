@@ -45,10 +45,10 @@ async fn modinfo_and_modprobe_on_the_host_find_a_published_module_while_it_is_th
 
     start(&world, true).await?;
     let found = |text: &str| text.contains(&format!("{folder}/kmm_top.ko"));
-    world.vm.wait_for(PATIENCE, "modinfo -n kmm_top 2>&1", |out| found(&out.text())).await?;
-    let dry = world.vm.run("modprobe -n -v -r kmm_top").await?;
+    world.vm.wait_for(PATIENCE, "/usr/sbin/modinfo -n kmm_top 2>&1", |out| found(&out.text())).await?;
+    let dry = world.vm.run("/usr/sbin/modprobe -n -v -r kmm_top").await?;
     ensure!(dry.contains("rmmod kmm_top") && dry.contains("rmmod kmm_base"), "{dry}");
-    ensure!(world.vm.exec("modinfo -n kmm_plain").await?.code != 0, "only what is loaded is published");
+    ensure!(world.vm.exec("/usr/sbin/modinfo -n kmm_plain").await?.code != 0, "only what is loaded is published");
     // What an older kernel had is gone, and what is there stays as it is for the distribution's own modules.
     world
         .vm
@@ -62,7 +62,7 @@ async fn modinfo_and_modprobe_on_the_host_find_a_published_module_while_it_is_th
 
     // A tool of the host takes it out; it is loaded again, and the tool could have loaded it too.
     let birth = world.birth("kmm_top").await?;
-    world.vm.run("modprobe -r kmm_top").await?;
+    world.vm.run("/usr/sbin/modprobe -r kmm_top").await?;
     world.vm.wait_for(PATIENCE, "cat /proc/modules", |out| out.text().contains("kmm_top ")).await?;
     ensure!(world.birth("kmm_top").await? != birth, "it was gone");
 
@@ -70,14 +70,14 @@ async fn modinfo_and_modprobe_on_the_host_find_a_published_module_while_it_is_th
     let generation = world.want(vec![world.entry("top", "kmm-top", &image, 1)], vec![]).await?;
     world.settled(generation, &[("top", Loaded, "Loaded")]).await?;
     let gone = || {
-        world.vm.wait_for(PATIENCE, "modinfo -n kmm_top 2>&1; ls /lib/modules/*/updates 2>&1", |out| {
+        world.vm.wait_for(PATIENCE, "/usr/sbin/modinfo -n kmm_top 2>&1; ls /lib/modules/*/updates 2>&1", |out| {
             out.text().contains("not found") && !out.text().contains("kmm\n")
         })
     };
     gone().await?;
     let generation = world.want(vec![top()], vec![]).await?;
     world.settled(generation, &[("top", Loaded, "Loaded")]).await?;
-    world.vm.wait_for(PATIENCE, "modinfo -n kmm_top 2>&1", |out| found(&out.text())).await?;
+    world.vm.wait_for(PATIENCE, "/usr/sbin/modinfo -n kmm_top 2>&1", |out| found(&out.text())).await?;
     let generation = world.want(vec![], vec![world.intent("top", 1)]).await?;
     world.settled(generation, &[]).await?;
     gone().await?;
