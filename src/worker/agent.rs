@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
-use kube_runtime::WatchStreamExt;
-use kube_runtime::watcher::{self, watcher};
+use kube_runtime::watcher;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -29,6 +28,7 @@ use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
+use crate::runtime::watch::watch;
 
 type Watched = DeserializeGuard<NodeModulesConfig>;
 
@@ -156,7 +156,7 @@ impl Agent {
         let config = watcher::Config::default()
             .fields(&format!("metadata.name={}", self.settings.node_name))
             .timeout(WATCH_TIMEOUT_SECS);
-        let mut watch = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut watch = std::pin::pin!(watch(api, config));
         let mut look = tokio::time::interval(self.settings.look_every);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let shutdown = self.shutdown.clone();
