@@ -315,6 +315,15 @@ impl Agent {
             Ok(kernel) => KernelView { users: self.users.told(), ..kernel },
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
+        let asked = Observed::asks_for_firmware(&record, &desired);
+        let firmware = match observe::firmware(self.kernel.as_ref(), self.state.as_ref(), asked) {
+            Ok(firmware) => firmware,
+            Err(error) => return warn!("the search path for firmware cannot be looked at: {error}"),
+        };
+        // Of a part of what is wanted nothing can be said about the rest.
+        let published = (scope == Scope::Everything)
+            .then(|| self.kernel.published())
+            .and_then(|seen| seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok());
         let generated = observe::generated(&record);
         let observed = Observed {
             release: self.release.clone(),
@@ -325,6 +334,8 @@ impl Agent {
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            firmware,
+            published,
             generated,
             running: self.running.clone(),
         };
@@ -371,7 +382,7 @@ impl Agent {
         });
         self.fetch_backoff.retain(|owner, _| wanted.contains(owner) && !settled.contains(owner));
         self.attempts.retain(|owner, attempt| {
-            let known = wanted.contains(owner) || recorded.contains(owner);
+            let known = owner.is_node() || wanted.contains(owner) || recorded.contains(owner);
             known && !(settled.contains(owner) && now > attempt.retry_at + LASTED)
         });
         let attempts = &self.attempts;
