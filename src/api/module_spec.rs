@@ -156,7 +156,7 @@ pub struct ModprobeSpec {
     /// Arguments that replace the whole command line; without them the module's name is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_args: Option<ModprobeArgs>,
-    /// Directory of the image whose files are copied into the node's firmware search path.
+    /// Directory of the image whose files the kernel finds as firmware while the module is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
     pub firmware_path: Option<String>,
     /// Lines for a file of modprobe.d, for this Module alone. With them, as with `args`, modprobe does the loading.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::schema::policy;
-use super::wire::{is_false, null_as_default, policy_enum};
+use super::wire::{is_false, null_as_default, wire_enum};
 
 /// What may be done to a loaded kernel module, and when it is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -40,7 +40,7 @@ pub struct LoadPolicy {
     pub publish_on_host: bool,
 }
 
-policy_enum! {
+wire_enum! {
     /// What happens where another file is wanted than is loaded.
     pub enum OnChange {
         /// The old file is taken out and the new one loaded.
@@ -51,7 +51,7 @@ policy_enum! {
     } else OnReboot
 }
 
-policy_enum! {
+wire_enum! {
     /// What happens where the Module leaves the node.
     pub enum OnRemoval {
         /// The kernel module is taken out.
@@ -62,7 +62,7 @@ policy_enum! {
     } else Keep
 }
 
-policy_enum! {
+wire_enum! {
     /// What happens where somebody else took the kernel module out.
     pub enum OnDrift {
         /// It is loaded again.
@@ -73,7 +73,7 @@ policy_enum! {
     } else Report
 }
 
-policy_enum! {
+wire_enum! {
     /// What happens where a file that no Module brought is loaded under the name.
     pub enum OnOtherFile {
         /// It is reported and left.

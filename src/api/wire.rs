@@ -90,10 +90,16 @@ macro_rules! closed_list {
     };
 }
 
-/// A closed list that stands in a field of a kind of ours: it has `Unknown`, which is what any other
-/// name is read as, so that an object written by a newer version can still be read.
+/// A closed list that stands in a field of a kind of ours. A name that is not in it, of a newer version, is read as the
+/// member after `else`, by default `Unknown`, so that the object can still be read.
 macro_rules! wire_enum {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident,)+ }) => {
+        crate::api::wire::wire_enum! {
+            $(#[$meta])*
+            pub enum $name { $($(#[$variant_meta])* $variant,)+ } else Unknown
+        }
+    };
+    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident,)+ } else $other:ident) => {
         crate::api::wire::closed_list! {
             $(#[$meta])*
             #[derive(Default)]
@@ -107,35 +113,10 @@ macro_rules! wire_enum {
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                Ok(Self::from_name(&name).unwrap_or(Self::Unknown))
+                Ok(Self::from_name(&name).unwrap_or(Self::$other))
             }
         }
     };
 }
 
-/// A closed list of which the user chooses one member. Any other name (of a newer version) is read as the member that
-/// touches least, the one after `else`.
-macro_rules! policy_enum {
-    ($(#[$meta:meta])* pub enum $name:ident {
-        $($(#[$variant_meta:meta])* $variant:ident,)+
-    } else $careful:ident) => {
-        crate::api::wire::closed_list! {
-            $(#[$meta])*
-            #[derive(Default)]
-            pub enum $name { $($(#[$variant_meta])* $variant,)+ }
-        }
-
-        impl crate::api::wire::ClosedList for $name {
-            const NAMES: &'static [&'static str] = &[$(stringify!($variant),)+];
-        }
-
-        impl<'de> serde::Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                Ok(Self::from_name(&name).unwrap_or(Self::$careful))
-            }
-        }
-    };
-}
-
-pub(crate) use {closed_list, policy_enum, wire_enum};
+pub(crate) use {closed_list, wire_enum};

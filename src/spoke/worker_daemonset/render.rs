@@ -59,7 +59,8 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
                     "env": env,
                     "resources": {
                         "requests": { "cpu": "10m", "memory": "16Mi" },
-                        "limits": { "memory": "128Mi" },
+                        // A module's file is read whole, also one of a few hundred MiB; what is not used is not taken.
+                        "limits": { "memory": "1Gi" },
                     },
                     // It loads kernel modules: whatever capability it had less, it could give itself.
                     "securityContext": { "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0 },
