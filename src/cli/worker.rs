@@ -47,6 +47,9 @@ pub(super) struct WorkerArgs {
     /// The host's /lib/modules
     #[arg(long, env = "KMM_LIB_MODULES", default_value = "/lib/modules")]
     lib_modules: PathBuf,
+    /// The host's /lib/modules where it can be written, for Modules with publishOnHost; ends in lib/modules
+    #[arg(long, env = "KMM_HOST_MODULES")]
+    host_modules: Option<PathBuf>,
     /// kmod's executable; it loads and unloads for Modules with args, rawArgs or modprobeConfig
     #[arg(long, env = "KMM_MODPROBE", default_value = "/usr/sbin/modprobe")]
     modprobe: PathBuf,
@@ -118,6 +121,7 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
         proc: args.proc,
         sys: args.sys,
         lib_modules: args.lib_modules,
+        host_modules: args.host_modules,
         modprobe: args.modprobe,
         ..usual
     };

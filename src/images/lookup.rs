@@ -213,14 +213,21 @@ impl Lookups {
     fn answered(&self, question: &Question, reply: &Reply, asking: &[ObjectKey]) -> Outcome {
         let mut table = self.lock();
         let Some(asked) = table.asked.get_mut(question) else { return Outcome::Done };
+        let mut changed = Vec::new();
         for object in asking {
             if let Some(known) = asked.waiting.get_mut(object)
                 && known.as_ref() != Some(&reply.answer)
             {
                 *known = Some(reply.answer.clone());
-                self.shared.wake.add_after(object.clone(), GATHER);
+                changed.push(object);
             }
         }
+        for object in changed {
+            // Answers that are still to come are waited for, briefly: a burst of them becomes one write.
+            let open = table.by_object.get(object).into_iter().flatten().any(|question| table.lacks(question, object));
+            self.shared.wake.add_after(object.clone(), if open { GATHER } else { Duration::ZERO });
+        }
+        let Some(asked) = table.asked.get_mut(question) else { return Outcome::Done };
         if matches!(reply.answer, Answer::Found(_)) {
             asked.failures = 0;
             asked.not_before = None;
@@ -233,6 +240,13 @@ impl Lookups {
         let rest = reply.rest.map(|rest| rest.min(LONGEST_REST));
         asked.not_before = rest.map(|rest| Instant::now() + rest);
         Outcome::Again(rest.map_or(delay, |rest| rest.max(delay)))
+    }
+}
+
+impl Table {
+    /// Whether the object waits for a first answer to the question.
+    fn lacks(&self, question: &Question, object: &ObjectKey) -> bool {
+        self.asked.get(question).and_then(|asked| asked.waiting.get(object)).is_some_and(Option::is_none)
     }
 }
 

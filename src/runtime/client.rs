@@ -147,8 +147,26 @@ where
     K::DynamicType: Default,
     B: Serialize + Debug,
 {
-    let params = PatchParams::apply(manager).force();
-    within(|| format!("apply {} {name}", kind::<K>()), api.patch(name, &params, &Patch::Apply(body))).await
+    apply_with(api, name, &PatchParams::apply(manager).force(), body).await
+}
+
+/// As [`apply`], but a field that somebody else has set to another value is a conflict and nothing is written.
+pub async fn apply_unless_taken<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<K, ApiError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+    K::DynamicType: Default,
+    B: Serialize + Debug,
+{
+    apply_with(api, name, &PatchParams::apply(manager), body).await
+}
+
+async fn apply_with<K, B>(api: &Api<K>, name: &str, params: &PatchParams, body: &B) -> Result<K, ApiError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+    K::DynamicType: Default,
+    B: Serialize + Debug,
+{
+    within(|| format!("apply {} {name}", kind::<K>()), api.patch(name, params, &Patch::Apply(body))).await
 }
 
 /// Server-side apply of the status subresource with force.

@@ -14,8 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::core::DeserializeGuard;
 use kube::core::Resource;
-use kube_runtime::watcher::{self, Event, watcher};
-use kube_runtime::{WatchStreamExt, watcher::Config};
+use kube_runtime::watcher::{self, Config, Event};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -230,7 +229,7 @@ impl<V: Projection> Writer<V> {
 /// Watches `api` for ever: keeps the store up to date and calls `on_change` after each change.
 ///
 /// `on_change` runs in the watch task: it looks up and enqueues, it does not wait. Failures are
-/// retried with the watcher's own backoff; the gate says what is missing until the first list.
+/// retried with growing pauses; the gate says what is missing until the first list.
 pub async fn drive<V, F>(
     api: Api<DeserializeGuard<V::Kind>>,
     config: Config,
@@ -242,7 +241,7 @@ pub async fn drive<V, F>(
     <V::Kind as Resource>::DynamicType: Default + Eq + std::hash::Hash + Clone,
     F: FnMut(&Change<V>),
 {
-    let stream = watcher(api, config).default_backoff();
+    let stream = super::watch::watch(api, config);
     pin_mut!(stream);
     while let Some(event) = stream.next().await {
         match event {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::LocalObjectReference;
 use kube::Client;
-use serde_json::Value;
 
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
@@ -20,7 +19,7 @@ use super::view::{
     ClaimView, ConfigView, DaemonSetView, ImagesView, ModuleFacts, ModuleView, NamespaceView, NodeView,
     RoleBindingView, RoleView, ServiceAccountView,
 };
-use super::worker_daemonset::Settled;
+use super::worker_daemonset::{Rendered, Settled};
 
 /// Everything that is watched.
 #[derive(Clone, Debug)]
@@ -140,7 +139,7 @@ pub(super) struct Queues {
 }
 
 /// Time in which events about one object become one pass.
-const DEBOUNCE: Duration = Duration::from_millis(100);
+const DEBOUNCE: Duration = Duration::from_millis(20);
 /// The same for what sums up many objects.
 const COALESCE: Duration = Duration::from_secs(1);
 
@@ -183,8 +182,8 @@ pub(super) struct Context {
     pub(super) queues: Queues,
     pub(super) tally: Tally,
     pub(super) teller: Teller,
-    /// The worker's DaemonSet and the hash of its specification.
-    pub(super) worker: (Value, String),
+    /// The worker's DaemonSet.
+    pub(super) worker: Rendered,
     pub(super) settled: Settled,
     pub(super) leading: AtomicBool,
     kernels: Mutex<Kernels>,
@@ -204,7 +203,7 @@ impl Context {
         stores: Stores,
         metrics: &Metrics,
         teller: Teller,
-        worker: (Value, String),
+        worker: Rendered,
     ) -> Self {
         Self {
             settings,

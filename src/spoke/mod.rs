@@ -105,7 +105,7 @@ impl Spoke {
         metrics: &Metrics,
         readiness: &Readiness,
     ) -> Result<(Self, Vec<Watch>), hash::Error> {
-        let worker = worker_daemonset::render(&settings)?;
+        let worker = worker_daemonset::Rendered::new(&settings)?;
         let (teller, told) = reports::Teller::new();
         let managed = settings.mode == Mode::Managed;
         let (stores, writers) = context::stores(managed);

@@ -20,6 +20,7 @@ use super::context::{Context, Writers};
 use super::node::selects;
 use super::reports::transitions;
 use super::view::{ConfigView, ImagesView, ModuleFacts, ModuleView, NodeView, ServiceAccountView};
+use super::worker_daemonset::publishes;
 
 /// Objects that are fetched at a time; a node is large on the wire and small in the store.
 const PAGE: u32 = 100;
@@ -148,6 +149,9 @@ fn module_changed(context: &Context, change: &Change<ModuleView>) {
     }
     context.queues.namespaces.add(change.key.namespace.clone());
     let either: Vec<&ModuleFacts> = [&old, &new].into_iter().filter_map(|facts| facts.as_deref()).collect();
+    if either.iter().any(|facts| publishes(facts)) {
+        context.queues.worker.add(ONLY.to_owned());
+    }
     let mut nodes = BTreeSet::new();
     context.stores.nodes.for_each(|key, node| {
         if either.iter().any(|facts| selects(facts, node)) {

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
-use kube_runtime::WatchStreamExt;
-use kube_runtime::watcher::{self, watcher};
+use kube_runtime::watcher;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -29,6 +28,7 @@ use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
+use crate::runtime::watch::watch;
 
 type Watched = DeserializeGuard<NodeModulesConfig>;
 
@@ -156,7 +156,7 @@ impl Agent {
         let config = watcher::Config::default()
             .fields(&format!("metadata.name={}", self.settings.node_name))
             .timeout(WATCH_TIMEOUT_SECS);
-        let mut watch = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut watch = std::pin::pin!(watch(api, config));
         let mut look = tokio::time::interval(self.settings.look_every);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let shutdown = self.shutdown.clone();
@@ -315,6 +315,15 @@ impl Agent {
             Ok(kernel) => KernelView { users: self.users.told(), ..kernel },
             Err(error) => return warn!("the kernel cannot be looked at: {error}"),
         };
+        let asked = Observed::asks_for_firmware(&record, &desired);
+        let firmware = match observe::firmware(self.kernel.as_ref(), self.state.as_ref(), asked) {
+            Ok(firmware) => firmware,
+            Err(error) => return warn!("the search path for firmware cannot be looked at: {error}"),
+        };
+        // Of a part of what is wanted nothing can be said about the rest.
+        let published = (scope == Scope::Everything)
+            .then(|| self.kernel.published())
+            .and_then(|seen| seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok());
         let generated = observe::generated(&record);
         let observed = Observed {
             release: self.release.clone(),
@@ -325,6 +334,8 @@ impl Agent {
             kernel,
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            firmware,
+            published,
             generated,
             running: self.running.clone(),
         };
@@ -371,7 +382,7 @@ impl Agent {
         });
         self.fetch_backoff.retain(|owner, _| wanted.contains(owner) && !settled.contains(owner));
         self.attempts.retain(|owner, attempt| {
-            let known = wanted.contains(owner) || recorded.contains(owner);
+            let known = owner.is_node() || wanted.contains(owner) || recorded.contains(owner);
             known && !(settled.contains(owner) && now > attempt.retry_at + LASTED)
         });
         let attempts = &self.attempts;

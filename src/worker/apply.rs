@@ -1,19 +1,22 @@
 //! Carries jobs out. Everything here blocks, and nothing here decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::firmware;
 use super::kernel::{Kernel, Trouble};
 use super::plan::{Job, LoadFile, Step, enough_memory};
-use super::record::{Owner, Record, StateDir};
+use super::record::{Owner, Record, StateDir, TakenOut};
 use super::refusal::{load_trouble, unload_trouble};
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
-use crate::core::kmod::{Identity, Sameness};
+use crate::core::kmod::{Identity, Sameness, names, params};
 use crate::runtime::client::chain;
 
 /// How a job ended.
@@ -31,12 +34,40 @@ pub enum Outcome {
 pub trait RecordStore {
     /// Replaces the record on the disk.
     fn save(&self, record: &Record) -> Result<(), Trouble>;
+    /// The path of the folder of links to firmware.
+    fn search_path(&self) -> String;
+    /// Which set of links it holds, if it is there.
+    fn merged(&self) -> Option<String>;
+    /// Makes it hold this set of links.
+    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble>;
+    /// Removes it.
+    fn unmerge(&self) -> Result<(), Trouble>;
 }
 
 impl RecordStore for StateDir {
     fn save(&self, record: &Record) -> Result<(), Trouble> {
         self.save_record(record).map_err(|error| Trouble::new(NodeReason::StoreFailed, chain(&error)))
     }
+
+    fn search_path(&self) -> String {
+        self.firmware().search_path().to_string_lossy().into_owned()
+    }
+
+    fn merged(&self) -> Option<String> {
+        self.firmware().merged()
+    }
+
+    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble> {
+        self.firmware().merge(name, links).map_err(|error| links_failed(&error))
+    }
+
+    fn unmerge(&self) -> Result<(), Trouble> {
+        self.firmware().unmerge().map_err(|error| links_failed(&error))
+    }
+}
+
+fn links_failed(error: &std::io::Error) -> Trouble {
+    Trouble::new(NodeReason::StoreFailed, format!("the folder of links to firmware cannot be written: {error}"))
 }
 
 /// The record for a moment. A panic elsewhere cannot have left it half changed: it is replaced whole.
@@ -75,22 +106,21 @@ fn carry_out(
     shutdown: &CancellationToken,
 ) -> Outcome {
     let begun = Instant::now();
+    let mut undo: &[Step] = &[];
     for step in &job.steps {
         if shutdown.is_cancelled() {
             return Outcome::Interrupted;
         }
-        let done = match step {
-            Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
-            Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
-            Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
-            Step::Unload { name, identity } => unload(kernel, name, identity),
-            Step::Load { file, parameters } => load(kernel, file, parameters),
-            Step::Modprobe { arguments, modules, removes } => {
-                info!(?arguments, "running modprobe");
-                kernel.modprobe(arguments, modules, *removes)
+        if let Step::OnFailure(steps) = step {
+            undo = steps;
+            continue;
+        }
+        if let Err(mut trouble) = carry_out_step(kernel, store, record, step) {
+            for step in undo {
+                if let Err(more) = carry_out_step(kernel, store, record, step) {
+                    trouble.message = format!("{}; {}", trouble.message, more.message);
+                }
             }
-        };
-        if let Err(trouble) = done {
             return Outcome::Failed(trouble);
         }
     }
@@ -107,6 +137,41 @@ fn carry_out(
     Outcome::Done(took)
 }
 
+fn carry_out_step(
+    kernel: &dyn Kernel,
+    store: &dyn RecordStore,
+    record: &Mutex<Record>,
+    step: &Step,
+) -> Result<(), Trouble> {
+    match step {
+        Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
+        Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
+        Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
+        Step::Unload { name, identity } => unload(kernel, name, identity),
+        Step::Load { file, parameters } => load(kernel, file, parameters),
+        Step::Modprobe { arguments, modules, removes } => {
+            info!(?arguments, "running modprobe");
+            kernel.modprobe(arguments, modules, *removes)
+        }
+        Step::Firmware => firmware(kernel, store, record),
+        Step::TakeOut { name, owner, restore } => {
+            let parameters = params::encode_shown(&kernel.parameters(name).unwrap_or_default());
+            let (name, owner, restore) = (name.clone(), owner.clone(), *restore);
+            // Also one that cannot be asked for its parameters.
+            let taken = TakenOut { name, owner, parameters, restore, failures: 0 };
+            change(store, record, |record| record.take_out(taken))
+        }
+        Step::PutBack(name) => put_back(kernel, store, record, name),
+        Step::ForgetTakenOut(names) => {
+            change(store, record, |record| record.in_tree.retain(|taken| !names.contains(&taken.name)))
+        }
+        Step::Publish { release, name, content, files } => kernel.publish(release, name, content, files),
+        Step::Unpublish { release, name } => kernel.unpublish(release, name),
+        Step::Index(release) => kernel.renew_index(release),
+        Step::OnFailure(_) => Ok(()),
+    }
+}
+
 /// Writes the record; it changes in memory only if it did on the disk.
 fn change(store: &dyn RecordStore, record: &Mutex<Record>, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
     let mut record = lock(record);
@@ -117,12 +182,65 @@ fn change(store: &dyn RecordStore, record: &Mutex<Record>, change: impl FnOnce(&
     Ok(())
 }
 
+/// The kernel has one search path: of two jobs the later one sees what the earlier one has recorded.
+fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>) -> Result<(), Trouble> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = lock(record).clone();
+    firmware::bring(kernel, store, &known, &mut |before| {
+        change(store, record, |record| record.firmware_before = before)
+    })
+}
+
+fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>, name: &str) -> Result<(), Trouble> {
+    let taken = lock(record).in_tree.iter().find(|taken| taken.name == name).cloned();
+    let Some(taken) = taken else { return Ok(()) };
+    let why = match load_again(kernel, &taken) {
+        Ok(()) => return Ok(()),
+        Err(why) => why,
+    };
+    change(store, record, |record| {
+        record.in_tree.iter_mut().filter(|taken| taken.name == name).for_each(|taken| taken.failures += 1);
+    })?;
+    let message = format!("module {name}, which the kernel came with and which made room, was not loaded again: {why}");
+    Err(Trouble::new(NodeReason::InTreeModuleNotRestored, message))
+}
+
+/// Loads what the kernel came with under the name, and what that needs.
+fn load_again(kernel: &dyn Kernel, taken: &TakenOut) -> Result<(), String> {
+    let name = taken.name.as_str();
+    if kernel.listed().map_err(|error| error.to_string())?.contains_key(name) {
+        return Ok(());
+    }
+    let files = kernel.own_module(name).map_err(|error| error.to_string())?;
+    if files.is_empty() {
+        return Err("modules.dep of the running kernel names no such module".to_owned());
+    }
+    info!(module = name, parameters = taken.parameters, "loading again what the kernel came with");
+    for file in files {
+        let Some((file_name, packing)) = file.to_str().and_then(names::of_file) else { continue };
+        let parameters = if file_name == name { taken.parameters.as_str() } else { "" };
+        let mut answer = kernel.load(&file_name, &file, packing, parameters);
+        // What the kernel shows of a parameter is not always what it takes.
+        if !parameters.is_empty() && answer.as_ref().is_err_and(|refused| refused.errno == Errno::EINVAL) {
+            warn!(module = name, "it does not take the parameters that it had: {parameters}");
+            answer = kernel.load(&file_name, &file, packing, "");
+        }
+        match answer {
+            Ok(()) => {}
+            Err(refused) if refused.errno == Errno::EEXIST => {}
+            Err(refused) => return Err(load_trouble(&file_name, None, &refused).message),
+        }
+    }
+    Ok(())
+}
+
 fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Trouble> {
     info!(module = file.name, path = %file.path.display(), parameters, "loading");
     match kernel.load(&file.name, &file.path, file.packing, parameters) {
         Ok(()) => Ok(()),
         // Somebody was faster; the next look at the kernel tells with which file.
-        Err(refused) if refused.errno == nix::errno::Errno::EEXIST => Ok(()),
+        Err(refused) if refused.errno == Errno::EEXIST => Ok(()),
         Err(refused) if file.role == Role::Optional => {
             info!(module = file.name, "left out: {refused}");
             Ok(())
@@ -147,7 +265,7 @@ fn unload(kernel: &dyn Kernel, name: &str, identity: &Identity) -> Result<(), Tr
     info!(module = name, "unloading");
     match kernel.unload(name) {
         Ok(()) => Ok(()),
-        Err(refused) if refused.errno == nix::errno::Errno::ENOENT => Ok(()),
+        Err(refused) if refused.errno == Errno::ENOENT => Ok(()),
         Err(refused) => Err(unload_trouble(name, &refused)),
     }
 }

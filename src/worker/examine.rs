@@ -1,15 +1,19 @@
 //! Reads the module files of an unpacked image, and of the host where they are needed, into an order of loading.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
+use super::firmware::Firmware;
 use super::kernel::Trouble;
 use super::plan::{LoadFile, LoadSet};
 use super::unpack;
 use super::wanted::{self, LoadIdentity};
 use crate::api::names::NodeReason;
+use crate::core::image::Digest;
 use crate::core::kmod::elf::{self, ModuleFile};
 use crate::core::kmod::modules_dep::{self, Entry};
 use crate::core::kmod::names::{self, Packing};
@@ -19,6 +23,8 @@ use crate::core::kmod::{cmdline, params, vermagic};
 /// Deepest folder and most files that are looked at.
 const MAX_DEPTH: usize = 32;
 const MAX_FILES: usize = 100_000;
+/// Longest name of a firmware file, folders included; the kernel takes no longer path.
+const MAX_NAME: usize = 1024;
 /// Largest of the text files beside modules.
 const MAX_TEXT: u64 = 64 * 1024 * 1024;
 
@@ -62,13 +68,16 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
     })?;
 
     let kernel_magic = host.kernel_vermagic(place.machine, place.release);
-    let mut files = Vec::with_capacity(steps.len());
+    let (mut files, mut of_image) = (Vec::with_capacity(steps.len()), Vec::new());
     for step in steps {
         let Some((path, packing, file)) = read.get(&step.name) else { continue };
         if step.source == Source::Image && step.role != Role::Optional {
             let magic = file.info.vermagic.as_deref();
             vermagic::check(magic, file.has_symbol_versions, kernel_magic.as_deref(), place.release)
                 .map_err(|why| Trouble::new(NodeReason::VermagicMismatch, format!("{}: {why}", path.display())))?;
+        }
+        if step.source == Source::Image {
+            of_image.push(path.clone());
         }
         files.push(LoadFile {
             name: step.name.clone(),
@@ -86,7 +95,8 @@ pub fn load_set(place: &Place<'_>, identity: &LoadIdentity) -> Result<LoadSet, T
         .map(|(name, _)| name)
         .filter(|name| !known.contains(name))
         .collect();
-    Ok(LoadSet { files, unknown_parameters, modprobe: None })
+    let firmware = firmware(place.tree, identity)?;
+    Ok(LoadSet { files, unknown_parameters, firmware, of_image, modprobe: None })
 }
 
 /// A module that can be reached from an image.
@@ -135,27 +145,87 @@ fn store_failed(error: &io::Error) -> Trouble {
 
 /// `<dirName>/lib/modules/<release>`, or with the release as the planner writes it.
 fn image_folder(place: &Place<'_>, identity: &LoadIdentity) -> Result<PathBuf, Trouble> {
-    let inside = Path::new(&identity.dir_name);
-    let mut modules = place.tree.to_owned();
-    // Cleaned as the unpacking cleans it: nothing leads out of the tree.
-    for part in inside.components() {
-        match part {
-            std::path::Component::Normal(part) => modules.push(part),
-            std::path::Component::ParentDir => {
-                if modules != place.tree {
-                    modules.pop();
-                }
-            }
-            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => {}
-        }
-    }
-    modules.push("lib/modules");
+    let modules = inside(place.tree, &identity.dir_name).join("lib/modules");
     let candidates = [place.release, wanted::trimmed(place.release)];
     candidates.iter().map(|release| modules.join(release)).find(|folder| folder.is_dir()).ok_or_else(|| {
         let message =
             format!("the image holds no folder {}/lib/modules/{}", identity.dir_name, wanted::trimmed(place.release));
         Trouble::new(NodeReason::ModuleNotFound, message)
     })
+}
+
+/// Where a path of the image is in the tree. Cleaned as the unpacking cleans it: nothing leads out of the tree.
+fn inside(tree: &Path, path: &str) -> PathBuf {
+    let mut found = tree.to_owned();
+    for part in Path::new(path).components() {
+        match part {
+            std::path::Component::Normal(part) => found.push(part),
+            std::path::Component::ParentDir => {
+                if found != tree {
+                    found.pop();
+                }
+            }
+            std::path::Component::RootDir | std::path::Component::CurDir | std::path::Component::Prefix(_) => {}
+        }
+    }
+    found
+}
+
+/// The firmware of an image, if it is asked for: every file below its folder, by content.
+pub(super) fn firmware(tree: &Path, identity: &LoadIdentity) -> Result<Option<Firmware>, Trouble> {
+    let Some(path) = identity.firmware_path.as_deref() else { return Ok(None) };
+    let folder = inside(tree, path);
+    let mut files = BTreeMap::new();
+    let missing = |what: &str| {
+        let message = format!("the image holds no {what} {path}, which modprobe.firmwarePath names");
+        Trouble::new(NodeReason::FirmwareNotFound, message)
+    };
+    let root = fs::canonicalize(tree).map_err(|error| store_failed(&error))?;
+    if !folder.is_dir() {
+        return Err(missing("folder"));
+    }
+    walk_firmware(&root, &folder, "", &mut files).map_err(|error| store_failed(&error))?;
+    if files.is_empty() {
+        return Err(missing("file in"));
+    }
+    if files.len() >= MAX_FILES {
+        let message =
+            format!("modprobe.firmwarePath: there are more than {MAX_FILES} files in {path}; name a smaller folder");
+        return Err(Trouble::new(NodeReason::ImageTooLarge, message));
+    }
+    Ok(Some(Firmware { folder, files }))
+}
+
+/// SHA-256 of a file's content.
+fn sha256(path: &Path) -> io::Result<String> {
+    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Digest::from_sha256(hasher.finalize().into()).hex().to_owned()),
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+}
+
+/// Adds the files below a folder by name and SHA-256; links are followed as long as they stay in the tree `root`.
+fn walk_firmware(root: &Path, folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let Ok(real) = fs::canonicalize(&path) else { continue };
+        let name = format!("{prefix}{name}");
+        // A link to a folder above itself has no end.
+        let is_circle = || fs::canonicalize(folder).is_ok_and(|folder| folder.starts_with(&real));
+        if !real.starts_with(root) || files.len() >= MAX_FILES || name.len() > MAX_NAME {
+            continue;
+        }
+        if real.is_file() {
+            files.insert(name, sha256(&real)?);
+        } else if real.is_dir() && !is_circle() {
+            walk_firmware(root, &path, &format!("{name}/"), files)?;
+        }
+    }
+    Ok(())
 }
 
 /// The modules of one folder `lib/modules/<release>`.
@@ -317,6 +387,7 @@ mod tests {
         _root: tempfile::TempDir,
         tree: PathBuf,
         host: PathBuf,
+        firmware: Option<String>,
     }
 
     impl Case {
@@ -330,7 +401,7 @@ mod tests {
                     fs::write(folder.join(name), content).unwrap();
                 }
             }
-            Self { _root: root, tree, host: modules }
+            Self { _root: root, tree, host: modules, firmware: None }
         }
 
         fn examine(&self, named: &[&str], parameters: &str) -> Result<LoadSet, Trouble> {
@@ -339,6 +410,7 @@ mod tests {
                 dir_name: "/opt".into(),
                 named: named.iter().map(|name| (*name).to_owned()).collect(),
                 parameters: parameters.into(),
+                firmware_path: self.firmware.clone(),
                 by_modprobe: None,
             };
             let place = Place {
@@ -429,6 +501,46 @@ mod tests {
                 facts: FileFacts { size: ko("parm=level:x", 7).len() as u64, ..FileFacts::default() },
             }]
         );
+    }
+
+    #[test]
+    fn firmware_is_every_file_below_its_folder_and_nothing_outside_the_image() {
+        let mut case = Case::new(&[("kmm-a.ko", ko("", 1))], &[]);
+        let put = |name: &str, content: &str| {
+            let path = case.tree.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        put("firmware/v/a.bin", "a");
+        put("firmware/v/deep/b.bin", "b");
+        put("other/c.bin", "c");
+        fs::create_dir(case.tree.join("empty")).unwrap();
+        for (link, target) in [
+            ("firmware/same.bin", "v/a.bin"),
+            ("firmware/v/deep/up", "../.."),
+            ("firmware/w", "v"),
+            ("firmware/out", "/etc"),
+            ("firmware/gone", "nowhere"),
+            ("firmware/near", "../other"),
+        ] {
+            std::os::unix::fs::symlink(target, case.tree.join(link)).unwrap();
+        }
+        case.firmware = Some("/firmware/./".into());
+        let firmware = case.examine(&["kmm_a"], "").unwrap().firmware.unwrap();
+        assert_eq!(firmware.folder, case.tree.join("firmware"));
+        let digests: BTreeSet<&String> = firmware.files.values().collect();
+        assert_eq!(
+            firmware.files.keys().collect::<Vec<_>>(),
+            ["near/c.bin", "same.bin", "v/a.bin", "v/deep/b.bin", "w/a.bin", "w/deep/b.bin"]
+        );
+        assert_eq!(digests.len(), 3);
+        assert_eq!(firmware.files["same.bin"], crate::core::hash::hash_bytes(b"a"));
+        for missing in ["/absent", "/empty", "/firmware/v/a.bin"] {
+            case.firmware = Some(missing.into());
+            let trouble = case.examine(&["kmm_a"], "").unwrap_err();
+            assert_eq!(trouble.reason, NodeReason::FirmwareNotFound, "{missing}");
+            assert!(trouble.message.contains(missing), "{}", trouble.message);
+        }
     }
 
     #[test]

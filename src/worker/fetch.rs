@@ -156,7 +156,7 @@ async fn pull(
     let text = &spec.config.container_image;
     let image: ImageRef =
         text.parse().map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, format!("{error}")))?;
-    let keep = Keep::new(&identity.dir_name, &[release, wanted::trimmed(release)], None);
+    let keep = Keep::new(&identity.dir_name, &[release, wanted::trimmed(release)], identity.firmware_path.as_deref());
     info!(image = %text, "fetching");
     let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;
     for note in &notes {

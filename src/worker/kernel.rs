@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
+use super::firmware::SearchPath;
+use super::publish::View as Published;
 use crate::api::names::NodeReason;
 use crate::core::kmod::Identity;
 use crate::core::kmod::gates::Gates;
@@ -47,7 +49,7 @@ impl From<Errno> for Refused {
     }
 }
 
-/// Every call to the kernel that the worker makes.
+/// Every call to the kernel, and to the host around it, that the worker makes.
 ///
 /// All of them block. Names are as the kernel has them, with `_`.
 pub trait Kernel: Send + Sync + 'static {
@@ -63,6 +65,26 @@ pub trait Kernel: Send + Sync + 'static {
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused>;
     /// Takes a module out of the kernel; never by force, never waiting for its users.
     fn unload(&self, name: &str) -> Result<(), Refused>;
+    /// All readable parameters of a loaded module.
+    fn parameters(&self, name: &str) -> io::Result<BTreeMap<String, String>>;
+    /// Files of a module that the kernel itself came with, in the order of loading: what it needs first, the module last.
+    /// Empty if there is none of that name.
+    fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>>;
+    /// Where the kernel searches for firmware first; `None` if this kernel cannot be told.
+    fn firmware_path(&self) -> io::Result<Option<SearchPath>>;
+    /// Tells the kernel where to search for firmware first.
+    fn set_firmware_path(&self, value: &str) -> Result<(), Refused>;
+    /// Names in a folder of the host, as its first process sees it, each with whether it is a folder, also by way of
+    /// links. A folder that is not there is empty.
+    fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>>;
+    /// What of Modules is below the host's `/lib/modules`.
+    fn published(&self) -> io::Result<Published>;
+    /// Puts files there into a folder for a kernel's release, in the place of what was in it; the index is stale then.
+    fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble>;
+    /// Removes such a folder; the index is stale then.
+    fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble>;
+    /// Renews the index.
+    fn renew_index(&self, release: &str) -> Result<(), Trouble>;
     /// Runs modprobe with these arguments and waits for its end; `modules` are those that it is about.
     ///
     /// That it ends well proves nothing about them.

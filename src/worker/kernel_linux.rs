@@ -3,18 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
 use nix::libc::O_NONBLOCK;
+use nix::unistd::{AccessFlags, access};
 
+use super::firmware::SearchPath;
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::modprobe::Program;
+use super::publish::{HostModules, View as Published};
 use super::{WorkerSettings, unpack, users};
 use crate::core::kmod::gates::{self, Gates};
+use crate::core::kmod::modules_dep;
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::proc_modules::{self, Listed};
 use crate::core::kmod::users::Users;
@@ -34,16 +40,26 @@ pub struct LinuxKernel {
     proc: PathBuf,
     sys: PathBuf,
     kmsg: PathBuf,
+    host: HostModules,
     kmod: Program,
 }
 
 impl LinuxKernel {
     /// The one that the settings describe.
     pub fn of(settings: &WorkerSettings) -> Self {
+        let root = settings.proc.join("1/root");
+        let config = ["etc", "run", "usr/local/lib", "lib"].map(|folder| root.join(folder).join("depmod.d"));
+        let host = HostModules {
+            read: settings.lib_modules.clone(),
+            write: settings.host_modules.clone(),
+            kmod: settings.modprobe.clone(),
+            config: config.into(),
+        };
         Self {
             proc: settings.proc.clone(),
             sys: settings.sys.clone(),
             kmsg: settings.kmsg.clone(),
+            host,
             kmod: settings.kmod(),
         }
     }
@@ -61,6 +77,23 @@ impl LinuxKernel {
 
     fn line(&self, path: &str) -> io::Result<String> {
         Ok(fs::read_to_string(self.proc.join(path))?.trim().to_owned())
+    }
+
+    fn firmware_parameter(&self) -> PathBuf {
+        self.sys.join("module/firmware_class/parameters/path")
+    }
+
+    /// Opens what a path means on the host, links included: for its first process, which the kernel resolves firmware for.
+    fn host(&self, path: &Path) -> io::Result<File> {
+        let root = self.proc.join("1/root");
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        match openat2(File::open(&root)?, inside, how) {
+            Ok(found) => Ok(found.into()),
+            // Older than 5.6: links that begin at the root are taken for the worker's own then.
+            Err(Errno::ENOSYS) => File::open(root.join(inside)),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
@@ -157,6 +190,86 @@ impl Kernel for LinuxKernel {
         let c_name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);
         delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK).map_err(|errno| Refused { errno, log: log.about(name) })
+    }
+
+    fn parameters(&self, name: &str) -> io::Result<BTreeMap<String, String>> {
+        if !names::is_valid(name) {
+            return Ok(BTreeMap::new());
+        }
+        let files = match fs::read_dir(self.sys.join("module").join(name).join("parameters")) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(error),
+        };
+        let mut parameters = BTreeMap::new();
+        for file in files {
+            let file = file?;
+            if let (Ok(name), Some(value)) = (file.file_name().into_string(), sysfs(&file.path())) {
+                parameters.insert(name, String::from_utf8_lossy(&value).trim_end_matches('\n').to_owned());
+            }
+        }
+        Ok(parameters)
+    }
+
+    fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>> {
+        let folder = self.host.read.join(self.release()?);
+        let modules = modules_dep::parse(&fs::read_to_string(folder.join("modules.dep"))?);
+        let Some(entry) = modules.get(name) else { return Ok(Vec::new()) };
+        // depmod writes what must be there first at the end of the line.
+        let needs = entry.needs.iter().rev().filter_map(|need| modules.get(need));
+        Ok(needs.chain([entry]).map(|entry| folder.join(&entry.path)).collect())
+    }
+
+    fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
+        let parameter = self.firmware_parameter();
+        let value = match fs::read(&parameter) {
+            Ok(value) => String::from_utf8_lossy(&value).trim_end_matches('\n').to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(SearchPath { value, writable: access(&parameter, AccessFlags::W_OK).is_ok() }))
+    }
+
+    fn set_firmware_path(&self, value: &str) -> Result<(), Refused> {
+        // A write of nothing never reaches the parameter; a zero byte ends the text where it begins.
+        let text = if value.is_empty() { "\0" } else { value };
+        let write = || OpenOptions::new().write(true).open(self.firmware_parameter())?.write_all(text.as_bytes());
+        write().map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw).into())
+    }
+
+    fn published(&self) -> io::Result<Published> {
+        self.host.view()
+    }
+
+    fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {
+        self.host.publish(release, name, content, files)
+    }
+
+    fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble> {
+        self.host.unpublish(release, name)
+    }
+
+    fn renew_index(&self, release: &str) -> Result<(), Trouble> {
+        self.host.renew_index(release)
+    }
+
+    fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>> {
+        let folder = match self.host(path) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = BTreeMap::new();
+        for found in fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))? {
+            let found = found?;
+            let Ok(name) = found.file_name().into_string() else { continue };
+            let kind = found.file_type()?;
+            let is_folder = kind.is_dir()
+                || (kind.is_symlink()
+                    && self.host(&path.join(&name)).and_then(|file| file.metadata()).is_ok_and(|meta| meta.is_dir()));
+            names.insert(name, is_folder);
+        }
+        Ok(names)
     }
 
     fn modprobe(&self, arguments: &[String], modules: &[String], removes: bool) -> Result<(), Trouble> {

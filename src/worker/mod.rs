@@ -8,12 +8,15 @@
 //! - [`record`] is what survives the process: what was inserted, the last plan, unpacked images.
 //! - [`once`] is a single pass before the kubelet: from the node's own store, without an API server.
 //! - [`fetch`] and [`examine`] bring an image onto the node and read its modules.
+//! - [`firmware`] lets the kernel find the firmware of Modules.
 
 pub mod agent;
 pub mod apply;
 pub mod command;
 pub mod examine;
 pub mod fetch;
+pub mod firmware;
+pub mod firmware_folder;
 pub mod kernel;
 pub mod kernel_linux;
 pub mod modprobe;
@@ -21,6 +24,7 @@ pub mod observe;
 pub mod once;
 pub mod plan;
 pub mod prepare;
+pub mod publish;
 pub mod record;
 pub mod refusal;
 pub mod status;
@@ -65,6 +69,8 @@ pub struct WorkerSettings {
     pub sys: PathBuf,
     /// The host's `/lib/modules`.
     pub lib_modules: PathBuf,
+    /// The host's `/lib/modules` where it can be written, for Modules that are published there.
+    pub host_modules: Option<PathBuf>,
     /// The kernel's log; for messages only, may be absent.
     pub kmsg: PathBuf,
     /// kmod's executable, for what Modules ask of modprobe.
@@ -95,6 +101,7 @@ impl WorkerSettings {
             proc: "/proc".into(),
             sys: "/sys".into(),
             lib_modules: "/lib/modules".into(),
+            host_modules: None,
             kmsg: "/dev/kmsg".into(),
             modprobe: "/usr/sbin/modprobe".into(),
             modprobe_limit: Duration::from_mins(5),

@@ -148,7 +148,7 @@ pub fn prepare(
         .filter(|name| known.is_some_and(|known| !known.contains(name)))
         .collect();
     let modprobe = Some(Modprobe { folder: folder.to_owned(), arguments });
-    Ok(LoadSet { files, unknown_parameters, modprobe })
+    Ok(LoadSet { files, unknown_parameters, modprobe, ..LoadSet::default() })
 }
 
 fn is_of_image(reachable: &Reachable, name: &str) -> bool {

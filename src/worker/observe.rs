@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
+use super::apply::RecordStore;
+use super::firmware::View;
 use super::kernel::Kernel;
 use super::plan::KernelView;
 use super::record::Record;
@@ -28,6 +30,15 @@ pub fn kernel(
     }
     let gates = if about_to_load { kernel.gates() } else { Gates::default() };
     Ok(KernelView { listed, running, gates, users: BTreeMap::new() })
+}
+
+/// The search path for firmware. The kernel is asked only if somebody asks for firmware or the folder of links is there.
+pub fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, asked: bool) -> io::Result<Option<View>> {
+    let merged = store.merged();
+    if !asked && merged.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(View { kernel: kernel.firmware_path()?, ours: store.search_path(), merged }))
 }
 
 /// Of the folders that were generated for modprobe and are recorded, those that are there.

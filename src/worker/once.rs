@@ -90,6 +90,7 @@ fn carry_out(
     loop {
         let recorded = apply::lock(&record).clone();
         let names = Observed::interesting(&recorded, &desired, &prepared);
+        let firmware = observe::firmware(kernel, store, Observed::asks_for_firmware(&recorded, &desired))?;
         let observed = Observed {
             release: release.clone(),
             now: begun.elapsed(),
@@ -99,6 +100,9 @@ fn carry_out(
             kernel: observe::kernel(kernel, &names, true)?,
             prepared: prepared.clone(),
             attempts: attempts.clone(),
+            firmware,
+            // It knows a part of the wanted entries only.
+            published: None,
             generated: observe::generated(&apply::lock(&record)),
             running: BTreeMap::new(),
         };
@@ -194,7 +198,7 @@ mod tests {
                 return Err(Trouble::new(NodeReason::Pending, "not in the store"));
             }
             let files = vec![file("base", "b1", Needed, &[]), file(&spec.name, "m1", Named, &["base"])];
-            Ok(LoadSet { files, unknown_parameters: Vec::new(), modprobe: None })
+            Ok(LoadSet { files, ..LoadSet::default() })
         };
         let desired = KeptPlan::new("uid", 7, spec).at_boot().spec;
         let start = Start { release: RELEASE.into(), record: Record::new("boot-1"), desired };

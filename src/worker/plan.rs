@@ -4,10 +4,12 @@
 //! Carried out in the observed world, the next plan does nothing.
 
 mod checks;
+mod in_tree;
 mod in_use;
 mod loading;
 mod together;
 mod unloading;
+mod upkeep;
 
 pub use checks::enough_memory;
 pub use in_use::in_use;
@@ -18,11 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::firmware::{Firmware, View};
 use super::kernel::{Running, Trouble};
+use super::publish::View as Published;
 use super::record::{Entry, Owner, Record};
 use super::wanted::{self, LoadIdentity};
 use crate::api::names::NodeReason;
-use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
+use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec, UnloadReason};
 use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::Role;
@@ -49,12 +53,16 @@ pub struct LoadFile {
 }
 
 /// Everything that an entry needs in the kernel, in the order of insertion.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadSet {
     /// The files.
     pub files: Vec<LoadFile>,
     /// Parameters that the module does not know; the kernel ignores them.
     pub unknown_parameters: Vec<String>,
+    /// Its firmware, if the entry asks for any.
+    pub firmware: Option<Firmware>,
+    /// Those of the files that are of the image.
+    pub of_image: Vec<PathBuf>,
     /// What modprobe is told, where it does the loading; the files are then what it said it would insert.
     pub modprobe: Option<Modprobe>,
 }
@@ -147,6 +155,10 @@ pub struct Observed {
     pub prepared: BTreeMap<Owner, Prepared>,
     /// Failures by Module.
     pub attempts: BTreeMap<Owner, Attempt>,
+    /// The search path for firmware; `None` if nobody asks for firmware.
+    pub firmware: Option<View>,
+    /// What is published on the host; `None` if it is not to be touched.
+    pub published: Option<Published>,
     /// Of the folders that were generated for modprobe and are recorded, those that are there.
     pub generated: BTreeSet<PathBuf>,
     /// Jobs that run now, by Module.
@@ -179,6 +191,43 @@ pub enum Step {
         /// Parameters in the kernel's grammar.
         parameters: String,
     },
+    /// Make the search path for firmware hold what the record says.
+    Firmware,
+    /// Put into the record that this module of the kernel itself makes room for the Module, and how it is set.
+    TakeOut {
+        /// Its name.
+        name: String,
+        /// The Module.
+        owner: Owner,
+        /// Whether it asks for the module to come back.
+        restore: bool,
+    },
+    /// Load a module of the kernel itself again that stands in the record as taken out, unless it is there.
+    PutBack(String),
+    /// Drop from the record that these modules were taken out.
+    ForgetTakenOut(Vec<String>),
+    /// Put files below the host's `/lib/modules`.
+    Publish {
+        /// Release of the kernel.
+        release: String,
+        /// Name of the folder.
+        name: String,
+        /// What tells its content from another.
+        content: String,
+        /// The files.
+        files: Vec<PathBuf>,
+    },
+    /// Remove a folder from there.
+    Unpublish {
+        /// Release of the kernel.
+        release: String,
+        /// Name of the folder.
+        name: String,
+    },
+    /// Renew the index of a release.
+    Index(String),
+    /// Should a later step fail, do this too, as far as it can be done.
+    OnFailure(Vec<Step>),
     /// Let modprobe load or remove.
     Modprobe {
         /// Its command line.
@@ -297,6 +346,7 @@ pub fn plan(observed: &Observed) -> Plan {
         }
     }
     together::wait_for_running(observed, &mut plan);
+    upkeep::plan(observed, &mut plan);
     plan.reports.sort_by_key(|report| Owner::of(&report.spec));
     plan
 }
@@ -316,6 +366,18 @@ fn report(spec: &NodeModuleSpec, state: ModuleState, trouble: Trouble, loaded: O
 }
 
 impl Observed {
+    /// Whether the intent of that generation takes the Module from the node, instead of making room for another file.
+    fn is_removal(&self, owner: &Owner, generation: i64) -> bool {
+        self.desired.unload.iter().any(|intent| {
+            (&intent.module_uid, &intent.namespace, &intent.name) == (&owner.uid, &owner.namespace, &owner.name)
+                && intent.generation == generation
+                && matches!(
+                    intent.reason,
+                    UnloadReason::Deleted | UnloadReason::NoModuleLoader | UnloadReason::NotSelected
+                )
+        })
+    }
+
     /// The generation of an intent by which what was loaded for `generation` must go.
     fn intent(&self, owner: &Owner, generation: i64) -> Option<i64> {
         self.desired
@@ -348,6 +410,13 @@ impl Observed {
         held.then_some(&attempt.trouble)
     }
 
+    /// Whether any entry asks for firmware, or one did in this boot.
+    pub fn asks_for_firmware(record: &Record, desired: &NodeModulesConfigSpec) -> bool {
+        record.firmware_before.is_some()
+            || record.entries.iter().any(|entry| entry.firmware.is_some())
+            || desired.modules.iter().any(|spec| spec.config.modprobe.firmware_path.is_some())
+    }
+
     /// Names of every kernel module, and for each the parameters, that a plan looks at.
     pub fn interesting(
         record: &Record,
@@ -378,6 +447,12 @@ impl Observed {
     }
 }
 
+#[cfg(test)]
+mod firmware_tests;
+#[cfg(test)]
+mod host_tests;
+#[cfg(test)]
+mod in_tree_tests;
 #[cfg(test)]
 mod policies;
 #[cfg(test)]

@@ -48,7 +48,10 @@ impl Host {
         match (&identity.by_modprobe, identity.generated_key(release)) {
             (Some(by), Some(key)) => {
                 let folder = self.generated.join(key);
-                modprobe::prepare(&place, identity, by, &spec.config.modprobe, &self.kmod, &folder)
+                let set = modprobe::prepare(&place, identity, by, &spec.config.modprobe, &self.kmod, &folder)?;
+                let files = set.files.iter().map(|file| file.path.clone());
+                let of_image = files.filter(|path| path.starts_with(tree)).collect();
+                Ok(LoadSet { firmware: examine::firmware(tree, identity)?, of_image, ..set })
             }
             _ => examine::load_set(&place, identity),
         }

@@ -14,6 +14,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::firmware::Firmware;
+use super::firmware_folder::FirmwareFolder;
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
 use crate::worker::trees;
@@ -24,10 +26,11 @@ const RECORD: &str = "record.json";
 const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const TREES: &str = "trees";
+const FIRMWARE: &str = "firmware";
 const GENERATED: &str = "modprobe";
 
 /// The Module that an entry belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// Its namespace.
     pub namespace: String,
@@ -38,6 +41,16 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Nobody: work for the node as a whole, of some kind.
+    pub fn node(kind: &str) -> Self {
+        Self { uid: kind.to_owned(), ..Self::default() }
+    }
+
+    /// Whether this is one of [`node`](Self::node).
+    pub fn is_node(&self) -> bool {
+        self.namespace.is_empty() && self.name.is_empty()
+    }
+
     /// The Module that a wanted entry belongs to.
     pub fn of(spec: &NodeModuleSpec) -> Self {
         Self {
@@ -50,7 +63,7 @@ impl Owner {
 
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.is_node() { f.write_str("the node") } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -71,6 +84,23 @@ pub struct RecordedModule {
     pub filesystems: Vec<String>,
 }
 
+/// A module of the kernel itself that was taken out to make room for a Module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenOut {
+    /// Name as the kernel has it.
+    pub name: String,
+    /// The Module that it made room for.
+    pub owner: Owner,
+    /// Its parameters as `/sys` showed them, in the kernel's grammar.
+    pub parameters: String,
+    /// Whether that Module asked for it to come back.
+    pub restore: bool,
+    /// How often loading it again has failed.
+    #[serde(default)]
+    pub failures: u32,
+}
+
 /// What one Module has in the kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,12 +117,32 @@ pub struct Entry {
     /// How long the last load took, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
+    /// Its firmware, if it brings any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Firmware>,
+    /// Files of its modules in the unpacked image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
     /// The kernel had all of it since it was written: a module that is missing was taken out by somebody else.
     #[serde(default)]
     pub complete: bool,
 }
 
 impl Entry {
+    /// One that has nothing in the kernel yet.
+    pub fn of(spec: NodeModuleSpec) -> Self {
+        Self {
+            spec,
+            modules: Vec::new(),
+            adopted: false,
+            took_ms: None,
+            generated: None,
+            complete: false,
+            firmware: None,
+            files: Vec::new(),
+        }
+    }
+
     /// The Module that it belongs to.
     pub fn owner(&self) -> Owner {
         Owner::of(&self.spec)
@@ -124,12 +174,24 @@ pub struct Record {
     pub boot_id: String,
     /// One for each Module.
     pub entries: Vec<Entry>,
+    /// What the kernel's search path for firmware said before it was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_before: Option<String>,
+    /// Modules of the kernel itself that were taken out, in that order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_tree: Vec<TakenOut>,
 }
 
 impl Record {
     /// An empty one for this boot.
     pub fn new(boot_id: impl Into<String>) -> Self {
-        Self { version: VERSION, boot_id: boot_id.into(), entries: Vec::new() }
+        Self {
+            version: VERSION,
+            boot_id: boot_id.into(),
+            entries: Vec::new(),
+            firmware_before: None,
+            in_tree: Vec::new(),
+        }
     }
 
     /// The entry of a Module.
@@ -144,6 +206,12 @@ impl Record {
             Some(known) => *known = entry,
             None => self.entries.push(entry),
         }
+    }
+
+    /// Remembers a module that is about to be taken out, last of all.
+    pub fn take_out(&mut self, taken: TakenOut) {
+        self.in_tree.retain(|known| known.name != taken.name);
+        self.in_tree.push(taken);
     }
 
     /// Drops a Module's entry.
@@ -303,6 +371,12 @@ impl StateDir {
         self.root.join(TREES).join(key)
     }
 
+    /// The folder of links to firmware; absolute, as the kernel knows no other folder to begin at.
+    pub fn firmware(&self) -> FirmwareFolder {
+        let folder = self.root.join(FIRMWARE);
+        FirmwareFolder::new(std::path::absolute(&folder).unwrap_or(folder))
+    }
+
     /// The folder with what is generated for modprobe, a folder for each load. It may not exist.
     pub fn generated(&self) -> PathBuf {
         self.root.join(GENERATED)
@@ -378,7 +452,6 @@ mod tests {
 
     fn entry(name: &str) -> Entry {
         Entry {
-            spec: NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() },
             modules: vec![RecordedModule {
                 name: "m".into(),
                 named: true,
@@ -386,10 +459,9 @@ mod tests {
                 identity: Identity::default(),
                 filesystems: vec!["ext9".into()],
             }],
-            adopted: false,
-            generated: None,
             took_ms: Some(3),
             complete: true,
+            ..Entry::of(NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() })
         }
     }
 

@@ -11,11 +11,13 @@ use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Outcome, RecordStore};
+use super::firmware::{Firmware, SearchPath};
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::plan::{
     Attempt, Job, LoadFile, LoadSet, Modprobe, Observed, Plan, Preparation, Prepared, RunningJob, Scope, Step, plan,
     startable,
 };
+use super::publish::View as Published;
 use super::record::{Owner, Record};
 use super::refusal::{load_trouble, unload_trouble};
 use super::{observe, wanted};
@@ -29,6 +31,8 @@ use crate::core::kmod::users::Users;
 use crate::core::kmod::{FileFacts, Identity, modprobe, params};
 
 pub(super) const RELEASE: &str = "6.12.1+";
+/// Path of the folder of links to firmware.
+pub(super) const OURS: &str = "/state/firmware/search";
 
 /// A loaded module.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,6 +58,12 @@ pub(super) struct SimulatedKernel {
     pub(super) memory: Mutex<Option<u64>>,
     /// Every change that the worker made: `+name` and `-name`.
     calls: Mutex<Vec<String>>,
+    /// The search path for firmware; `None` for a kernel without one.
+    pub(super) search_path: Mutex<Option<String>>,
+    /// What is published on the host.
+    pub(super) published: Mutex<Published>,
+    /// Modules that the kernel itself came with, each with what it needs.
+    pub(super) own: Mutex<BTreeMap<String, Vec<String>>>,
 }
 
 impl SimulatedKernel {
@@ -133,6 +143,12 @@ impl Kernel for SimulatedKernel {
         let parts: Vec<String> = file.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
         let needs: Vec<String> =
             parts.get(2).map(|needs| needs.split(',').map(ToOwned::to_owned).collect()).unwrap_or_default();
+        let (id, needs) = if parts[0] == "own" {
+            let own = self.own.lock().unwrap();
+            ("own".to_owned(), own.get(name).cloned().unwrap_or_default())
+        } else {
+            (parts[0].clone(), needs)
+        };
         let mut modules = self.modules.lock().unwrap();
         if modules.contains_key(name) {
             return Err(Errno::EEXIST.into());
@@ -142,7 +158,7 @@ impl Kernel for SimulatedKernel {
         }
         let parameters =
             params::decode(parameters).into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
-        modules.insert(name.to_owned(), Loaded { id: parts[0].clone(), needs, parameters, ..Loaded::default() });
+        modules.insert(name.to_owned(), Loaded { id, needs, parameters, ..Loaded::default() });
         self.calls.lock().unwrap().push(format!("+{name}"));
         Ok(())
     }
@@ -160,6 +176,55 @@ impl Kernel for SimulatedKernel {
         self.modules.lock().unwrap().remove(name);
         self.calls.lock().unwrap().push(format!("-{name}"));
         Ok(())
+    }
+
+    fn parameters(&self, name: &str) -> io::Result<BTreeMap<String, String>> {
+        Ok(self.modules.lock().unwrap().get(name).map(|loaded| loaded.parameters.clone()).unwrap_or_default())
+    }
+
+    fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>> {
+        let own = self.own.lock().unwrap();
+        let file = |name: &String| PathBuf::from(format!("/own/{name}.ko"));
+        Ok(own.get(name).map(|needs| needs.iter().chain([&name.to_owned()]).map(file).collect()).unwrap_or_default())
+    }
+
+    fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
+        Ok(self.search_path.lock().unwrap().clone().map(|value| SearchPath { value, writable: true }))
+    }
+
+    fn set_firmware_path(&self, value: &str) -> Result<(), Refused> {
+        self.fault("firmware_class")?;
+        *self.search_path.lock().unwrap() = Some(value.to_owned());
+        Ok(())
+    }
+
+    fn published(&self) -> io::Result<Published> {
+        Ok(self.published.lock().unwrap().clone())
+    }
+
+    fn publish(&self, release: &str, name: &str, content: &str, _: &[PathBuf]) -> Result<(), Trouble> {
+        let mut published = self.published.lock().unwrap();
+        published.stale.insert(release.to_owned());
+        published.folders.insert((release.to_owned(), name.to_owned()), content.to_owned());
+        Ok(())
+    }
+
+    fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble> {
+        let mut published = self.published.lock().unwrap();
+        published.stale.insert(release.to_owned());
+        published.folders.remove(&(release.to_owned(), name.to_owned()));
+        Ok(())
+    }
+
+    fn renew_index(&self, release: &str) -> Result<(), Trouble> {
+        self.fault("depmod").map_err(|refused| Trouble::new(NodeReason::NotPublished, refused.to_string()))?;
+        self.published.lock().unwrap().stale.remove(release);
+        Ok(())
+    }
+
+    fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>> {
+        let there = path == Path::new("/opt/fw");
+        Ok(if there { BTreeMap::from([("admin.bin".to_owned(), false)]) } else { BTreeMap::new() })
     }
 
     /// Loads the paths among the arguments, the words after `--` being parameters of the last; removes as the real one
@@ -252,11 +317,31 @@ pub(super) fn intent(module: &str, generation: i64) -> UnloadIntent {
 #[derive(Debug, Default)]
 pub(super) struct MemoryStore {
     pub(super) full: RefCell<bool>,
+    /// Links to firmware, and the name of their set.
+    pub(super) links: RefCell<Option<(String, BTreeMap<String, PathBuf>)>>,
 }
 
 impl RecordStore for MemoryStore {
     fn save(&self, _: &Record) -> Result<(), Trouble> {
         if *self.full.borrow() { Err(Trouble::new(NodeReason::StoreFailed, "disk full")) } else { Ok(()) }
+    }
+
+    fn search_path(&self) -> String {
+        OURS.to_owned()
+    }
+
+    fn merged(&self) -> Option<String> {
+        self.links.borrow().as_ref().map(|(name, _)| name.clone())
+    }
+
+    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble> {
+        *self.links.borrow_mut() = Some((name.to_owned(), links.clone()));
+        Ok(())
+    }
+
+    fn unmerge(&self) -> Result<(), Trouble> {
+        *self.links.borrow_mut() = None;
+        Ok(())
     }
 }
 
@@ -270,6 +355,8 @@ pub(super) struct World {
     pub(super) scope: Scope,
     /// What images hold: files by digest letter and kernel module, or why they cannot be had.
     pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Trouble>>,
+    /// Firmware by the path in the image.
+    pub(super) firmware: BTreeMap<String, Firmware>,
     pub(super) prepared: BTreeMap<Owner, Prepared>,
     pub(super) attempts: BTreeMap<Owner, Attempt>,
     /// Jobs of an agent that are said to run.
@@ -300,6 +387,11 @@ impl World {
             kernel: observe::kernel(&self.kernel, &names, true).unwrap(),
             prepared: self.prepared.clone(),
             attempts: self.attempts.clone(),
+            firmware: {
+                let asked = Observed::asks_for_firmware(&self.record, &self.desired);
+                observe::firmware(&self.kernel, &self.store, asked).unwrap()
+            },
+            published: Some(self.kernel.published().unwrap()),
             generated: self
                 .record
                 .entries
@@ -323,6 +415,7 @@ impl World {
             let digest = identity.digest.hex().chars().next().unwrap();
             let state = match self.images.get(&(digest, identity.main().to_owned())) {
                 Some(Ok(files)) => {
+                    let firmware = identity.firmware_path.as_ref().map(|path| self.firmware[path].clone());
                     let folder = PathBuf::from(format!("/generated/{}", spec.name));
                     let paths = files.iter().map(|file| file.path.display().to_string());
                     let words = ["--".to_owned(), identity.parameters.clone()];
@@ -330,8 +423,9 @@ impl World {
                         .by_modprobe
                         .as_ref()
                         .map(|_| Modprobe { folder, arguments: paths.chain(words).collect() });
-                    let (files, unknown_parameters) = (files.clone(), Vec::new());
-                    Preparation::Ready(Arc::new(LoadSet { files, unknown_parameters, modprobe }))
+                    let of_image = files.iter().map(|file| file.path.clone()).collect();
+                    let files = files.clone();
+                    Preparation::Ready(Arc::new(LoadSet { files, firmware, of_image, modprobe, ..LoadSet::default() }))
                 }
                 Some(Err(trouble)) => Preparation::Failed(trouble.clone(), self.now + Duration::from_secs(5)),
                 None => Preparation::Failed(
@@ -341,6 +435,12 @@ impl World {
             };
             self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), state });
         }
+        self.carry_out(&plan, shutdown);
+        plan
+    }
+
+    /// Carries out the jobs of a plan.
+    pub(super) fn carry_out(&mut self, plan: &Plan, shutdown: &CancellationToken) {
         let record = Mutex::new(std::mem::take(&mut self.record));
         let startable: Vec<Job> =
             startable(plan.jobs.clone(), &apply::lock(&record), []).into_iter().map(|(job, _)| job).collect();
@@ -357,7 +457,6 @@ impl World {
                 self.attempts.insert(job.owner.clone(), attempt);
             }
         }
-        plan
     }
 
     /// Goes on until there is nothing to do, and says what holds: `module state reason`.
@@ -399,6 +498,14 @@ impl World {
                 Step::Memory { bytes } => format!("memory {}", bytes / 1024 / 1024),
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
+                Step::Firmware => "firmware".to_owned(),
+                Step::TakeOut { name, .. } => format!("take out {name}"),
+                Step::PutBack(name) => format!("put back {name}"),
+                Step::ForgetTakenOut(names) => format!("forget taken {}", names.join(" ")),
+                Step::Publish { name, .. } => format!("publish {name}"),
+                Step::Unpublish { name, .. } => format!("unpublish {name}"),
+                Step::Index(release) => format!("index {release}"),
+                Step::OnFailure(steps) => format!("on failure {} steps", steps.len()),
                 Step::Modprobe { modules, removes, .. } => {
                     format!("modprobe {}{}", if *removes { "-r " } else { "" }, modules.join(" "))
                 }

@@ -170,14 +170,7 @@ mod tests {
 
     fn loaded() -> Report {
         let spec = spec("gpu", "gpu", 'a', 3);
-        let entry = Entry {
-            spec: spec.clone(),
-            modules: vec![],
-            adopted: false,
-            generated: None,
-            took_ms: Some(1234),
-            complete: true,
-        };
+        let entry = Entry { took_ms: Some(1234), complete: true, ..Entry::of(spec.clone()) };
         let identity = Identity { build_id: Some("abc".into()), srcversion: None };
         Report {
             spec,

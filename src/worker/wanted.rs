@@ -1,6 +1,7 @@
 //! A wanted entry, checked: what it asks for in the kernel, apart from how its image is fetched.
 
 use std::collections::BTreeSet;
+use std::path::{Component, Path};
 
 use super::kernel::Trouble;
 use super::record::Owner;
@@ -22,6 +23,8 @@ pub struct LoadIdentity {
     pub named: Vec<String>,
     /// Parameters of the first, in the kernel's grammar.
     pub parameters: String,
+    /// Folder of the image with firmware.
+    pub firmware_path: Option<String>,
     /// What modprobe is asked for, where it does the loading.
     pub by_modprobe: Option<ByModprobe>,
 }
@@ -48,9 +51,10 @@ impl LoadIdentity {
         params::decode(&self.parameters).into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Name of the folder with the unpacked image; the same digest may be unpacked for two directories.
+    /// Name of the folder with the unpacked image; the same digest may be unpacked for several directories.
     pub fn tree_key(&self, release: &str) -> String {
-        let place = hash::hash_bytes(format!("{}\0{release}", self.dir_name).as_bytes());
+        let firmware = self.firmware_path.as_ref().map(|path| format!("\0{path}")).unwrap_or_default();
+        let place = hash::hash_bytes(format!("{}\0{release}{firmware}", self.dir_name).as_bytes());
         format!("{}-{}-{}", self.digest.algorithm().name(), self.digest.hex(), &place[..16.min(place.len())])
     }
 
@@ -94,10 +98,6 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
             format!("image {} is not named by digest; the planner must resolve its tag", config.container_image);
         Trouble::new(NodeReason::ImageInvalidReference, message)
     })?;
-    if modprobe.firmware_path.is_some() {
-        let message = "modprobe.firmwarePath is not carried out by this worker; put the firmware on the node";
-        return Err(Trouble::new(NodeReason::UnsupportedArgs, message));
-    }
     let by_modprobe = by_modprobe(modprobe)?;
     let invalid = |message: String| Trouble::new(NodeReason::ModuleNotFound, message);
     let raw = by_modprobe.as_ref().filter(|by| by.raw).map(|by| aim(&by.load));
@@ -120,6 +120,13 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     if let Some(name) = named.iter().find(|name| !names::is_valid(name)) {
         return Err(invalid(format!("`{name}` is no name that a kernel module can have")));
     }
+    let firmware_path = modprobe.firmware_path.clone();
+    let names_a_folder = |path: &String| Path::new(path).components().any(|part| matches!(part, Component::Normal(_)));
+    if firmware_path.as_ref().is_some_and(|path| !names_a_folder(path)) {
+        let message =
+            format!("modprobe.firmwarePath is `{}`; name a folder of the image", firmware_path.unwrap_or_default());
+        return Err(Trouble::new(NodeReason::FirmwareNotFound, message));
+    }
     let main = named.first().map(String::as_str).unwrap_or_default();
     let own = raw.as_ref().map_or(modprobe.parameters.as_slice(), |aim| aim.parameters.as_slice());
     let own = params::encode(own).map_err(|error| Trouble::new(NodeReason::ParameterRefused, error.to_string()))?;
@@ -127,7 +134,7 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     // Of a name given twice the kernel takes the last: what the Module asks for comes after what its lines say.
     let parameters = modprobe_d::options(config, main).into_iter().chain([own]).collect::<Vec<_>>();
     let parameters = parameters.join(" ").trim().to_owned();
-    Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, by_modprobe })
+    Ok(LoadIdentity { digest, dir_name: modprobe.dir_name.clone(), named, parameters, firmware_path, by_modprobe })
 }
 
 /// What modprobe is to do, if the entry asks for it.
@@ -158,6 +165,13 @@ fn by_modprobe(modprobe: &ModprobeSpec) -> Result<Option<ByModprobe>, Trouble> {
     Ok(Some(ByModprobe { raw, load, config }))
 }
 
+/// Modules of the kernel itself that an entry wants gone, as the kernel has them.
+pub fn in_tree(spec: &NodeModuleSpec) -> Vec<String> {
+    let single = spec.config.in_tree_module_to_remove.as_slice();
+    let list = spec.config.in_tree_modules_to_remove.as_slice();
+    if list.is_empty() { single } else { list }.iter().map(|name| kernel_name(name)).collect()
+}
+
 /// Checks an entry against the running kernel's release.
 pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
     let kernel = &spec.config.kernel_version;
@@ -166,11 +180,7 @@ pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
         return Err(Trouble::new(NodeReason::WrongKernel, message));
     }
     let identity = identity(spec)?;
-    let single = spec.config.in_tree_module_to_remove.as_slice();
-    let list = spec.config.in_tree_modules_to_remove.as_slice();
-    let in_tree: Vec<String> =
-        if list.is_empty() { single } else { list }.iter().map(|name| kernel_name(name)).collect();
-    Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity, in_tree })
+    Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity, in_tree: in_tree(spec) })
 }
 
 #[cfg(test)]
@@ -206,7 +216,8 @@ mod tests {
                 spec(|c| c.modprobe.modprobe_config = Some("install kmm_a /bin/true".into())),
                 NodeReason::UnsupportedArgs,
             ),
-            (spec(|c| c.modprobe.firmware_path = Some("/firmware".into())), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.firmware_path = Some("/".into())), NodeReason::FirmwareNotFound),
+            (spec(|c| c.modprobe.firmware_path = Some(String::new())), NodeReason::FirmwareNotFound),
             (spec(|c| c.modprobe.module_name = None), NodeReason::ModuleNotFound),
             (spec(|c| c.modprobe.module_name = Some("../../x".into())), NodeReason::ModuleNotFound),
             (spec(|c| c.modprobe.parameters = vec!["=1".into()]), NodeReason::ParameterRefused),

@@ -9,11 +9,12 @@ use kube::Resource;
 use kube::api::{Api, ApiResource, ListParams, Patch};
 use serde_json::json;
 
+use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::ocm;
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
-use crate::support::eventually;
+use crate::support::eventually_every;
 use crate::support::images::{Image, Layer};
 use crate::support::manager::{Edition, Manager, NAMESPACE, install};
 use crate::support::registry::{Registry, RegistryOptions};
@@ -31,7 +32,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     let registry = Registry::start(RegistryOptions::default()).await?;
     for kernel in KERNELS {
         let layer = Layer::new().file(format!("opt/lib/modules/{kernel}/x.ko"), kernel.as_bytes());
-        registry.push("kmods/x", &kernel.replace('+', "_"), &Image::new().layer(layer).build()?).await?;
+        registry.push("kmods/x", kernel.trim_end_matches('+'), &Image::new().layer(layer).build()?).await?;
     }
     hub.install_crds(&ocm::crds()).await?;
     install(&hub, Edition::Hub).await?;
@@ -98,7 +99,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
 
 async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant) -> Result<Vec<ManifestWork>> {
     let limit = Duration::from_mins(5);
-    eventually(limit, &format!("{size} ManifestWorks"), || async {
+    eventually_every(PAUSE, limit, &format!("{size} ManifestWorks"), || async {
         let count = works.list_metadata(&ListParams::default().limit(1)).await?;
         let rest = count.metadata.remaining_item_count.unwrap_or(0);
         let found = count.items.len() + usize::try_from(rest)?;

@@ -30,6 +30,8 @@ use report::Report;
 const SIZES: [usize; 2] = [200, 1000];
 /// Requests in flight of the bare client: as many as the product's queues have workers.
 const IN_FLIGHT: usize = 16;
+/// Time between two questions whether all objects are there: it is part of what is measured.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -10,11 +10,12 @@ use kube::ResourceExt;
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::hub::writes;
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
-use crate::support::eventually;
+use crate::support::eventually_every;
 use crate::support::manager::{Edition, Manager, NAMESPACE, install};
 
 const IMAGE: &str = "registry.invalid/kmods/x@sha256:9834876dcfb05cb167a5c24953eba58c4ac89b1adf57f28f2f9d09af107ee8f0";
@@ -31,6 +32,8 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
             let node: Node = serde_json::from_value(node(&name))?;
             let status = node.status.clone();
             nodes.create(&PostParams::default(), &node).await?;
+            // The API server taints every new node; nobody else is here who takes that back.
+            nodes.patch(&name, &PatchParams::default(), &Patch::Merge(json!({"spec": {"taints": null}}))).await?;
             nodes.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await?;
             anyhow::Ok(())
         }
@@ -50,16 +53,21 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     Api::<Module>::namespaced(admin.clone(), "bench").create(&PostParams::default(), &module).await?;
     let configs: Api<NodeModulesConfig> = Api::all(admin.clone());
     let label = ListParams::default().labels(kmm::api::names::WORKER_NODE_LABEL).limit(1);
-    eventually(Duration::from_mins(5), &format!("{size} NodeModulesConfigs and labelled nodes"), || async {
-        let made = configs.list_metadata(&ListParams::default().limit(1)).await?;
-        let made = made.items.len() + usize::try_from(made.metadata.remaining_item_count.unwrap_or(0))?;
-        // A list by label tells no remaining count; the whole is asked for only at the end.
-        if made < size {
-            return Ok(None);
-        }
-        let labelled = nodes.list_metadata(&ListParams { limit: None, ..label.clone() }).await?.items.len();
-        Ok((labelled >= size).then_some(()))
-    })
+    eventually_every(
+        PAUSE,
+        Duration::from_mins(5),
+        &format!("{size} NodeModulesConfigs and labelled nodes"),
+        || async {
+            let made = configs.list_metadata(&ListParams::default().limit(1)).await?;
+            let made = made.items.len() + usize::try_from(made.metadata.remaining_item_count.unwrap_or(0))?;
+            // A list by label tells no remaining count; the whole is asked for only at the end.
+            if made < size {
+                return Ok(None);
+            }
+            let labelled = nodes.list_metadata(&ListParams { limit: None, ..label.clone() }).await?.items.len();
+            Ok((labelled >= size).then_some(()))
+        },
+    )
     .await?;
     let product_seconds = started.elapsed().as_secs_f64();
     let all = configs.list(&ListParams::default()).await?.items;

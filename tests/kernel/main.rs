@@ -6,6 +6,8 @@ mod support;
 
 mod checks;
 mod failing;
+mod firmware;
+mod in_tree;
 mod killed;
 mod lasting;
 mod life;
@@ -13,6 +15,7 @@ mod loading;
 mod modprobe;
 mod oracle;
 mod policies;
+mod publishing;
 mod pulling;
 mod special;
 mod unloading;

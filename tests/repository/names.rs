@@ -92,7 +92,8 @@ fn states_and_reasons_are_the_documented_ones() {
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
          WrongKernel VermagicMismatch SymbolMissing SignatureMissing SignatureRejected NotPermitted OutOfMemory
          ParameterRefused KernelRefused
-         LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict InTreeModuleStays InUse UnsupportedArgs StoreFailed
+         LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict
+         FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed
          StoreFull RegistryConfigInvalid RegistryBlocked"
     );
     assert_list!(

@@ -51,7 +51,16 @@ pub const HOST: &str = "172.30.0.1";
 /// Asks `probe` until it gives a value, every 100 ms, at most for `limit`.
 ///
 /// The error names `what` was waited for and the last reason that the probe gave for not being there yet.
-pub async fn eventually<T, F, Fut>(limit: Duration, what: &str, mut probe: F) -> Result<T>
+pub async fn eventually<T, F, Fut>(limit: Duration, what: &str, probe: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<Option<T>>>,
+{
+    eventually_every(Duration::from_millis(100), limit, what, probe).await
+}
+
+/// As [`eventually`], with another pause between two questions.
+pub async fn eventually_every<T, F, Fut>(pause: Duration, limit: Duration, what: &str, mut probe: F) -> Result<T>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<Option<T>>>,
@@ -63,11 +72,11 @@ where
             Ok(Ok(Some(value))) => return Ok(value),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => last = format!("{error:#}"),
-            Err(_) => last = String::from("the last question was not answered"),
+            Err(_) => last.push_str("; the last question was not answered"),
         }
         if start.elapsed() >= limit {
             bail!("waited {:.0} s for {what}: {last}", limit.as_secs_f64());
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(pause).await;
     }
 }

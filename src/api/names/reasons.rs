@@ -149,10 +149,18 @@ closed_list! {
         LoadedOtherFile,
         /// The file is loaded with other parameters; it is not touched.
         LoadedOtherParameters,
-        /// Two Modules want the same kernel module in different files.
+        /// Two Modules want the same kernel module, or firmware of the same name, in different files.
         Conflict,
+        /// The image holds no firmware where it should.
+        FirmwareNotFound,
+        /// The kernel has no search path for firmware that can be set.
+        FirmwarePathRefused,
         /// A module of the kernel itself that is to be removed first is built in, in use or refused to go.
         InTreeModuleStays,
+        /// The module's files could not be put below the host's `/lib/modules`, or not removed from there.
+        NotPublished,
+        /// A module of the kernel itself that was removed could not be loaded again.
+        InTreeModuleNotRestored,
         /// It cannot be unloaded while something uses it.
         InUse,
         /// Arguments that this worker does not carry out.

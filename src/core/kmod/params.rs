@@ -1,5 +1,7 @@
 //! Module parameters: how they are handed to the kernel, and whether the kernel holds what was asked for.
 
+use std::collections::BTreeMap;
+
 /// A parameter that the kernel's grammar cannot carry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -37,6 +39,18 @@ pub fn encode(parameters: &[String]) -> Result<String, Error> {
         }
     }
     Ok(parts.join(" "))
+}
+
+/// Values that `/sys/module/<m>/parameters` shows, as one string that gives them again at a load.
+///
+/// Left out is what cannot be given as it is shown: nothing, `(null)` of a text that was never set, several lines, quotes.
+pub fn encode_shown(shown: &BTreeMap<String, String>) -> String {
+    let parts = shown.iter().filter(|(name, value)| {
+        let odd = |character: char| character.is_control() || character == '"';
+        !name.is_empty() && !value.trim().is_empty() && *value != "(null)" && !value.contains(odd)
+    });
+    let parts: Vec<String> = parts.map(|(name, value)| format!("{name}={}", value.trim())).collect();
+    encode(&parts).unwrap_or_default()
 }
 
 /// Whether all white space of the text stands inside closed double quotes.
@@ -130,6 +144,23 @@ mod tests {
 
     fn strings(values: &[&str]) -> Vec<String> {
         values.iter().map(|value| (*value).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_the_kernel_shows_can_be_given_again() {
+        let shown = [
+            ("number", "42"),
+            ("flag", "Y"),
+            ("list", "1,2,3"),
+            ("text", "two words"),
+            ("unset", "(null)"),
+            ("empty", ""),
+            ("quoted", "a \"b\""),
+            ("lines", "a\nb"),
+        ];
+        let shown = shown.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        assert_eq!(encode_shown(&shown), "flag=Y list=1,2,3 number=42 text=\"two words\"");
+        assert_eq!(encode_shown(&BTreeMap::new()), "");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, field_manager};
 use crate::api::ocm::ManifestWork;
 use crate::hub::standing::Standing;
 use crate::hub::view::Owner;
-use crate::runtime::client::{self, ApiError};
+use crate::runtime::client::{self, ApiError, Class};
 
 /// What came of an action.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub(super) enum Done {
     Occupied(Standing),
 }
 
-/// Carries out the action; at most one write.
+/// Carries out the action; at most one write that the server takes.
 pub(super) async fn apply(client: &kube::Client, target: &Target, action: &Action) -> Result<Done, ApiError> {
     let api: Api<ManifestWork> = Api::namespaced(client.clone(), &target.cluster);
     match action {
@@ -34,16 +34,22 @@ pub(super) async fn apply(client: &kube::Client, target: &Target, action: &Actio
             client::apply(&api, &target.module, field_manager::HUB, &work).await.map(|_| Done::AsPlanned)
         }
         Action::Apply { work, uid: None } => {
-            if let Some(standing) = other(&api, target, work).await? {
-                return Ok(Done::Occupied(standing));
+            let (name, work) = (&target.module, work.as_ref());
+            // Nearly always there is none. One of somebody else has other manifests, which makes a conflict.
+            match client::apply_unless_taken(&api, name, field_manager::HUB, work).await {
+                Err(error) if error.class() == Class::Conflict => {}
+                written => return written.map(|_| Done::AsPlanned),
             }
-            client::apply(&api, &target.module, field_manager::HUB, work.as_ref()).await.map(|_| Done::AsPlanned)
+            match other(&api, target, work).await? {
+                Some(standing) => Ok(Done::Occupied(standing)),
+                None => client::apply(&api, name, field_manager::HUB, work).await.map(|_| Done::AsPlanned),
+            }
         }
     }
 }
 
 /// Stores hold only works with the label of ours. One without it would be taken over by an apply with force, so
-/// the server is asked before a work is made. One with the label is on its way into the store.
+/// the server is asked before. One with the label is on its way into the store.
 async fn other(api: &Api<ManifestWork>, target: &Target, wanted: &ManifestWork) -> Result<Option<Standing>, ApiError> {
     let found: Option<PartialObjectMeta<ManifestWork>> =
         client::within(|| format!("look for ManifestWork {target}"), api.get_metadata_opt(&target.module)).await?;

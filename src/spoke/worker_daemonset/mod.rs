@@ -2,21 +2,24 @@
 
 mod render;
 
-pub(super) use render::render;
+pub(super) use render::{HOST_MODULES, render};
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
+use serde_json::Value;
 
 use crate::api::names::WORKER_DAEMON_SET;
 use crate::api::names::field_manager::WORKER_DAEMON_SET as MANAGER;
+use crate::core::hash;
 use crate::runtime::client::{ApiError, apply, delete};
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::ObjectKey;
 
 use super::Context;
-use super::view::DaemonSetView;
+use super::SpokeSettings;
+use super::view::{DaemonSetView, ModuleFacts};
 
 /// What happens to the DaemonSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,32 @@ pub(super) fn plan(wanted: bool, hash: &str, present: Option<&DaemonSetView>, se
     }
 }
 
+/// Whether the Module is to be published on its nodes.
+pub(super) fn publishes(module: &ModuleFacts) -> bool {
+    let loader = module.spec.module_loader.as_ref();
+    loader.and_then(|loader| loader.policy).is_some_and(|policy| policy.publish_on_host)
+}
+
+/// The DaemonSet, each with the hash of its specification.
+#[derive(Debug)]
+pub(super) struct Rendered {
+    plain: (Value, String),
+    publishing: (Value, String),
+}
+
+impl Rendered {
+    /// Both forms.
+    pub(super) fn new(settings: &SpokeSettings) -> Result<Self, hash::Error> {
+        Ok(Self { plain: render(settings, false)?, publishing: render(settings, true)? })
+    }
+
+    /// The form to be written. Workers that could write below `/lib/modules` can for as long as there is a DaemonSet: they
+    /// remove what they have put there after the last Module has stopped asking.
+    fn of(&self, asked: bool, present: Option<&DaemonSetView>) -> &(Value, String) {
+        if asked || present.is_some_and(|set| set.publishes) { &self.publishing } else { &self.plain }
+    }
+}
+
 /// What is remembered between passes.
 #[derive(Debug, Default)]
 pub(super) struct Settled(Mutex<Option<i64>>);
@@ -64,7 +93,9 @@ pub(super) async fn reconcile(context: Arc<Context>, _: String) -> Result<Outcom
     let namespace = &context.settings.operator_namespace;
     let present = context.stores.daemon_sets.get(&ObjectKey::new(namespace.as_str(), WORKER_DAEMON_SET));
     let wanted = !context.stores.configs.is_empty();
-    let (body, hash) = &context.worker;
+    let mut asked = false;
+    context.stores.modules.for_each(|_, module| asked |= publishes(&module.facts));
+    let (body, hash) = context.worker.of(asked, present.as_deref());
     let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), namespace);
     match plan(wanted, hash, present.as_deref(), context.settled.get()) {
         Action::Nothing => {
@@ -89,7 +120,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::spoke::{Mode, SpokeSettings};
+    use crate::runtime::store::Projection;
+    use crate::spoke::Mode;
 
     fn settings(image: &str) -> SpokeSettings {
         SpokeSettings {
@@ -109,6 +141,7 @@ mod tests {
             uid: "u".into(),
             generation,
             rendered_hash: Some(hash.into()).filter(|hash: &String| !hash.is_empty()),
+            publishes: false,
         };
         let table = [
             ("no node needs it", false, None, None, Action::Nothing),
@@ -127,13 +160,28 @@ mod tests {
     }
 
     #[test]
+    fn modules_can_be_written_only_once_a_module_asks_and_as_long_as_something_may_lie_there() {
+        let rendered = Rendered::new(&settings("a")).unwrap();
+        let view = |(body, _): &(Value, String)| DaemonSetView::project(serde_json::from_value(body.clone()).unwrap());
+        let plain = view(rendered.of(false, None));
+        let publishing = view(rendered.of(true, Some(&plain)));
+        assert_eq!((plain.publishes, publishing.publishes), (false, true));
+        assert!(view(rendered.of(false, Some(&publishing))).publishes, "what was published can still be removed");
+        assert!(!view(rendered.of(false, Some(&plain))).publishes);
+        let set: DaemonSet = serde_json::from_value(rendered.of(false, None).0.clone()).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        let writable = pod.containers[0].volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
+        assert_eq!(writable.map(|mount| mount.mount_path.as_str()).collect::<Vec<_>>(), ["/var/lib/kmm"]);
+    }
+
+    #[test]
     fn the_documented_host_paths_are_those_of_the_pod() {
         let docs = include_str!("../../../docs/security.md");
         let documented = |row: &str| -> BTreeSet<String> {
             let line = docs.lines().find(|line| line.starts_with(&format!("| {row} |"))).unwrap();
             line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
         };
-        let set: DaemonSet = serde_json::from_value(render(&settings("a")).unwrap().0).unwrap();
+        let set: DaemonSet = serde_json::from_value(render(&settings("a"), false).unwrap().0).unwrap();
         let pod = set.spec.unwrap().template.spec.unwrap();
         let volumes = pod.volumes.unwrap_or_default();
         let paths = |read_only: bool| -> BTreeSet<String> {
@@ -148,9 +196,9 @@ mod tests {
 
     #[test]
     fn the_hash_follows_what_is_rendered_and_the_object_is_a_daemon_set() {
-        let ((one, hash), (_, same)) = (render(&settings("a")).unwrap(), render(&settings("a")).unwrap());
+        let ((one, hash), (_, same)) = (render(&settings("a"), false).unwrap(), render(&settings("a"), false).unwrap());
         assert_eq!(hash, same);
-        assert_ne!(hash, render(&settings("b")).unwrap().1);
+        assert_ne!(hash, render(&settings("b"), false).unwrap().1);
         let set: DaemonSet = serde_json::from_value(one).unwrap();
         let pod = set.spec.unwrap().template.spec.unwrap();
         assert_eq!(pod.containers[0].image.as_deref(), Some("a"));

@@ -15,14 +15,17 @@ const STATE_DIR: &str = "/var/lib/kmm";
 const HOST_PROC: &str = "/host/proc";
 /// Where kernels keep their own modules, on the host and in the container.
 const LIB_MODULES: &str = "/lib/modules";
+/// The same where it can be written; mounted only if a Module is to be published on the host.
+pub(crate) const HOST_MODULES: &str = "/host/lib/modules";
 /// Where the container has the host's `/etc`.
 const HOST_ETC: &str = "/host/etc";
 
-/// The whole object, with the hash of its specification as an annotation.
+/// The whole object, with the hash of its specification as an annotation. `publishes`: workers may put files of Modules
+/// below the host's `/lib/modules`.
 ///
 /// # Errors
 /// Never for these settings; the hash function is fallible for other values.
-pub(crate) fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::Error> {
+pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value, String), hash::Error> {
     let labels = json!({ "app.kubernetes.io/name": "kmm", "app.kubernetes.io/component": "worker" });
     // The worker shares the node's network and answers on its loopback address only.
     let probe =
@@ -32,7 +35,7 @@ pub(crate) fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::
         json!({ "name": "KMM_PROC", "value": HOST_PROC }),
     ];
     env.extend(settings.worker_variables.iter().map(|(name, value)| json!({ "name": name, "value": value })));
-    let spec = json!({
+    let mut spec = json!({
         "selector": { "matchLabels": labels },
         "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "10%" } },
         "template": {
@@ -82,6 +85,12 @@ pub(crate) fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::
             },
         },
     });
+    if publishes {
+        let pod = &mut spec["template"]["spec"];
+        let container = &mut pod["containers"][0];
+        push(&mut container["env"], json!({ "name": "KMM_HOST_MODULES", "value": HOST_MODULES }));
+        push(&mut container["volumeMounts"], json!({ "name": "lib-modules", "mountPath": HOST_MODULES }));
+    }
     let hash = hash::content_hash(&spec)?;
     let body = json!({
         "apiVersion": DaemonSet::api_version(&()),
@@ -95,4 +104,10 @@ pub(crate) fn render(settings: &SpokeSettings) -> Result<(Value, String), hash::
         "spec": spec,
     });
     Ok((body, hash))
+}
+
+fn push(list: &mut Value, item: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(item);
+    }
 }

@@ -25,6 +25,8 @@ const FETCHES: usize = 4;
 /// First and longest pause after a failure.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Pause after a load that failed where a module of the kernel itself was loaded again: each try takes it from the node.
+const GAVE_WAY_PAUSE: Duration = Duration::from_mins(30);
 
 /// The end of a task.
 pub(super) enum Finished {
@@ -199,6 +201,11 @@ impl Agent {
                 info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
                 Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
             }
+            Outcome::Done(_) if job.owner.is_node() => {
+                self.attempts.remove(&job.owner);
+                self.backoff.remove(&job.owner);
+                return;
+            }
             Outcome::Done(took) => {
                 if job.steps.iter().any(Step::unloads) {
                     info!(module = %job.owner, took_ms = took.as_millis(), "unloaded");
@@ -207,7 +214,11 @@ impl Agent {
             }
             Outcome::Interrupted => return,
         };
-        let pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
+        let mut pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
+        let gave_way = job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));
+        if gave_way && trouble.reason != NodeReason::InUse {
+            pause = pause.max(GAVE_WAY_PAUSE);
+        }
         let listed = if trouble.reason == NodeReason::InUse { self.kernel.listed().ok() } else { None };
         let counts = listed.map(|listed| job.counts_after(&trouble, &listed)).unwrap_or_default();
         let attempt = Attempt { identity: job.identity.clone(), trouble, retry_at: self.now() + pause, counts };

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use super::checks::{before_load, memory_for};
 use super::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, unload_steps};
-use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, report};
+use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
 use crate::api::names::NodeReason;
 use crate::api::{LoadPolicy, ModuleState, OnChange, OnDrift, OnOtherFile};
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::InitState;
 use crate::core::kmod::{Identity, Sameness, params};
+use crate::worker::firmware::{self, Firmware, View};
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, Owner, RecordedModule};
 use crate::worker::wanted::{self, Wanted};
@@ -124,6 +125,14 @@ struct Loading<'a> {
     set: &'a LoadSet,
 }
 
+/// What makes room for a load.
+struct Room {
+    /// All modules that leave, users first.
+    leaving: Vec<String>,
+    /// Those of them that the kernel itself came with.
+    in_tree: Vec<String>,
+}
+
 /// What stands under the name of a file in the kernel.
 enum Found {
     Absent,
@@ -145,8 +154,11 @@ impl Loading<'_> {
                 Found::Absent | Found::Same | Found::Passing => None,
             })
             .collect();
+        if let Some(trouble) = self.refused_firmware(plan) {
+            return self.tell(plan, ModuleState::Failed, trouble);
+        }
         let all_same = named().all(|file| matches!(self.found(file), Found::Same));
-        let parameters = if all_same { self.other_parameters() } else { None };
+        let parameters = if all_same { self.other_parameters().or_else(|| self.other_firmware()) } else { None };
         if all_same && parameters.is_none() {
             return self.adopt(plan);
         }
@@ -207,6 +219,43 @@ impl Loading<'_> {
         }
     }
 
+    /// In words, that the module was loaded with other firmware than the wanted one; `None` if it was not.
+    fn other_firmware(&self) -> Option<String> {
+        let entry = self.entry?;
+        let inserted = entry.module(self.wanted.identity.main()).is_some_and(|module| module.inserted);
+        let files = |firmware: &Option<Firmware>| firmware.as_ref().map(|firmware| firmware.files.clone());
+        (inserted && files(&entry.firmware) != files(&self.set.firmware))
+            .then(|| "it was loaded with other firmware than is wanted".to_owned())
+    }
+
+    /// Why the firmware cannot be handed to the kernel.
+    fn refused_firmware(&self, plan: &Plan) -> Option<Trouble> {
+        let firmware = self.set.firmware.as_ref()?;
+        if let Some(refusal) = self.observed.firmware.as_ref().and_then(View::refusal) {
+            return Some(refusal);
+        }
+        let about_to = plan.jobs.iter().flat_map(|job| &job.steps).filter_map(|step| match step {
+            Step::Write(entry) => Some(entry.as_ref()),
+            _ => None,
+        });
+        let others = self.observed.record.entries.iter().chain(about_to).filter_map(|entry| {
+            let owner = entry.owner();
+            (owner != self.wanted.owner).then_some((owner, entry.firmware.as_ref()?))
+        });
+        let (name, owner) = firmware::conflict(firmware, others)?;
+        let message = format!(
+            "firmware {name} of this Module and of {owner} differ, and the kernel knows one file of a name; \
+             give one of them another name"
+        );
+        Some(Trouble::new(NodeReason::Conflict, message))
+    }
+
+    /// The step that lets the kernel find the firmware, if the entry or the one before has any.
+    fn firmware_step(&self) -> Option<Step> {
+        let before = self.entry.is_some_and(|entry| entry.firmware.is_some());
+        (before || self.set.firmware.is_some()).then_some(Step::Firmware)
+    }
+
     /// Everything wanted is in the kernel already: it becomes this Module's.
     fn adopt(&self, plan: &mut Plan) {
         let adopted = self.entry.is_none_or(|entry| entry.adopted);
@@ -216,7 +265,7 @@ impl Loading<'_> {
         plan.jobs.push(Job {
             owner: self.wanted.owner.clone(),
             identity: Some(self.wanted.identity.clone()),
-            steps: vec![Step::write(entry.clone())],
+            steps: std::iter::once(Step::write(entry.clone())).chain(self.firmware_step()).collect(),
         });
         let trouble = Trouble::new(reason, drift(self.observed, self.wanted));
         let loaded = Some(super::InKernel { entry, identity });
@@ -257,8 +306,10 @@ impl Loading<'_> {
             let main = modules.remove(at);
             modules.push(main);
         }
+        let firmware = self.set.firmware.clone();
+        let files = self.set.of_image.clone();
         let generated = self.set.modprobe.as_ref().map(|modprobe| modprobe.folder.clone());
-        Entry { spec: self.wanted.spec.clone(), modules, adopted, took_ms, complete: false, generated }
+        Entry { modules, adopted, generated, took_ms, firmware, files, ..Entry::of(self.wanted.spec.clone()) }
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
@@ -267,7 +318,7 @@ impl Loading<'_> {
         stale: &[&str],
         other: Option<&(&LoadFile, Identity)>,
         parameters: Option<String>,
-    ) -> Result<Vec<String>, (ModuleState, Trouble)> {
+    ) -> Result<Room, (ModuleState, Trouble)> {
         let failed = |reason, message: String| Err((ModuleState::Failed, Trouble::new(reason, message)));
         let mut leaving = Vec::new();
         if let Some(entry) = self.entry
@@ -306,6 +357,7 @@ impl Loading<'_> {
         }
         // These among themselves: users first too.
         let mut open = going;
+        let own = leaving.len();
         while !open.is_empty() {
             let free = open.iter().position(|name| {
                 listed
@@ -314,7 +366,8 @@ impl Loading<'_> {
             });
             leaving.push(open.remove(free.unwrap_or(0)).to_owned());
         }
-        Ok(leaving)
+        let in_tree = leaving[own..].iter().filter(|name| self.wanted.in_tree.contains(name)).cloned().collect();
+        Ok(Room { leaving, in_tree })
     }
 
     /// Of the modules that are in the way, those that no Module brought and that the policy takes out.
@@ -407,7 +460,7 @@ impl Loading<'_> {
             })
     }
 
-    fn load(&self, plan: &mut Plan, leaving: &[String]) {
+    fn load(&self, plan: &mut Plan, Room { leaving, in_tree }: &Room) {
         let coming = || {
             let files = self.set.files.iter();
             files.filter(|file| matches!(self.found(file), Found::Absent) || leaving.contains(&file.name))
@@ -420,6 +473,7 @@ impl Loading<'_> {
         }
         // Before anything leaves: what is loaded is not given up for what cannot be loaded.
         let mut steps = vec![Step::Memory { bytes: memory_for(coming()) }];
+        steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, in_tree));
         steps.extend(self.entry.and_then(|entry| modprobe_removes(self.observed, entry, leaving)));
         steps.extend(unload_steps(leaving, &self.observed.kernel));
         if let Some(entry) = self.entry {
@@ -431,6 +485,7 @@ impl Loading<'_> {
         }
         // Before the kernel gets anything: a crash must not leave a module that nobody remembers.
         steps.push(Step::write(entry));
+        steps.extend(self.firmware_step());
         match &self.set.modprobe {
             // Without the module itself missing modprobe would do nothing.
             Some(modprobe) if coming().any(|file| file.name == self.main()) => steps.push(Step::Modprobe {

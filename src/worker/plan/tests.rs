@@ -453,10 +453,10 @@ fn a_good_end_of_modprobe_proves_nothing() {
 }
 
 /// A small generator of test cases: what follows from a seed is always the same.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -588,6 +588,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
                     Step::Modprobe { arguments, modules, removes } => {
                         crate::worker::kernel::Kernel::modprobe(&world.kernel, arguments, modules, *removes).unwrap();
                     }
+                    other => unreachable!("neither firmware nor in-tree modules here: {other:?}"),
                 }
             }
         }

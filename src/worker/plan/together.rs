@@ -17,6 +17,7 @@ const LONG: Duration = Duration::from_secs(30);
 pub struct Reach {
     owners: BTreeSet<Owner>,
     modules: BTreeSet<String>,
+    firmware: BTreeSet<String>,
 }
 
 /// A job that runs.
@@ -33,17 +34,35 @@ pub struct Running {
 impl Reach {
     /// Everything that the job writes about, loads or unloads, and what else its Modules have in the record.
     pub fn of(job: &Job, record: &Record) -> Self {
-        let mut reach = Self { owners: BTreeSet::from([job.owner.clone()]), modules: BTreeSet::new() };
+        let mut reach = Self { owners: BTreeSet::from([job.owner.clone()]), ..Self::default() };
         for step in &job.steps {
             match step {
                 Step::Write(entry) => {
                     reach.owners.insert(entry.owner());
+                    // Two files of one name may differ, which only shows once the first is recorded.
+                    let firmware = entry.firmware.iter().flat_map(|firmware| firmware.files.keys());
+                    reach.firmware.extend(firmware.cloned());
                     reach.modules.extend(entry.modules.iter().map(|module| module.name.clone()));
                 }
                 Step::Forget(owner) => {
                     reach.owners.insert(owner.clone());
                 }
-                Step::Memory { .. } => {}
+                Step::TakeOut { name, .. } | Step::PutBack(name) => {
+                    reach.modules.insert(name.clone());
+                }
+                Step::OnFailure(steps) => {
+                    let names = steps.iter().filter_map(|step| match step {
+                        Step::PutBack(name) => Some(name.clone()),
+                        _ => None,
+                    });
+                    reach.modules.extend(names);
+                }
+                Step::Memory { .. }
+                | Step::Firmware
+                | Step::ForgetTakenOut(_)
+                | Step::Publish { .. }
+                | Step::Unpublish { .. }
+                | Step::Index(_) => {}
                 Step::Unload { name, .. } => {
                     reach.modules.insert(name.clone());
                 }
@@ -61,7 +80,9 @@ impl Reach {
 
     /// Whether the two share anything.
     pub fn meets(&self, other: &Self) -> bool {
-        !self.owners.is_disjoint(&other.owners) || !self.modules.is_disjoint(&other.modules)
+        !self.owners.is_disjoint(&other.owners)
+            || !self.modules.is_disjoint(&other.modules)
+            || !self.firmware.is_disjoint(&other.firmware)
     }
 }
 

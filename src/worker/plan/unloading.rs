@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Job, KernelView, Observed, Plan, Report, Step};
+use super::{Job, KernelView, Observed, Plan, Report, Step, in_tree};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, OnRemoval};
 use crate::core::kmod::proc_modules::{InitState, Listed};
@@ -61,6 +61,9 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             // After modprobe these find nothing left to do, or do it.
             steps.extend(unload_steps(&names, &observed.kernel));
             steps.extend(heirs(&observed.record, entry).into_iter().map(Step::write));
+            if observed.is_removal(&owner, intent) {
+                steps.extend(in_tree::after_removal(observed, &entry.spec));
+            }
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));

@@ -1,0 +1,198 @@
+//! What is kept right for the node as a whole, when nothing else is to be done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Job, Observed, Plan, Step, in_tree};
+use crate::api::ModuleState;
+use crate::api::names::NodeReason;
+use crate::worker::kernel::Trouble;
+use crate::worker::publish;
+use crate::worker::record::{Entry, Owner};
+
+/// Plans for the search path of firmware, for what is published on the host, and for in-tree modules without a Module.
+pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
+    let rests = plan.jobs.is_empty();
+    let firmware = observed.firmware.as_ref().filter(|view| !view.is_right(&observed.record));
+    let steps = firmware.map(|_| vec![Step::Firmware]).unwrap_or_default();
+    keep(observed, plan, rests, "firmware", steps, &|entry| entry.firmware.is_some());
+    keep(observed, plan, rests, "in-tree", in_tree::left_over(observed), &|_| false);
+    let steps = publishing(observed);
+    if let (Some(view), false) = (&observed.published, steps.is_empty())
+        && !view.writable
+    {
+        let message = "publishOnHost is not carried out: the host's /lib/modules is not mounted for writing";
+        return tell(plan, &Trouble::new(NodeReason::NotPublished, message), &|entry| publish::asks(&entry.spec));
+    }
+    keep(observed, plan, rests, "published", steps, &|entry| publish::asks(&entry.spec));
+}
+
+/// A job for these steps, or why they are not tried now, told at the loaded Modules that are concerned.
+fn keep(
+    observed: &Observed,
+    plan: &mut Plan,
+    rests: bool,
+    kind: &str,
+    steps: Vec<Step>,
+    concerned: &dyn Fn(&Entry) -> bool,
+) {
+    let node = Owner::node(kind);
+    if steps.is_empty() || observed.running.contains_key(&node) {
+        return;
+    }
+    if let Some(trouble) = observed.held_back(&node, None) {
+        tell(plan, trouble, concerned);
+    } else if rests {
+        plan.jobs.push(Job { owner: node, identity: None, steps });
+    }
+}
+
+/// It is beside the load: the state stays what it is, and the sentence says it.
+fn tell(plan: &mut Plan, trouble: &Trouble, concerned: &dyn Fn(&Entry) -> bool) {
+    for report in &mut plan.reports {
+        let is_concerned = report.loaded.as_ref().is_some_and(|loaded| concerned(&loaded.entry));
+        if is_concerned && report.state == ModuleState::Loaded {
+            let before = if report.message.is_empty() { String::new() } else { format!("{}; ", report.message) };
+            report.message = format!("{before}{}: {}", trouble.reason.as_str(), trouble.message);
+        }
+    }
+}
+
+/// Steps after which the host shows what the record says: of the running kernel, and nothing of others.
+///
+/// What a wanted Module has there from an earlier boot stays until it is loaded again.
+fn publishing(observed: &Observed) -> Vec<Step> {
+    let Some(view) = &observed.published else { return Vec::new() };
+    let recorded: BTreeMap<String, &Entry> = observed
+        .record
+        .entries
+        .iter()
+        .filter(|entry| publish::asks(&entry.spec) && !entry.files.is_empty())
+        .map(|entry| (publish::folder(&entry.owner()), entry))
+        .collect();
+    let wanted: BTreeSet<String> = observed
+        .desired
+        .modules
+        .iter()
+        .filter(|spec| publish::asks(spec) && observed.intent(&Owner::of(spec), spec.generation.unwrap_or(0)).is_none())
+        .map(|spec| publish::folder(&Owner::of(spec)))
+        .collect();
+    let mut steps = Vec::new();
+    let mut stale = view.stale.clone();
+    for (release, name) in view.folders.keys() {
+        let here = *release == observed.release;
+        if !here || !(recorded.contains_key(name) || wanted.contains(name)) {
+            steps.push(Step::Unpublish { release: release.clone(), name: name.clone() });
+            stale.insert(release.clone());
+        }
+    }
+    for (name, entry) in recorded {
+        let (release, content) = (observed.release.clone(), publish::content(entry));
+        if view.folders.get(&(release.clone(), name.clone())) != Some(&content) {
+            stale.insert(release.clone());
+            steps.push(Step::Publish { release, name, content, files: entry.files.clone() });
+        }
+    }
+    steps.extend(stale.into_iter().map(Step::Index));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{LoadPolicy, NodeModuleSpec};
+    use crate::core::kmod::order::Role::Named;
+    use crate::worker::simulated::{RELEASE, World, file, intent, spec};
+
+    fn asking(generation: i64, publish_on_host: bool) -> NodeModuleSpec {
+        let policy = LoadPolicy { publish_on_host, ..LoadPolicy::default() };
+        NodeModuleSpec { policy: Some(policy), ..spec("gpu", "gpu", 'a', generation) }
+    }
+
+    fn node() -> World {
+        let mut world = World::new();
+        world.image('a', vec![file("gpu", "gpu1", Named, &[])]);
+        world.image('b', vec![file("gpu", "gpu2", Named, &[])]);
+        world.desired.modules = vec![asking(1, true)];
+        world.kernel.published.lock().unwrap().writable = true;
+        world
+    }
+
+    fn shown(world: &World) -> Vec<String> {
+        let view = world.kernel.published.lock().unwrap().clone();
+        assert_eq!(view.stale, BTreeSet::new());
+        view.folders.keys().map(|(release, name)| format!("{release} {name}")).collect()
+    }
+
+    const GPU: &str = "6.12.1+ drivers.gpu";
+
+    #[test]
+    fn what_is_loaded_and_asked_for_is_published_until_it_is_not() {
+        let mut world = node();
+        world.kernel.published.lock().unwrap().folders.insert(("5.10".into(), "drivers.gpu".into()), "old".into());
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!(shown(&world), [GPU]);
+        world.restart();
+        assert!(world.plan().is_quiet());
+        world.desired.modules = vec![asking(1, false)];
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!(shown(&world), [""; 0]);
+        world.desired.modules = vec![asking(1, true)];
+        world.settle();
+        assert_eq!(shown(&world), [GPU]);
+        // Neither wanted nor to go: it stays loaded, and published.
+        world.desired.modules.clear();
+        assert_eq!(world.settle(), ["gpu Orphaned NotWanted"]);
+        assert_eq!(shown(&world), [GPU]);
+        world.desired.unload = vec![intent("gpu", 1)];
+        assert_eq!(world.settle(), [""; 0]);
+        assert_eq!(shown(&world), [""; 0]);
+    }
+
+    #[test]
+    fn another_file_is_published_in_the_place_of_the_old_one_and_a_half_change_is_finished() {
+        let mut world = node();
+        world.settle();
+        let before = world.kernel.published.lock().unwrap().clone();
+        world.desired.modules = vec![NodeModuleSpec { policy: asking(2, true).policy, ..spec("gpu", "gpu", 'b', 2) }];
+        world.desired.unload = vec![intent("gpu", 1)];
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!(shown(&world), [GPU]);
+        assert_ne!(*world.kernel.published.lock().unwrap(), before);
+        world.kernel.published.lock().unwrap().stale.insert(RELEASE.into());
+        world.settle();
+        shown(&world);
+    }
+
+    #[test]
+    fn after_a_boot_it_stays_until_the_module_is_there_again() {
+        let mut world = node();
+        world.settle();
+        let before = world.kernel.published.lock().unwrap().clone();
+        world.restart();
+        world.record = crate::worker::record::Record::new("boot-2");
+        world.kernel.with(std::collections::BTreeMap::clear);
+        let image = world.images.remove(&('a', "gpu".to_owned())).unwrap();
+        assert_eq!(world.settle(), ["gpu Failed ImageNotFound"]);
+        assert_eq!(*world.kernel.published.lock().unwrap(), before);
+        world.images.insert(('a', "gpu".to_owned()), image);
+        world.wait();
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!(*world.kernel.published.lock().unwrap(), before);
+    }
+
+    #[test]
+    fn where_the_host_cannot_be_written_the_module_is_loaded_and_says_so() {
+        let mut world = node();
+        world.kernel.published.lock().unwrap().writable = false;
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert!(world.plan().reports[0].message.starts_with("NotPublished: "), "{:?}", world.plan().reports);
+        let mut world = node();
+        world.kernel.fail("depmod", nix::errno::Errno::EIO);
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert!(world.plan().reports[0].message.starts_with("NotPublished: "), "{:?}", world.plan().reports);
+        world.kernel.heal();
+        world.wait();
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!((shown(&world), world.plan().reports[0].message.as_str()), (vec![GPU.to_owned()], ""));
+    }
+}
