@@ -123,16 +123,25 @@ async fn doom(world: &World, generation: i64) -> Result<Option<String>> {
     bail!("neither killed nor at rest:\n{}", world.worker_log().await)
 }
 
-/// One wish, carried out by a worker that is killed before call `n` and by one that is not. Whether it was killed.
+/// One wish, carried out by a worker that is killed before call `n` and by one that is not; without `n` by one that is not
+/// and that runs on. Before which call it was killed, if it was.
 async fn fulfil(
     world: &World,
-    n: u32,
+    n: Option<u32>,
     modules: Vec<NodeModuleSpec>,
     unload: Vec<UnloadIntent>,
     expected: &[&str],
 ) -> Result<Option<String>> {
+    let told: Vec<_> = modules.iter().map(|module| (module.name.clone(), Loaded, "Loaded")).collect();
+    let told: Vec<_> = told.iter().map(|(name, state, reason)| (name.as_str(), *state, *reason)).collect();
+    let Some(n) = n else {
+        let generation = world.want(modules, unload).await?;
+        world.settled(generation, &told).await?;
+        assert_eq!(world.loaded().await?, expected);
+        return Ok(None);
+    };
     let may_change: Vec<String> = world.loaded().await?;
-    let generation = world.want(modules.clone(), unload).await?;
+    let generation = world.want(modules, unload).await?;
     start_doomed(world, n).await?;
     let killed = doom(world, generation).await?;
     if killed.is_some() {
@@ -148,13 +157,10 @@ async fn fulfil(
         }
     }
     world.start_worker().await?;
-    let told: Vec<_> = modules.iter().map(|module| (module.name.as_str(), Loaded, "Loaded")).collect();
     world.settled(generation, &told).await?;
     assert_eq!(world.loaded().await?, expected);
     let look = world.vm.exec(&format!("{LOOK}\nlook")).await?;
     ensure!(look.code == 0, "{}", look.text());
-    world.end_worker("KILL").await?;
-    assert_eq!(world.loaded().await?, expected, "a worker that was killed took something along");
     Ok(killed)
 }
 
@@ -164,33 +170,39 @@ async fn killed_before_every_change_of_a_load_or_an_unload_the_next_worker_ends_
     let image = push(&world).await?;
     let entry = |generation| vec![world.entry("top", "kmm_top", &image, generation)];
     let (mut loads, mut unloads) = (Vec::new(), Vec::new());
-    let (mut load_ends, mut unload_ends) = (None, None);
+    let (mut load_ends, mut unload_ends) = (false, false);
     for n in 1..MOST {
-        if load_ends.is_some() && unload_ends.is_some() {
+        if load_ends && unload_ends {
             break;
         }
         let generation = i64::from(n);
         // Each load begins with the image in the registry: fetching and unpacking are part of it.
-        let load_at = if load_ends.is_some() { MOST } else { n };
-        let killed = fulfil(&world, load_at, entry(generation), vec![], &["kmm_base", "kmm_top"])
-            .await
-            .with_context(|| format!("killed before change {load_at} of a load"))?;
-        match killed {
-            Some(call) => loads.push(call),
-            None => load_ends = load_ends.or(Some(n)),
+        if load_ends {
+            world.start_worker().await?;
         }
-        let unload_at = if unload_ends.is_some() { MOST } else { n };
-        let killed = fulfil(&world, unload_at, vec![], vec![world.intent("top", generation)], &[])
+        let both = ["kmm_base", "kmm_top"];
+        let killed = fulfil(&world, (!load_ends).then_some(n), entry(generation), vec![], &both)
             .await
-            .with_context(|| format!("killed before change {unload_at} of an unload"))?;
-        match killed {
-            Some(call) => unloads.push(call),
-            None => unload_ends = unload_ends.or(Some(n)),
+            .with_context(|| format!("killed before change {n} of a load"))?;
+        println!("load: {killed:?}");
+        load_ends |= killed.is_none();
+        loads.extend(killed);
+        if !unload_ends {
+            world.end_worker("KILL").await?;
+            assert_eq!(world.loaded().await?, both, "a worker that was killed took something along");
         }
+        let order = vec![world.intent("top", generation)];
+        let killed = fulfil(&world, (!unload_ends).then_some(n), vec![], order, &[])
+            .await
+            .with_context(|| format!("killed before change {n} of an unload"))?;
+        println!("unload: {killed:?}");
+        unload_ends |= killed.is_none();
+        unloads.extend(killed);
+        world.end_worker("KILL").await?;
         world.vm.run("rm -rf /var/lib/kmm").await?;
     }
     println!("{} boundaries of a load: {loads:?}\n{} boundaries of an unload: {unloads:?}", loads.len(), unloads.len());
-    ensure!(load_ends.is_some() && unload_ends.is_some(), "no end after {MOST} calls");
+    ensure!(load_ends && unload_ends, "no end after {MOST} calls");
     let has = |calls: &[String], call: &str| calls.iter().any(|told| told.ends_with(call));
     ensure!(has(&loads, ": finit_module") && has(&loads, ": mkdir") && has(&unloads, ": delete_module"));
     Ok(())
