@@ -23,7 +23,7 @@ use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually};
 
 /// Longest time that anything on an emulated machine may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What a [`World`] is made of.
 #[derive(Debug, Default)]
