@@ -139,7 +139,7 @@ pub(super) struct Queues {
 }
 
 /// Time in which events about one object become one pass.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+const DEBOUNCE: Duration = Duration::from_millis(100);
 /// The same for what sums up many objects.
 const COALESCE: Duration = Duration::from_secs(1);
 
