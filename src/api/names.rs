@@ -15,6 +15,10 @@ pub const MODULE_NAME_LABEL: &str = "kmm.node.kubernetes.io/module.name";
 pub const MODULE_NAMESPACE_LABEL: &str = "kmm.node.kubernetes.io/module.namespace";
 /// Label on the pods of a Module, value what they are. Upstream: `internal/constants`, `DaemonSetRole`.
 pub const ROLE_LABEL: &str = "kmm.node.kubernetes.io/role";
+/// Value of [`ROLE_LABEL`] on the pods of a device plugin. Upstream: `internal/controllers`.
+pub const DEVICE_PLUGIN_ROLE: &str = "device-plugin";
+/// Value of [`ROLE_LABEL`] on the pods of a DRA driver. Upstream: `internal/controllers`.
+pub const DRA_ROLE: &str = "dra";
 /// Label on a ManifestWork, value the ManagedClusterModule's name. Upstream: `internal/constants`, `ManagedClusterModuleNameLabel`.
 pub const MANAGED_CLUSTER_MODULE_LABEL: &str = "kmm.node.kubernetes.io/managedclustermodule.name";
 /// Label on a node that the worker DaemonSet is bound to: a module is wanted there or must go. Ours.

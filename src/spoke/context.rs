@@ -12,11 +12,12 @@ use crate::runtime::queue::Queue;
 use crate::runtime::store::{ObjectKey, Store, Writer, store};
 
 use super::SpokeSettings;
+use super::consumers::Consumers;
 use super::kernel_claims::Kernels;
 use super::reports::Teller;
 use super::tally::Tally;
 use super::view::{
-    ClaimView, ConfigView, DaemonSetView, ImagesView, ModuleFacts, ModuleView, NamespaceView, NodeView,
+    ClaimView, ConfigView, ConsumerView, DaemonSetView, ImagesView, ModuleFacts, ModuleView, NamespaceView, NodeView,
     RoleBindingView, RoleView, ServiceAccountView,
 };
 use super::worker_daemonset::{Rendered, Settled};
@@ -42,6 +43,8 @@ pub struct Stores {
     pub service_accounts: Store<ServiceAccountView>,
     /// The worker's DaemonSet.
     pub daemon_sets: Store<DaemonSetView>,
+    /// Pods that use kernel modules of Modules.
+    pub consumers: Consumers,
     /// Every ClusterClaim; only on a Spoke.
     pub claims: Option<Store<ClaimView>>,
 }
@@ -58,6 +61,7 @@ pub(super) struct Writers {
     pub(super) bindings: Writer<RoleBindingView>,
     pub(super) service_accounts: Writer<ServiceAccountView>,
     pub(super) daemon_sets: Writer<DaemonSetView>,
+    pub(super) consumers: Writer<ConsumerView>,
     pub(super) claims: Option<Writer<ClaimView>>,
 }
 
@@ -72,9 +76,22 @@ pub(super) fn stores(managed: bool) -> (Stores, Writers) {
     let (bindings, write_bindings) = store();
     let (service_accounts, write_service_accounts) = store();
     let (daemon_sets, write_daemon_sets) = store();
+    let (consumers, write_consumers) = store();
     let (claims, write_claims) = managed.then(store).unzip();
     (
-        Stores { nodes, modules, configs, images, namespaces, roles, bindings, service_accounts, daemon_sets, claims },
+        Stores {
+            nodes,
+            modules,
+            configs,
+            images,
+            namespaces,
+            roles,
+            bindings,
+            service_accounts,
+            daemon_sets,
+            consumers: Consumers::new(consumers),
+            claims,
+        },
         Writers {
             nodes: write_nodes,
             modules: write_modules,
@@ -85,6 +102,7 @@ pub(super) fn stores(managed: bool) -> (Stores, Writers) {
             bindings: write_bindings,
             service_accounts: write_service_accounts,
             daemon_sets: write_daemon_sets,
+            consumers: write_consumers,
             claims: write_claims,
         },
     )
@@ -103,6 +121,7 @@ impl Stores {
             bindings,
             service_accounts,
             daemon_sets,
+            consumers,
             claims: _,
         } = self;
         tokio::join!(
@@ -115,6 +134,7 @@ impl Stores {
             bindings.wait_until_ready(),
             service_accounts.wait_until_ready(),
             daemon_sets.wait_until_ready(),
+            consumers.wait_until_ready(),
         );
     }
 

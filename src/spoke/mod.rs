@@ -4,6 +4,7 @@
 //! Node kernels ─────────────────────────────→ ClusterClaims            kernel_claims (Spoke only)
 //! Module ─→ ModuleImagesConfig ─→ digests ┐                            module
 //! Module + Node + digest ─────────────────┴→ NodeModulesConfig.spec    node
+//! pods of device plugins, DRA drivers ──────→ order or wait            node
 //! NodeModulesConfig.status ─────────────────→ labels of the Node       node
 //!                          ├────────────────→ Module.status            module
 //!                          └────────────────→ events                   reports
@@ -14,6 +15,7 @@
 //! Watches run on every replica. What decides and writes runs only while leading, and only after every store that it
 //! reads has had its first complete list.
 
+mod consumers;
 mod context;
 mod kernel_claims;
 mod module;

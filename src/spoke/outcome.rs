@@ -39,6 +39,13 @@ pub enum Standing {
     WaitingForReboot,
     /// Not wanted any more; the policy leaves it in the kernel until the node boots again.
     Kept,
+    /// It must go, or make room for another file, and pods that use it are still on the node.
+    WaitingForConsumers {
+        /// Whether it is not wanted on the node any more.
+        leaves: bool,
+        /// Which pods, and what to do about them.
+        why: Box<Trouble>,
+    },
     /// It must go and is on its way.
     Leaving,
     /// It must go and cannot.
@@ -64,7 +71,7 @@ impl Trouble {
 impl Outcome {
     /// Whether the node matches the Module's selector.
     pub fn is_matching(&self) -> bool {
-        !matches!(self.standing, Standing::Elsewhere | Standing::Kept | Standing::Leaving | Standing::Stuck(_))
+        !matches!(self.standing, Standing::Elsewhere | Standing::Kept) && !self.is_leaving()
     }
 
     /// Whether the node is to run the module.
@@ -77,6 +84,15 @@ impl Outcome {
                 | Standing::Failing(_)
                 | Standing::Available
                 | Standing::WaitingForReboot
+                | Standing::WaitingForConsumers { leaves: false, .. }
+        )
+    }
+
+    /// Whether the node has the module and is to lose it.
+    pub fn is_leaving(&self) -> bool {
+        matches!(
+            self.standing,
+            Standing::Leaving | Standing::Stuck(_) | Standing::WaitingForConsumers { leaves: true, .. }
         )
     }
 
@@ -88,7 +104,10 @@ impl Outcome {
     /// Reason and message for a node that is named in the Module's status.
     pub fn trouble(&self) -> Option<&Trouble> {
         match &self.standing {
-            Standing::NoImage(trouble) | Standing::Failing(trouble) | Standing::Stuck(trouble) => Some(trouble),
+            Standing::NoImage(trouble)
+            | Standing::Failing(trouble)
+            | Standing::WaitingForConsumers { why: trouble, .. }
+            | Standing::Stuck(trouble) => Some(trouble),
             Standing::Elsewhere
             | Standing::Unmapped
             | Standing::Tainted

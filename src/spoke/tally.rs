@@ -55,6 +55,8 @@ pub(super) struct ModuleTotals {
     pub without_image: BTreeMap<String, Trouble>,
     /// Nodes on which it failed, or on which it must go and cannot.
     pub failing: BTreeMap<String, Trouble>,
+    /// Nodes on which pods have to leave before it is unloaded or replaced.
+    pub waiting_for_consumers: BTreeMap<String, Trouble>,
     /// Nodes for which the end of the Module waits.
     pub holders: BTreeSet<String>,
     /// Nodes whose planner does not know yet that the Module is being deleted.
@@ -128,6 +130,9 @@ impl ModuleTotals {
             Standing::Silent => {
                 self.silent.insert(node.to_owned());
             }
+            Standing::WaitingForConsumers { why, .. } => {
+                self.waiting_for_consumers.insert(node.to_owned(), (**why).clone());
+            }
             Standing::Elsewhere
             | Standing::Unmapped
             | Standing::Tainted
@@ -153,6 +158,7 @@ impl ModuleTotals {
         self.without_image.remove(node);
         self.failing.remove(node);
         self.silent.remove(node);
+        self.waiting_for_consumers.remove(node);
     }
 
     fn count(&mut self, outcome: &Outcome, change: impl Fn(&mut usize)) {
@@ -165,7 +171,7 @@ impl ModuleTotals {
             (*standing == Standing::Tainted, &mut self.tainted),
             (*standing == Standing::WaitingForReboot, &mut self.waiting_for_reboot),
             (*standing == Standing::Kept, &mut self.kept),
-            (matches!(standing, Standing::Leaving | Standing::Stuck(_)), &mut self.leaving),
+            (outcome.is_leaving(), &mut self.leaving),
             (!outcome.saw_deletion, &mut self.unaware),
         ];
         counters.into_iter().filter(|(counts, _)| *counts).for_each(|(_, number)| change(number));

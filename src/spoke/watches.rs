@@ -10,7 +10,10 @@ use kube::core::{DeserializeGuard, Resource};
 use kube::{Api, Client};
 use kube_runtime::watcher::Config;
 
-use crate::api::names::{NAMESPACE_CONTAINS_MODULES_LABEL, PULL_SECRETS_ROLE, WORKER_DAEMON_SET};
+use crate::api::names::{
+    DEVICE_PLUGIN_ROLE, DRA_ROLE, MODULE_NAME_LABEL, NAMESPACE_CONTAINS_MODULES_LABEL, PULL_SECRETS_ROLE, ROLE_LABEL,
+    WORKER_DAEMON_SET,
+};
 use crate::core::claims::is_kernel_claim;
 use crate::core::selector;
 use crate::runtime::readiness::{Gate, Readiness};
@@ -19,7 +22,7 @@ use crate::runtime::store::{Change, ObjectKey, Projection, Writer, drive};
 use super::context::{Context, Writers};
 use super::node::selects;
 use super::reports::transitions;
-use super::view::{ConfigView, ImagesView, ModuleFacts, ModuleView, NodeView, ServiceAccountView};
+use super::view::{ConfigView, ConsumerView, ImagesView, ModuleFacts, ModuleView, NodeView, ServiceAccountView};
 use super::worker_daemonset::publishes;
 
 /// Objects that are fetched at a time; a node is large on the wire and small in the store.
@@ -116,6 +119,14 @@ pub(super) fn watches(context: &Arc<Context>, writers: Writers, readiness: &Read
     let on_set = move |_: &Change<_>| to.queues.worker.add(ONLY.to_owned());
     let sets = within(client, &context.settings.operator_namespace);
     watches.push(watch("daemonsets", sets, named(WORKER_DAEMON_SET), writers.daemon_sets, gate("daemonsets"), on_set));
+
+    let to = of();
+    let on_consumer = move |change: &Change<ConsumerView>| {
+        to.stores.consumers.take_in(change).into_iter().for_each(|node| to.queues.nodes.add(node));
+    };
+    let roles = format!("{MODULE_NAME_LABEL},{ROLE_LABEL} in ({DEVICE_PLUGIN_ROLE},{DRA_ROLE})");
+    let pods = Config::default().labels(&roles);
+    watches.push(watch("pods", all(client), pods, writers.consumers, gate("pods"), on_consumer));
 
     if let Some(writer) = writers.claims {
         let to = of();

@@ -10,6 +10,8 @@ fn labels_annotations_finalizers_and_object_names_are_those_that_clusters_hold()
         (names::MODULE_NAME_LABEL, "kmm.node.kubernetes.io/module.name"),
         (names::MODULE_NAMESPACE_LABEL, "kmm.node.kubernetes.io/module.namespace"),
         (names::ROLE_LABEL, "kmm.node.kubernetes.io/role"),
+        (names::DEVICE_PLUGIN_ROLE, "device-plugin"),
+        (names::DRA_ROLE, "dra"),
         (names::MANAGED_CLUSTER_MODULE_LABEL, "kmm.node.kubernetes.io/managedclustermodule.name"),
         (names::WORKER_NODE_LABEL, "kmm.node.kubernetes.io/worker"),
         (names::RENDERED_HASH_ANNOTATION, "kmm.node.kubernetes.io/rendered-hash"),
@@ -103,7 +105,8 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::ModuleReason,
         "AllNodesReady NoMatchingNodes NoMatchingKernel SomeKernelsUnmapped NoModuleLoader ImagesNotReady
-         ImagesResolved NodesNotReady NodesFailing NodesWaitingForReboot NodesSilent Unloading UnloadBlocked InvalidSpec Unreadable Settled"
+         ImagesResolved NodesNotReady NodesFailing NodesWaitingForReboot NodesSilent WaitingForConsumers Unloading
+         UnloadBlocked InvalidSpec Unreadable Settled"
     );
     assert_list!(
         names::ClusterReason,

@@ -244,6 +244,8 @@ closed_list! {
         NodesWaitingForReboot,
         /// Nodes have it, and nobody there has said so in their current boot.
         NodesSilent,
+        /// It is to be unloaded or replaced on nodes on which pods of its device plugin or DRA driver still are.
+        WaitingForConsumers,
         /// It is being deleted and nodes are unloading it.
         Unloading,
         /// It is being deleted and a node cannot unload it, for instance because it is in use.

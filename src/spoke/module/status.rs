@@ -76,6 +76,7 @@ fn failing_nodes(totals: &ModuleTotals) -> Vec<FailingNode> {
     let of = |(name, trouble): (&String, &Trouble)| named(name, &trouble.reason, &trouble.message);
     let mut nodes: Vec<_> = totals.failing.iter().take(NAMED_NODES).map(of).collect();
     nodes.extend(totals.without_image.iter().take(NAMED_NODES).map(of));
+    nodes.extend(totals.waiting_for_consumers.iter().take(NAMED_NODES).map(of));
     let silent = totals.silent.iter().take(NAMED_NODES);
     nodes.extend(silent.map(|name| named(name, ModuleReason::NodesSilent.as_str(), SILENT)));
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -124,6 +125,10 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
         let silent = first(totals.silent.first().map(|name| (name, SILENT)), totals.silent.len());
         return Verdict::new(State::Unknown, ModuleReason::NodesSilent, format!("{of}; {silent}"));
     }
+    if !totals.waiting_for_consumers.is_empty() {
+        let message = format!("{of}; {}", troubles(&totals.waiting_for_consumers));
+        return not(ModuleReason::WaitingForConsumers, message);
+    }
     let clause = |count: usize, what: &str| if count > 0 { format!("; {count} more {what}") } else { String::new() };
     let waiting = clause(totals.waiting_for_reboot, "run an older file of it until they boot again");
     if totals.available + totals.waiting_for_reboot < totals.desired || totals.leaving > 0 {
@@ -158,6 +163,10 @@ fn deleting(totals: &ModuleTotals) -> Verdict {
     if !totals.failing.is_empty() {
         let message = format!("cannot be unloaded: {}", troubles(&totals.failing));
         return Verdict::new(State::False, ModuleReason::UnloadBlocked, message);
+    }
+    if !totals.waiting_for_consumers.is_empty() {
+        let message = troubles(&totals.waiting_for_consumers);
+        return Verdict::new(State::False, ModuleReason::WaitingForConsumers, message);
     }
     let holder = totals.holders.first().map(|name| (name, "waiting for its worker to unload the module"));
     let message = first(holder, totals.holders.len());

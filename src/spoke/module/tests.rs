@@ -169,6 +169,16 @@ fn the_status_answers_what_is_missing_where_and_why() {
             with(|t| t.kept = 1),
             "True AllNodesReady 3 of 3 nodes have the module; 1 more keep it until they boot again",
         ),
+        (
+            gpu(),
+            totals(|t| (t.available, t.waiting_for_consumers) = (2, trouble())),
+            "False WaitingForConsumers 2 of 3 nodes have the module; n2: used by 2",
+        ),
+        (
+            gpu().deleting(),
+            totals(|t| (t.leaving, t.waiting_for_consumers) = (1, trouble())),
+            "False WaitingForConsumers n2: used by 2",
+        ),
         (nothing, zero.clone(), "True NoModuleLoader there is nothing to load"),
         (gpu().deleting(), zero, "False Unloading no node has the module any more"),
         (

@@ -13,9 +13,11 @@ use crate::runtime::client::{ApiError, apply, merge, within};
 use super::plan::{ConfigAction, Plan};
 
 /// Writes what the plan says; a failure of one object does not keep the other from being written.
+///
+/// The labels come first: no pod that needs one is placed any more when a worker hears of an order.
 pub(super) async fn carry_out(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
-    let config = write_config(client, name, &plan.config).await;
     let labels = if plan.labels.is_empty() { Ok(()) } else { write_labels(client, name, plan).await };
+    let config = write_config(client, name, &plan.config).await;
     config.and(labels)
 }
 

@@ -7,8 +7,10 @@ use crate::api::names::{
     version_ready_label,
 };
 use crate::api::{NodeModuleStatus, NodeModulesConfigSpec};
+use crate::runtime::store::ObjectKey;
 use crate::spoke::view::{ConfigView, NodeView};
 
+use super::consumers::HeldBack;
 use super::standing::{is_loaded, keeps_older};
 
 /// Longest name part of a label key, and longest value, in characters.
@@ -17,19 +19,23 @@ const LABEL_MAX: usize = 63;
 /// Changes of the Node's labels, so that they say what the worker proved.
 ///
 /// A label stays as it is while nothing is known: the module is wanted and no worker has spoken about this object yet,
-/// or the object was lost (`lost`: namespaces and names of Modules).
+/// or the object was lost (`lost`: namespaces and names of Modules). It goes, whatever is loaded, where pods have to leave
+/// by it (`held`), and where an intent stands.
 /// Labels of releases that knew no namespace are removed.
 pub(super) fn changes(
     node: &NodeView,
     config: Option<&ConfigView>,
     spec: &NodeModulesConfigSpec,
+    held: &HeldBack,
     lost: &BTreeSet<(&str, &str)>,
     config_exists: bool,
 ) -> BTreeMap<String, Option<String>> {
     let mut wanted = BTreeMap::new();
     let keys = |namespace: &str, name: &str| [ready_label(namespace, name), version_ready_label(namespace, name)];
+    let is_held = |namespace: &str, name: &str| held.contains_key(&ObjectKey::new(namespace, name));
     let mut open: BTreeSet<String> = lost
         .iter()
+        .filter(|(namespace, name)| !is_held(namespace, name))
         .filter(|key| !spec.modules.iter().any(|entry| (entry.namespace.as_str(), entry.name.as_str()) == **key))
         .flat_map(|(namespace, name)| keys(namespace, name))
         .collect();
@@ -38,7 +44,8 @@ pub(super) fn changes(
     }
     for entry in &spec.modules {
         let [ready, version] = keys(&entry.namespace, &entry.name);
-        if spec.unload.iter().any(|intent| Some(&intent.module_uid) == entry.module_uid.as_ref()) {
+        let ordered = spec.unload.iter().any(|intent| Some(&intent.module_uid) == entry.module_uid.as_ref());
+        if ordered || is_held(&entry.namespace, &entry.name) {
             continue;
         }
         let report = config.and_then(|config| {
@@ -126,7 +133,8 @@ mod tests {
         let mut entry = an_entry("drivers", "gpu.v2", "u1");
         entry.version = Some("1.0".into());
         let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
-        let changes = changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &BTreeSet::new(), true);
+        let changes =
+            changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &HeldBack::new(), &BTreeSet::new(), true);
         assert_eq!(changes, [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), Some("1.0".into()))].into());
     }
 
@@ -155,7 +163,7 @@ mod tests {
         for (what, config, expected) in table {
             let node = node(&[READY, WORKER_NODE_LABEL]);
             assert_eq!(
-                changes(&node, Some(&config), &config.spec, &BTreeSet::new(), true),
+                changes(&node, Some(&config), &config.spec, &HeldBack::new(), &BTreeSet::new(), true),
                 removed(expected),
                 "{what}"
             );
@@ -174,7 +182,10 @@ mod tests {
             WORKER_NODE_LABEL,
         ]);
         let gone = removed(&[READY, VERSION, "kmm.node.kubernetes.io/gpu.ready", WORKER_NODE_LABEL]);
-        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), &BTreeSet::new(), false), gone);
+        assert_eq!(
+            changes(&node, None, &NodeModulesConfigSpec::default(), &HeldBack::new(), &BTreeSet::new(), false),
+            gone
+        );
     }
 
     #[test]
@@ -182,7 +193,7 @@ mod tests {
         let lost = BTreeSet::from([("drivers", "gpu.v2")]);
         let node = node(&[READY, VERSION, "kmm.node.kubernetes.io/drivers.other.ready"]);
         let gone = removed(&["kmm.node.kubernetes.io/drivers.other.ready"]);
-        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), &lost, false), gone);
+        assert_eq!(changes(&node, None, &NodeModulesConfigSpec::default(), &HeldBack::new(), &lost, false), gone);
     }
 
     #[test]
@@ -191,6 +202,9 @@ mod tests {
         let entry = an_entry("drivers", &name, "u1");
         let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
         assert!(of_config(&config.spec, &config.report.modules).is_empty());
-        assert!(changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &BTreeSet::new(), true).is_empty());
+        assert!(
+            changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &HeldBack::new(), &BTreeSet::new(), true)
+                .is_empty()
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! and the labels of the node from what its worker proved. Two Modules can therefore never overwrite each other.
 
 mod apply;
+mod consumers;
 mod entry;
 mod labels;
 mod observe;
@@ -9,6 +10,7 @@ mod plan;
 mod replace;
 mod standing;
 
+pub use consumers::Consumer;
 pub use entry::{Belongs, build_entry, same_in_kernel, trimmed};
 #[cfg(test)]
 pub(super) use labels::of_config as labels_of;

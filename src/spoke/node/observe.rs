@@ -9,8 +9,9 @@ use crate::core::selector;
 use crate::runtime::store::ObjectKey;
 use crate::spoke::Stores;
 use crate::spoke::outcome::Trouble;
-use crate::spoke::view::{ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
+use crate::spoke::view::{ConsumerView, ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
 
+use super::consumers::Consumer;
 use super::entry::{build_entry, trimmed};
 use super::plan::{ModuleHere, Observed, Want};
 
@@ -28,7 +29,13 @@ pub fn observe(stores: &Stores, name: &str) -> Observed {
             modules.push(ModuleHere { facts, want });
         }
     }
-    Observed { name: name.to_owned(), node, config, modules }
+    let consumer = |(key, pod): (ObjectKey, Arc<ConsumerView>)| Consumer {
+        module: ObjectKey::new(key.namespace, pod.module.as_str()),
+        pod: key.name,
+        deleting: pod.deleting,
+    };
+    let consumers = stores.consumers.on(name).into_iter().map(consumer).collect();
+    Observed { name: name.to_owned(), node, config, modules, consumers }
 }
 
 /// Whether the Module selects the node.

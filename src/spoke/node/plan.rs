@@ -16,6 +16,7 @@ use crate::core::taints::{effective_tolerations, first_untolerated};
 use crate::spoke::outcome::{Outcome, Standing, Trouble};
 use crate::spoke::view::{ConfigView, ModuleFacts, NodeView};
 
+use super::consumers::{Consumer, hold_back};
 use super::entry::{Belongs, same_in_kernel};
 use super::labels;
 use super::standing::standing;
@@ -31,6 +32,8 @@ pub struct Observed {
     pub config: Option<Arc<ConfigView>>,
     /// Every Module of the cluster.
     pub modules: Vec<ModuleHere>,
+    /// Pods on the node that use kernel modules, ordered by name.
+    pub consumers: Vec<Consumer>,
 }
 
 /// One Module, as seen from this node.
@@ -111,6 +114,12 @@ pub fn plan(observed: &Observed) -> Plan {
     here.keep_unknown(&observed.modules, &mut drafts, &mut spec);
     spec.modules.extend(drafts.iter().filter_map(|draft| draft.entry.clone()));
     spec.unload.extend(drafts.iter().filter_map(|draft| draft.intent.clone()));
+    let held = hold_back(config, &observed.consumers, &mut spec);
+    for draft in &mut drafts {
+        if let Some(trouble) = held.get(&draft.facts.key) {
+            draft.wait(trouble, &spec);
+        }
+    }
     spec.modules.sort_by(|a, b| (&a.namespace, &a.name, &a.module_uid).cmp(&(&b.namespace, &b.name, &b.module_uid)));
     spec.unload.sort_by(|a, b| (&a.namespace, &a.name, &a.module_uid).cmp(&(&b.namespace, &b.name, &b.module_uid)));
 
@@ -129,7 +138,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let lost = observed.modules.iter().filter(|module| !matches!(module.want, Want::Gone(_)));
     let lost = lost.map(|module| &*module.facts).filter(|facts| here.may_have_lost(facts));
     let lost = lost.map(|facts| (facts.key.namespace.as_str(), facts.key.name.as_str())).collect();
-    let labels = labels::changes(node, config, &spec, &lost, exists);
+    let labels = labels::changes(node, config, &spec, &held, &lost, exists);
     Plan { config: action, labels, outcomes: Some(outcomes) }
 }
 
@@ -157,12 +166,21 @@ struct Draft<'a> {
     entry: Option<NodeModuleSpec>,
     intent: Option<UnloadIntent>,
     standing: Standing,
+    /// Whether the Module does not want to be here.
+    leaves: bool,
     /// Whether the object names the Module now.
     named: bool,
     kernel: Option<Arc<str>>,
 }
 
 impl Draft<'_> {
+    /// The Module's part is what `spec` says of it, until its pods have left.
+    fn wait(&mut self, trouble: &Trouble, spec: &NodeModulesConfigSpec) {
+        self.entry = spec.modules.iter().find(|entry| entry.belongs_to(self.facts)).cloned();
+        self.intent = spec.unload.iter().find(|intent| *intent.module_uid == *self.facts.uid).cloned();
+        self.standing = Standing::WaitingForConsumers { leaves: self.leaves, why: Box::new(trouble.clone()) };
+    }
+
     fn outcome(self, node: &NodeView) -> Outcome {
         Outcome {
             kernel: self.kernel,
@@ -236,7 +254,8 @@ impl<'a> Here<'a> {
         };
         // What is kept by the policy is nobody's any more: its report holds nothing up.
         let named = ordered || report.is_some_and(|_| stand != Standing::Kept);
-        Draft { facts, entry, intent, standing: stand, named, kernel }
+        let leaves = matches!(module.want, Want::Gone(_));
+        Draft { facts, entry, intent, standing: stand, leaves, named, kernel }
     }
 
     /// Why a node that never had the module does not get it yet; `None` where it may, or already has it.
@@ -373,7 +392,10 @@ impl<'a> Here<'a> {
     /// Whether the Node's label says that the module was loaded, while the object that would say more was lost and its
     /// worker has not spoken since. A worker that finds nothing to unload confirms that at once.
     fn may_have_lost(self, facts: &ModuleFacts) -> bool {
-        !self.is_settled() && self.node.labels.contains_key(&ready_label(&facts.key.namespace, &facts.key.name))
+        let (namespace, name) = (&facts.key.namespace, &facts.key.name);
+        !self.is_settled()
+            && self.node.labels.contains_key(&ready_label(namespace, name))
+            && !self.entries().iter().any(|entry| (&entry.namespace, &entry.name) == (namespace, name))
     }
 
     /// Entries and intents of Modules that are not there: a Module whose object vanished without having been

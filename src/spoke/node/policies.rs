@@ -52,7 +52,13 @@ fn planned(config: &ConfigView, modules: &[Arc<ModuleFacts>]) -> Plan {
     }
     let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[]) };
     let modules = modules.iter().map(here).collect();
-    plan(&Observed { name: "n".into(), node: Some(Arc::new(node)), config: Some(Arc::new(config.clone())), modules })
+    plan(&Observed {
+        name: "n".into(),
+        node: Some(Arc::new(node)),
+        config: Some(Arc::new(config.clone())),
+        modules,
+        consumers: Vec::new(),
+    })
 }
 
 /// The specification that the plan leads to, and the world in which the worker has not yet looked at it.

@@ -2,7 +2,7 @@
 //!
 //! Proved of every history: each new intent has a Module that is there and does not want what is loaded; the plan of
 //! the world that a plan made is empty; and once the world holds still, the kernel holds what Modules want, and of the
-//! rest only what no Module has ever asked to go.
+//! rest only what no Module has ever asked to go. No order is given while a pod of the Module is on the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::api::{
-    LoadPolicy, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, OnChange, OnRemoval, UnloadReason,
+    LoadPolicy, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, OnChange, OnRemoval,
+    UnloadIntent, UnloadReason,
 };
+use crate::runtime::store::ObjectKey;
 use crate::spoke::module;
 use crate::spoke::tally::Tally;
 use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module, a_node};
@@ -46,6 +48,8 @@ struct World {
     /// Modules whose finalizer was removed.
     ended: BTreeSet<String>,
     in_use: bool,
+    /// Modules with a pod on the node, and whether the pod stays although the label by which it came is gone.
+    pods: BTreeMap<(&'static str, &'static str), bool>,
     boots: u32,
     uids: u32,
     versions: u32,
@@ -63,6 +67,7 @@ impl World {
             unheard: BTreeSet::new(),
             ended: BTreeSet::new(),
             in_use: false,
+            pods: BTreeMap::new(),
             boots: 1,
             uids: 0,
             versions: 0,
@@ -91,7 +96,21 @@ impl World {
             node: Some(Arc::new(self.node.clone())),
             config: self.config.clone().map(Arc::new),
             modules: self.modules.iter().map(here).collect(),
+            consumers: self.pods.keys().map(|(namespace, name)| consumer(namespace, name)).collect(),
         }
+    }
+
+    /// One pass of the DaemonSet controller and the kubelet. Returns whether a pod came or went.
+    fn run_pods(&mut self) -> bool {
+        let before = self.pods.clone();
+        let ready = |(namespace, name): (&str, &str)| {
+            self.node.labels.contains_key(&crate::api::names::ready_label(namespace, name))
+        };
+        self.pods.retain(|module, stays| *stays || ready(*module));
+        for module in NAMES.into_iter().filter(|module| ready(*module)) {
+            self.pods.entry(module).or_insert(false);
+        }
+        self.pods != before
     }
 
     /// One pass of the manager. Returns whether it wrote anything.
@@ -143,6 +162,11 @@ impl World {
         let ConfigAction::Apply { spec, .. } = &plan.config else { return };
         let old = self.config.as_ref().map(|config| config.spec.clone()).unwrap_or_default();
         for intent in spec.unload.iter().filter(|intent| !old.unload.contains(intent)) {
+            let repeats =
+                |other: &UnloadIntent| other.module_uid == intent.module_uid && other.generation >= intent.generation;
+            let orders = intent.generation > 0 && !old.unload.iter().any(repeats);
+            let pod = self.pods.keys().any(|module| *module == (&*intent.namespace, &*intent.name));
+            assert!(!orders || !pod, "a pod is still there: {intent:?}");
             let module = self.modules.iter().find(|module| module.meta.uid.as_ref() == Some(&intent.module_uid));
             let justified = match intent.reason {
                 UnloadReason::Deleted => module.is_some_and(|m| m.meta.deletion_timestamp.is_some()),
@@ -250,7 +274,12 @@ impl World {
         let kernel = |n: u64| format!("6.1.0-{n}-amd64");
         let at = usize::try_from(dice.roll(8)).unwrap_or_default();
         let digest = char::from_digit(u32::try_from(dice.roll(4)).unwrap_or_default() + 10, 16).unwrap_or('a');
-        match dice.roll(21) {
+        match dice.roll(23) {
+            21 => {
+                let module = NAMES[at % NAMES.len()];
+                self.pods.insert(module, dice.roll(2) == 0);
+            }
+            22 => self.pods.values_mut().for_each(|stays| *stays = false),
             0 => self.node.labels.extend([("gpu".to_owned(), "no".to_owned())]),
             1 | 2 => self.node.labels.extend([("gpu".to_owned(), "yes".to_owned())]),
             3 => self.node.taints = vec![Taint { key: "t".into(), effect: "NoExecute".into(), ..Taint::default() }],
@@ -333,8 +362,8 @@ impl World {
     /// The world holds still and everything in it can be carried out; returns what the manager and worker did.
     fn settle(&mut self) -> usize {
         for steps in 0..200 {
-            let (wrote, worked) = (self.manage(), self.work());
-            if !wrote && !worked {
+            let (wrote, worked, moved) = (self.manage(), self.work(), self.run_pods());
+            if !wrote && !worked && !moved {
                 return steps;
             }
         }
@@ -380,6 +409,10 @@ impl World {
     }
 }
 
+fn consumer(namespace: &str, name: &str) -> Consumer {
+    Consumer { module: ObjectKey::new(namespace, name), pod: format!("{name}-device-plugin-x"), deleting: false }
+}
+
 fn keeps(policy: Option<LoadPolicy>) -> bool {
     policy.unwrap_or_default().on_removal == OnRemoval::Keep
 }
@@ -408,10 +441,13 @@ fn every_history_ends_with_what_modules_want_and_never_unloads_without_an_order(
         let mut dice = Dice::of(seed);
         let mut world = World::new();
         for _ in 0..40 {
-            match dice.roll(3) {
+            match dice.roll(4) {
                 0 => world.happen(&mut dice),
                 1 => {
                     world.manage();
+                }
+                2 => {
+                    world.run_pods();
                 }
                 _ => {
                     world.work();
@@ -421,6 +457,7 @@ fn every_history_ends_with_what_modules_want_and_never_unloads_without_an_order(
         world.node.taints.clear();
         world.node.ready = true;
         world.in_use = false;
+        world.pods.values_mut().for_each(|stays| *stays = false);
         world.settle();
         assert!(!world.manage(), "seed {seed}: the plan of a settled world is empty");
         world.check_end();
@@ -436,6 +473,9 @@ fn a_plan_that_was_carried_out_leaves_nothing_to_plan() {
             world.happen(&mut dice);
             if dice.roll(2) == 0 {
                 world.work();
+            }
+            if dice.roll(2) == 0 {
+                world.run_pods();
             }
             // Writing, and what follows from the object being there, is two passes at most; without a word of the
             // worker there is nothing more to do.

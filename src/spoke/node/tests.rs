@@ -28,7 +28,13 @@ fn running() -> ConfigView {
 fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFacts>]) -> Plan {
     let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[]) };
     let modules = modules.iter().map(here).collect();
-    plan(&Observed { name: "n".into(), node: Some(Arc::new(node)), config: config.map(Arc::new), modules })
+    plan(&Observed {
+        name: "n".into(),
+        node: Some(Arc::new(node)),
+        config: config.map(Arc::new),
+        modules,
+        consumers: Vec::new(),
+    })
 }
 
 /// The specification that the plan leads to: what is written, else what stands.
@@ -352,7 +358,8 @@ fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_ow
     let removed = ConfigAction::Delete { uid: "config-uid".into(), resource_version: "7".into() };
     assert_eq!(planned(node, Some(running()), &[gpu().build()]).config, removed);
     let without_node = |config: ConfigView| {
-        plan(&Observed { name: "n".into(), node: None, config: Some(Arc::new(config)), modules: Vec::new() })
+        let config = Some(Arc::new(config));
+        plan(&Observed { name: "n".into(), node: None, config, modules: Vec::new(), consumers: Vec::new() })
     };
     assert_eq!(without_node(running()).config, ConfigAction::Nothing);
     assert_eq!(without_node(ConfigView { owner: None, ..running() }).config, removed);
@@ -378,6 +385,7 @@ fn a_failure_is_told_with_the_words_of_the_worker() {
         node: Some(Arc::new(a_node())),
         config: Some(Arc::new(config)),
         modules: vec![ModuleHere { facts: gpu().deleting().build(), want: Want::Gone(UnloadReason::Deleted) }],
+        consumers: Vec::new(),
     });
     assert!(matches!(standing_of(&stuck, "u1"), Standing::Stuck(why) if why.reason == "InUse"));
 }

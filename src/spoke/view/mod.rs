@@ -2,6 +2,7 @@
 
 mod claim;
 mod config;
+mod consumer;
 mod images;
 mod module;
 mod namespaced;
@@ -9,6 +10,7 @@ mod node;
 
 pub use claim::ClaimView;
 pub use config::{ConfigView, ReportView};
+pub use consumer::ConsumerView;
 pub use images::{ImageFact, ImagesView};
 pub use module::{ModuleFacts, ModuleView, Resolved};
 pub use namespaced::{DaemonSetView, NamespaceView, RoleBindingView, RoleView, ServiceAccountView};
