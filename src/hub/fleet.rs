@@ -18,9 +18,9 @@ use crate::runtime::store::{Change, ObjectKey, Store};
 /// Longest name of a ModuleImagesConfig.
 const NAME_MAX: usize = 253;
 /// Events about one cluster that come together cost one pass.
-const WORK_DEBOUNCE: Duration = Duration::from_millis(20);
+const WORK_DEBOUNCE: Duration = Duration::from_millis(10);
 /// Clusters with new kernels that come together cost one pass over the fleet.
-const IMAGES_DEBOUNCE: Duration = Duration::from_millis(50);
+const IMAGES_DEBOUNCE: Duration = Duration::from_millis(20);
 /// Clusters that change together cost one write of the status.
 const STATUS_DEBOUNCE: Duration = Duration::from_secs(1);
 

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, PartialObjectMeta, Patch, PatchParams};
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -138,10 +138,11 @@ where
     K::kind(&K::DynamicType::default()).into_owned()
 }
 
-/// Server-side apply of `body` (a complete apply configuration) with force.
+/// Server-side apply of `body` (a complete apply configuration) with force. Of the object, which can be large and which a
+/// watch brings anyway, only the metadata comes back.
 ///
 /// Fields that `manager` owned before and that `body` lacks are removed by the server.
-pub async fn apply<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<K, ApiError>
+pub async fn apply<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<PartialObjectMeta<K>, ApiError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
     K::DynamicType: Default,
@@ -151,7 +152,12 @@ where
 }
 
 /// As [`apply`], but a field that somebody else has set to another value is a conflict and nothing is written.
-pub async fn apply_unless_taken<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<K, ApiError>
+pub async fn apply_unless_taken<K, B>(
+    api: &Api<K>,
+    name: &str,
+    manager: &str,
+    body: &B,
+) -> Result<PartialObjectMeta<K>, ApiError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
     K::DynamicType: Default,
@@ -160,13 +166,18 @@ where
     apply_with(api, name, &PatchParams::apply(manager), body).await
 }
 
-async fn apply_with<K, B>(api: &Api<K>, name: &str, params: &PatchParams, body: &B) -> Result<K, ApiError>
+async fn apply_with<K, B>(
+    api: &Api<K>,
+    name: &str,
+    params: &PatchParams,
+    body: &B,
+) -> Result<PartialObjectMeta<K>, ApiError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
     K::DynamicType: Default,
     B: Serialize + Debug,
 {
-    within(|| format!("apply {} {name}", kind::<K>()), api.patch(name, params, &Patch::Apply(body))).await
+    within(|| format!("apply {} {name}", kind::<K>()), api.patch_metadata(name, params, &Patch::Apply(body))).await
 }
 
 /// Server-side apply of the status subresource with force.
@@ -184,15 +195,15 @@ where
     .await
 }
 
-/// JSON merge patch; for labels and annotations of objects that belong to others.
-pub async fn merge<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<K, ApiError>
+/// JSON merge patch; for labels and annotations of objects that belong to others. The metadata comes back.
+pub async fn merge<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<PartialObjectMeta<K>, ApiError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
     K::DynamicType: Default,
     B: Serialize + Debug,
 {
     let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
-    within(|| format!("patch {} {name}", kind::<K>()), api.patch(name, &params, &Patch::Merge(body))).await
+    within(|| format!("patch {} {name}", kind::<K>()), api.patch_metadata(name, &params, &Patch::Merge(body))).await
 }
 
 /// Deletes the object if it is still the one with this uid; one that is gone or replaced is left alone.

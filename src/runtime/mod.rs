@@ -6,6 +6,7 @@
 pub mod client;
 pub mod events;
 pub mod lease;
+pub mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod readiness;

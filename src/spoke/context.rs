@@ -14,6 +14,7 @@ use crate::runtime::store::{ObjectKey, Store, Writer, store};
 use super::SpokeSettings;
 use super::consumers::Consumers;
 use super::kernel_claims::Kernels;
+use super::node::Echo;
 use super::reports::Teller;
 use super::tally::Tally;
 use super::view::{
@@ -160,13 +161,15 @@ pub(super) struct Queues {
 
 /// Time in which events about one object become one pass.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// The same for a node: between a Module and the kernel, every pass counts.
+const NODE_DEBOUNCE: Duration = Duration::from_millis(20);
 /// The same for what sums up many objects.
 const COALESCE: Duration = Duration::from_secs(1);
 
 impl Queues {
     fn new(metrics: &Metrics) -> Self {
         Self {
-            nodes: Queue::new(DEBOUNCE, metrics.queue("node")),
+            nodes: Queue::new(NODE_DEBOUNCE, metrics.queue("node")),
             modules: Queue::new(DEBOUNCE, metrics.queue("module")),
             statuses: Queue::new(COALESCE, metrics.queue("module_status")),
             namespaces: Queue::new(DEBOUNCE, metrics.queue("namespace")),
@@ -201,6 +204,8 @@ pub(super) struct Context {
     pub(super) stores: Stores,
     pub(super) queues: Queues,
     pub(super) tally: Tally,
+    /// What was written about nodes just now.
+    pub(super) echo: Echo,
     pub(super) teller: Teller,
     /// The worker's DaemonSet.
     pub(super) worker: Rendered,
@@ -231,6 +236,7 @@ impl Context {
             stores,
             queues: Queues::new(metrics),
             tally: Tally::default(),
+            echo: Echo::default(),
             teller,
             worker,
             settled: Settled::default(),

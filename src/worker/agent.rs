@@ -14,7 +14,7 @@ use kube::{Api, Client, ResourceExt};
 use kube_runtime::watcher;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::reporting::Reporting;
 use self::tasks::{Backoff, Finished};
@@ -28,6 +28,7 @@ use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
+use crate::runtime::memory;
 use crate::runtime::watch::watch;
 
 type Watched = DeserializeGuard<NodeModulesConfig>;
@@ -38,6 +39,9 @@ const WATCH_TIMEOUT_SECS: u32 = 120;
 const LAST_WAIT: Duration = Duration::from_secs(20);
 /// How long a load must last before earlier failures are forgotten.
 const LASTED: Duration = Duration::from_mins(1);
+/// How long the worker rests before it lets go of the code that it ran, and how often it does so again.
+const RESTED: Duration = Duration::from_secs(5);
+const REST_AGAIN: Duration = Duration::from_mins(1);
 
 /// The worker's state. One task owns it; what takes time runs beside it and comes back as [`Finished`].
 pub struct Agent {
@@ -71,6 +75,8 @@ pub struct Agent {
     reporting: Reporting,
     /// What the watch's list has shown so far.
     listing: Listing,
+    /// When the code that was run is let go of, if the worker rests until then.
+    let_go_at: Duration,
     /// Unpacked images may lie there that nobody needs.
     tidy: bool,
     /// Keys of the unpacked images that were needed when that was looked at last.
@@ -145,6 +151,7 @@ impl Agent {
             users: UsersFound::default(),
             reporting: Reporting::default(),
             listing: Listing::Empty,
+            let_go_at: RESTED,
             tidy: true,
             needed_trees: BTreeSet::new(),
         })
@@ -357,6 +364,20 @@ impl Agent {
         }
         if quiet && self.tidy && scope == Scope::Everything {
             self.tidy_up(&observed);
+        }
+        self.rest(quiet);
+    }
+
+    /// There is a worker on every node, and nearly always it rests.
+    fn rest(&mut self, quiet: bool) {
+        let now = self.now();
+        if !quiet {
+            self.let_go_at = now + RESTED;
+        } else if now >= self.let_go_at {
+            self.let_go_at = now + REST_AGAIN;
+            if let Err(error) = memory::let_go_of_code() {
+                debug!("code that was run stays mapped: {error}");
+            }
         }
     }
 

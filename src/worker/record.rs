@@ -1,7 +1,8 @@
 //! What the worker keeps on the node: one lock, the record of what it inserted, the last plan, unpacked images.
 //!
-//! Every file is replaced whole: written beside, flushed to the disk, renamed. The record is written before the
-//! kernel is told anything, so whatever the worker put into a kernel is in it, also after a crash at any point.
+//! Every file is replaced whole: written beside, then renamed. The record is written before the kernel is told anything,
+//! so whatever the worker put into a kernel is in it, also after a crash of the worker at any point. What is of use after
+//! a boot is flushed to the disk before that; the record is not, since it speaks of one boot and ends with it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -351,9 +352,9 @@ impl StateDir {
         Ok((record.filter(|record| record.boot_id == boot_id).unwrap_or_else(|| Record::new(boot_id)), aside))
     }
 
-    /// Replaces the record; on return it is on the disk.
+    /// Replaces the record; on return every later worker of this boot finds it.
     pub fn save_record(&self, record: &Record) -> Result<(), StoreError> {
-        self.save(RECORD, record)
+        self.save(RECORD, record, Lasts::ThisBoot)
     }
 
     /// The last plan, if one was kept and can be read.
@@ -363,7 +364,7 @@ impl StateDir {
 
     /// Replaces the kept plan; on return it is on the disk.
     pub fn save_plan(&self, plan: &KeptPlan) -> Result<(), StoreError> {
-        self.save(PLAN, plan)
+        self.save(PLAN, plan, Lasts::ForGood)
     }
 
     /// Where an unpacked image is, or would be.
@@ -415,6 +416,8 @@ impl StateDir {
     ) -> Result<(Option<T>, Option<PathBuf>), StoreError> {
         let path = self.root.join(file);
         let text = match fs::read(&path) {
+            // What an outage of the power leaves of a file that was not flushed.
+            Ok(text) if text.is_empty() => return Ok((None, None)),
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
             Err(error) => return Err(failed("read", &path)(error)),
@@ -432,18 +435,28 @@ impl StateDir {
         Ok((None, Some(aside)))
     }
 
-    fn save<T: Serialize>(&self, file: &str, value: &T) -> Result<(), StoreError> {
+    fn save<T: Serialize>(&self, file: &str, value: &T, lasts: Lasts) -> Result<(), StoreError> {
         let path = self.root.join(file);
         let beside = self.root.join(format!("{file}.new"));
         let write = || -> io::Result<()> {
             let mut out = File::create(&beside)?;
             out.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
+            if lasts == Lasts::ThisBoot {
+                return fs::rename(&beside, &path);
+            }
             out.sync_all()?;
             fs::rename(&beside, &path)?;
             File::open(&self.root)?.sync_all()
         };
         write().map_err(failed("write", &path))
     }
+}
+
+/// How long a file is of use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    ThisBoot,
+    ForGood,
 }
 
 #[cfg(test)]
@@ -500,7 +513,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
         for (n, text) in
-            ["{\"version\":1,\"boot", "", "{\"version\":99,\"bootID\":\"b\",\"entries\":[]}", "null"].iter().enumerate()
+            ["{\"version\":1,\"boot", "{\"version\":99,\"bootID\":\"b\",\"entries\":[]}", "null"].iter().enumerate()
         {
             fs::write(folder.path().join(RECORD), text).unwrap();
             let (record, aside) = state.record("b").unwrap();
@@ -509,6 +522,14 @@ mod tests {
             assert_eq!(aside, folder.path().join(format!("record.json.unreadable-{n}")));
             assert_eq!(fs::read_to_string(aside).unwrap(), *text);
         }
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap().unwrap();
+        fs::write(folder.path().join(RECORD), "").unwrap();
+        assert_eq!(state.record("b").unwrap(), (Record::new("b"), None));
     }
 
     #[test]

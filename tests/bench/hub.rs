@@ -1,9 +1,10 @@
 //! A Hub: from the ManagedClusterModule to a right ManifestWork in every cluster's namespace.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use kmm::api::ocm::ManifestWork;
 use kube::Resource;
 use kube::api::{Api, ApiResource, ListParams, Patch};
@@ -13,6 +14,7 @@ use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::ocm;
 use crate::report::Run;
+use crate::support::audit::Request;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually_every;
 use crate::support::images::{Image, Layer};
@@ -54,16 +56,14 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     stream::iter(clusters).buffer_unordered(16).try_collect::<()>().await?;
 
     let mut manager = Manager::start(&hub, Edition::Hub).await?;
-    let started = Instant::now();
     hub.apply_yaml(&managed_cluster_module(&registry.address())).await?;
     let works: Api<ManifestWork> = Api::all(admin.clone());
-    let all = wait_for_works(&works, size, started).await?;
-    let product_seconds = started.elapsed().as_secs_f64();
+    let all = wait_for_works(&works, size).await?;
     // What follows the works (status) belongs to the writes, not to the time.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let user = format!("system:serviceaccount:{NAMESPACE}:{}", Edition::Hub.manager());
     let requests = hub.requests()?;
-    let written = requests.iter().filter(|r| r.user == user && r.is_write() && r.resource == "manifestworks").count();
+    let (written, product_seconds) = written(&requests, &user, "manifestworks", "managedclustermodules")?;
 
     let before = writes(&hub, &user)?;
     manager.restart().await?;
@@ -97,7 +97,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     })
 }
 
-async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant) -> Result<Vec<ManifestWork>> {
+async fn wait_for_works(works: &Api<ManifestWork>, size: usize) -> Result<Vec<ManifestWork>> {
     let limit = Duration::from_mins(5);
     eventually_every(PAUSE, limit, &format!("{size} ManifestWorks"), || async {
         let count = works.list_metadata(&ListParams::default().limit(1)).await?;
@@ -106,7 +106,6 @@ async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant
         Ok((found >= size).then_some(()))
     })
     .await?;
-    let elapsed = started.elapsed();
     let all = works.list(&ListParams::default()).await?.items;
     for work in &all {
         let manifests = &work.spec.workload.manifests;
@@ -114,11 +113,21 @@ async fn wait_for_works(works: &Api<ManifestWork>, size: usize, started: Instant
         let mappings = module.map(|m| m["spec"]["moduleLoader"]["container"]["kernelMappings"].to_string());
         ensure!(
             mappings.is_some_and(|text| text.contains("@sha256:")),
-            "{:?} is not right after {elapsed:?}",
+            "{:?} is not right as soon as it is there",
             work.meta().namespace
         );
     }
     Ok(all)
+}
+
+/// How many writes of a resource by `user` there were, and the seconds from the first write of `cause`, by whomever, to
+/// the answer of the last: by the API server's audit log, so that nobody asks for objects while they are being written.
+pub(crate) fn written(requests: &[Request], user: &str, resource: &str, cause: &str) -> Result<(usize, f64)> {
+    let first = requests.iter().find(|r| r.is_write() && r.resource == cause);
+    let began: Timestamp = first.with_context(|| format!("no write of {cause}"))?.received.parse()?;
+    let writes = requests.iter().filter(|r| r.user == user && r.is_write() && r.resource == resource);
+    let last = writes.clone().map(|r| &r.answered).max().with_context(|| format!("no write of {resource}"))?;
+    Ok((writes.count(), last.parse::<Timestamp>()?.duration_since(began).as_secs_f64()))
 }
 
 /// Writes of `user` so far, its lease apart.

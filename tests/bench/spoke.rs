@@ -1,6 +1,6 @@
 //! A Spoke: from a Module to a right NodeModulesConfig for every node.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
-use crate::hub::writes;
+use crate::hub::{writes, written};
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually_every;
@@ -49,7 +49,6 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
             "modprobe": {"moduleName": "x"}, "kernelMappings": [{"regexp": "^.+$", "containerImage": IMAGE}],
         }}},
     }))?;
-    let started = Instant::now();
     Api::<Module>::namespaced(admin.clone(), "bench").create(&PostParams::default(), &module).await?;
     let configs: Api<NodeModulesConfig> = Api::all(admin.clone());
     let label = ListParams::default().labels(kmm::api::names::WORKER_NODE_LABEL).limit(1);
@@ -69,7 +68,6 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
         },
     )
     .await?;
-    let product_seconds = started.elapsed().as_secs_f64();
     let all = configs.list(&ListParams::default()).await?.items;
     for config in &all {
         let entry = config.spec.modules.first().context("an empty NodeModulesConfig")?;
@@ -78,9 +76,10 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let user = format!("system:serviceaccount:{NAMESPACE}:{}", Edition::Standalone.manager());
     let requests = cluster.requests()?;
-    let count =
-        |resource: &str| requests.iter().filter(|r| r.user == user && r.is_write() && r.resource == resource).count();
-    let written = count("nodemodulesconfigs").max(count("nodes"));
+    let configs_written = written(&requests, &user, "nodemodulesconfigs", "modules")?;
+    let nodes_written = written(&requests, &user, "nodes", "modules")?;
+    let written = configs_written.0.max(nodes_written.0);
+    let product_seconds = configs_written.1.max(nodes_written.1);
 
     let before = writes(&cluster, &user)?;
     manager.restart().await?;

@@ -23,6 +23,8 @@ pub struct Request {
     pub code: u16,
     /// When the request arrived, RFC 3339 with microseconds; sorts as text.
     pub received: String,
+    /// When the answer was complete, in the same form.
+    pub answered: String,
     /// The request's address with its query.
     pub uri: String,
 }
@@ -49,6 +51,7 @@ struct Event {
     #[serde(rename = "requestURI", default)]
     request_uri: String,
     request_received_timestamp: String,
+    stage_timestamp: String,
 }
 
 #[derive(Deserialize)]
@@ -109,6 +112,7 @@ pub fn read(path: &Path) -> Result<Vec<Request>> {
             user_agent: event.user_agent,
             code: event.response_status.map_or(0, |s| s.code),
             received: event.request_received_timestamp,
+            answered: event.stage_timestamp,
             uri: event.request_uri,
         });
     }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use object::Endianness;
 use object::elf::{self, FileHeader32, FileHeader64, NT_GNU_BUILD_ID};
-use object::read::elf::{ElfFile, FileHeader, SectionHeader};
-use object::{FileKind, Object, ObjectSection, ObjectSymbol};
+use object::read::StringTable;
+use object::read::elf::{FileHeader, SectionHeader, Sym};
+use object::{Endianness, FileKind, ReadRef};
 use serde::{Deserialize, Serialize};
 
 use super::modinfo::{self, Modinfo};
@@ -125,47 +125,50 @@ pub struct ModuleFile {
     pub facts: FileFacts,
 }
 
+/// Largest section of notes that is looked into; a build id takes 36 bytes.
+const MAX_NOTES: u64 = 64 * 1024;
+/// The end of the file in which a signature is looked for.
+const MAX_SIGNATURE: u64 = 64 * 1024;
+
 /// Reads an uncompressed module; `machine` is the architecture by Rust's name for it, for instance `x86_64`.
-pub fn read(data: &[u8], machine: &str) -> Result<ModuleFile, Error> {
-    match FileKind::parse(data).map_err(|error| Error::NotElf(error.to_string()))? {
-        FileKind::Elf64 => read_class::<FileHeader64<Endianness>>(data, machine),
-        FileKind::Elf32 => read_class::<FileHeader32<Endianness>>(data, machine),
+///
+/// Of the file only the tables, symbols and texts are read, not what the kernel will execute.
+pub fn read<'data>(data: impl ReadRef<'data>, machine: &str) -> Result<ModuleFile, Error> {
+    match FileKind::parse(data).map_err(not_elf)? {
+        FileKind::Elf64 => read_class::<FileHeader64<Endianness>, _>(data, machine),
+        FileKind::Elf32 => read_class::<FileHeader32<Endianness>, _>(data, machine),
         other => Err(Error::NotElf(format!("{other:?}"))),
     }
 }
 
-fn read_class<H: FileHeader<Endian = Endianness>>(data: &[u8], machine: &str) -> Result<ModuleFile, Error> {
-    let not_elf = |error: object::Error| Error::NotElf(error.to_string());
-    check_table(H::parse(data).map_err(not_elf)?, data.len() as u64)?;
-    let file = ElfFile::<H>::parse(data).map_err(not_elf)?;
-    let endian = file.endian();
-    if file.elf_header().e_type(endian) != elf::ET_REL {
+fn not_elf(error: object::Error) -> Error {
+    Error::NotElf(error.to_string())
+}
+
+fn read_class<'data, H, R>(data: R, machine: &str) -> Result<ModuleFile, Error>
+where
+    H: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let length = data.len().map_err(|()| Error::NotElf("it has no length".to_owned()))?;
+    let header = H::parse(data).map_err(not_elf)?;
+    check_table(header, length)?;
+    let endian = header.endian().map_err(not_elf)?;
+    if header.e_type(endian) != elf::ET_REL {
         return Err(Error::NotRelocatable);
     }
-    check_machine(file.elf_header().e_machine(endian), file.is_64(), machine)?;
+    check_machine(header.e_machine(endian), header.is_type_64(), machine)?;
     check_byte_order(endian)?;
-    let memory = check_sections(&file)?;
-    let modinfo = file.section_by_name(".modinfo").ok_or(Error::NoModinfo)?;
-    let info = modinfo::parse(modinfo.data().map_err(not_elf)?);
-    let identity = Identity { build_id: build_id(&file), srcversion: info.srcversion.clone() };
-    let has_symbol_versions =
-        ["__versions", "__version_ext_crcs"].iter().any(|name| file.section_by_name(name).is_some());
-    let mut undefined = Vec::new();
-    let mut exported = Vec::new();
-    for symbol in file.symbols() {
-        let Ok(name) = symbol.name() else { continue };
-        if let Some(name) = name.strip_prefix("__ksymtab_") {
-            exported.push(name.to_owned());
-        } else if symbol.is_undefined() && !name.is_empty() {
-            undefined.push(name.to_owned());
-        }
-    }
-    let facts = FileFacts {
-        memory,
-        size: data.len() as u64,
-        signature: signature::appended(data),
-        filesystems: info.filesystems.clone(),
-    };
+    let sections = Sections::of(header, endian, data).map_err(not_elf)?;
+    let memory = sections.check(length)?;
+    let modinfo = sections.named(".modinfo").ok_or(Error::NoModinfo)?;
+    let info = modinfo::parse(modinfo.data(endian, data).map_err(not_elf)?);
+    let identity = Identity { build_id: sections.build_id(), srcversion: info.srcversion.clone() };
+    let has_symbol_versions = ["__versions", "__version_ext_crcs"].iter().any(|name| sections.named(name).is_some());
+    let (undefined, exported) = sections.symbols().map_err(not_elf)?;
+    let tail = length.min(MAX_SIGNATURE);
+    let signature = data.read_bytes_at(length - tail, tail).ok().and_then(signature::appended);
+    let facts = FileFacts { memory, size: length, signature, filesystems: info.filesystems.clone() };
     Ok(ModuleFile { info, identity, has_symbol_versions, undefined, exported, facts })
 }
 
@@ -178,45 +181,101 @@ fn check_table<H: FileHeader<Endian = Endianness>>(header: &H, length: u64) -> R
     if end <= length { Ok(()) } else { Err(Error::CutOff { what: "table of sections".to_owned(), end, length }) }
 }
 
+/// The sections of a file. Tables of texts are taken as wholes: asking for each name would be a read each.
+struct Sections<'data, H: FileHeader<Endian = Endianness>, R> {
+    endian: Endianness,
+    data: R,
+    table: &'data [H::SectionHeader],
+    names: StringTable<'data, &'data [u8]>,
+}
+
+impl<'data, H: FileHeader<Endian = Endianness>, R: ReadRef<'data>> Sections<'data, H, R> {
+    fn of(header: &'data H, endian: Endianness, data: R) -> object::Result<Self> {
+        let table = header.section_headers(endian, data)?;
+        let names = if table.is_empty() {
+            StringTable::default()
+        } else {
+            texts(table.get(header.shstrndx(endian, data)? as usize), endian, data)?
+        };
+        Ok(Self { endian, data, table, names })
+    }
+
+    fn name(&self, section: &H::SectionHeader) -> Option<&'data str> {
+        std::str::from_utf8(self.names.get(section.sh_name(self.endian)).ok()?).ok()
+    }
+
+    fn named(&self, name: &str) -> Option<&'data H::SectionHeader> {
+        self.table.iter().find(|section| self.name(section) == Some(name))
+    }
+
+    /// Every section lies within the file. Returns the size of those that stay in memory, bytes.
+    fn check(&self, length: u64) -> Result<u64, Error> {
+        let (endian, mut memory) = (self.endian, 0u64);
+        for (index, section) in self.table.iter().enumerate() {
+            let size: u64 = section.sh_size(endian).into();
+            let offset: u64 = section.sh_offset(endian).into();
+            let end = offset.saturating_add(size);
+            if ![elf::SHT_NULL, elf::SHT_NOBITS].contains(&section.sh_type(endian)) && end > length {
+                let name = self.name(section).filter(|name| !name.is_empty());
+                let what = name.map_or_else(|| format!("section {index}"), |name| format!("section {name}"));
+                return Err(Error::CutOff { what, end, length });
+            }
+            let flags: u64 = section.sh_flags(endian).into();
+            if flags & u64::from(elf::SHF_ALLOC) != 0 {
+                memory = memory.saturating_add(size);
+            }
+        }
+        Ok(memory)
+    }
+
+    fn build_id(&self) -> Option<String> {
+        let small = |section: &&H::SectionHeader| section.sh_size(self.endian).into() <= MAX_NOTES;
+        for section in self.table.iter().filter(small) {
+            let Ok(Some(mut notes)) = section.notes(self.endian, self.data) else { continue };
+            while let Ok(Some(note)) = notes.next() {
+                if note.name() == elf::ELF_NOTE_GNU && note.n_type(self.endian) == NT_GNU_BUILD_ID {
+                    return Some(hex(note.desc()));
+                }
+            }
+        }
+        None
+    }
+
+    /// Names of symbols that others must provide, and of those that it provides.
+    fn symbols(&self) -> object::Result<(Vec<String>, Vec<String>)> {
+        let (endian, data) = (self.endian, self.data);
+        let (mut undefined, mut exported) = (Vec::new(), Vec::new());
+        let Some(section) = self.table.iter().find(|section| section.sh_type(endian) == elf::SHT_SYMTAB) else {
+            return Ok((undefined, exported));
+        };
+        let names = texts(self.table.get(section.sh_link(endian) as usize), endian, data)?;
+        // The first is none, by the format.
+        for symbol in section.data_as_array::<H::Sym, _>(endian, data)?.iter().skip(1) {
+            let Ok(Ok(name)) = names.get(symbol.st_name(endian)).map(std::str::from_utf8) else { continue };
+            if let Some(name) = name.strip_prefix("__ksymtab_") {
+                exported.push(name.to_owned());
+            } else if symbol.is_undefined(endian) && !name.is_empty() {
+                undefined.push(name.to_owned());
+            }
+        }
+        Ok((undefined, exported))
+    }
+}
+
+fn texts<'data, S: SectionHeader<Endian = Endianness>>(
+    section: Option<&S>,
+    endian: Endianness,
+    data: impl ReadRef<'data>,
+) -> object::Result<StringTable<'data, &'data [u8]>> {
+    let bytes = section.map(|section| section.data(endian, data)).transpose()?.unwrap_or_default();
+    Ok(StringTable::new(bytes, 0, bytes.len() as u64))
+}
+
 /// Kernel and worker are of one byte order.
 fn check_byte_order(found: Endianness) -> Result<(), Error> {
     let name = |big| if big { "big-endian" } else { "little-endian" };
     let (found, wanted) = (found == Endianness::Big, cfg!(target_endian = "big"));
     if found == wanted { Ok(()) } else { Err(Error::WrongByteOrder { found: name(found), wanted: name(wanted) }) }
-}
-
-/// Every section lies within the file. Returns the size of those that stay in memory, bytes.
-fn check_sections<H: FileHeader<Endian = Endianness>>(file: &ElfFile<'_, H>) -> Result<u64, Error> {
-    let (endian, length) = (file.endian(), file.data().len() as u64);
-    let mut memory = 0u64;
-    for section in file.sections() {
-        let header = section.elf_section_header();
-        let size: u64 = header.sh_size(endian).into();
-        let offset: u64 = header.sh_offset(endian).into();
-        let end = offset.saturating_add(size);
-        if header.sh_type(endian) != elf::SHT_NOBITS && end > length {
-            let name = section.name().ok().filter(|name| !name.is_empty());
-            let what = name.map_or_else(|| format!("section {}", section.index().0), |name| format!("section {name}"));
-            return Err(Error::CutOff { what, end, length });
-        }
-        let flags: u64 = header.sh_flags(endian).into();
-        if flags & u64::from(elf::SHF_ALLOC) != 0 {
-            memory = memory.saturating_add(size);
-        }
-    }
-    Ok(memory)
-}
-
-fn build_id<H: FileHeader<Endian = Endianness>>(file: &ElfFile<'_, H>) -> Option<String> {
-    for section in file.sections() {
-        let Ok(Some(mut notes)) = section.elf_section_header().notes(file.endian(), file.data()) else { continue };
-        while let Ok(Some(note)) = notes.next() {
-            if note.name() == elf::ELF_NOTE_GNU && note.n_type(file.endian()) == NT_GNU_BUILD_ID {
-                return Some(hex(note.desc()));
-            }
-        }
-    }
-    None
 }
 
 fn check_machine(found: u16, is_64: bool, machine: &str) -> Result<(), Error> {
@@ -346,13 +405,14 @@ mod tests {
 
     #[test]
     fn a_module_tells_identity_and_modinfo() {
-        let file = read(&module("name=kmm_a\0srcversion=S1\0depends=b\0", &[0xab, 1, 2, 0xff]), "x86_64").unwrap();
+        let file =
+            read(module("name=kmm_a\0srcversion=S1\0depends=b\0", &[0xab, 1, 2, 0xff]).as_slice(), "x86_64").unwrap();
         assert_eq!(file.identity, Identity { build_id: Some("ab0102ff".into()), srcversion: Some("S1".into()) });
         assert_eq!(file.info.name.as_deref(), Some("kmm_a"));
         assert_eq!(file.info.depends, ["b"]);
         assert!(!file.has_symbol_versions);
         let versioned = elf(&[(".modinfo", 1, b"name=a\0"), ("__versions", 1, &[0; 64])]);
-        assert!(read(&versioned, "x86_64").unwrap().has_symbol_versions);
+        assert!(read(versioned.as_slice(), "x86_64").unwrap().has_symbol_versions);
     }
 
     #[test]
@@ -380,7 +440,7 @@ mod tests {
             (long, "x86_64", cut.as_str()),
             (half, "x86_64", lost.as_str()),
         ] {
-            assert_eq!(read(&data, machine).unwrap_err().to_string(), expected);
+            assert_eq!(read(data.as_slice(), machine).unwrap_err().to_string(), expected);
         }
     }
 
@@ -393,7 +453,7 @@ mod tests {
         for at in 0..whole.len() {
             let mut bent = whole.clone();
             bent[at] ^= 0xff;
-            let _ = read(&bent, "x86_64");
+            let _ = read(bent.as_slice(), "x86_64");
         }
     }
 

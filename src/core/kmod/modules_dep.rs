@@ -19,14 +19,21 @@ pub struct Entry {
 /// Lines that are no entry are skipped. Of two files of one name the first wins, as in kmod's index.
 pub fn parse(text: &str) -> BTreeMap<String, Entry> {
     let mut modules = BTreeMap::new();
-    for line in text.lines() {
-        let Some((path, needs)) = line.split_once(':') else { continue };
-        let path = path.trim();
-        let Some((name, _)) = names::of_file(path) else { continue };
-        let needs = needs.split_whitespace().rev().filter_map(|need| Some(names::of_file(need)?.0)).collect();
-        modules.entry(name).or_insert(Entry { path: path.to_owned(), needs });
+    for (name, entry) in entries(text) {
+        modules.entry(name).or_insert(entry);
     }
     modules
+}
+
+/// The lines of `modules.dep` as they stand, each with the name of its module.
+pub fn entries(text: &str) -> impl Iterator<Item = (String, Entry)> {
+    text.lines().filter_map(|line| {
+        let (path, needs) = line.split_once(':')?;
+        let path = path.trim();
+        let (name, _) = names::of_file(path)?;
+        let needs = needs.split_whitespace().rev().filter_map(|need| Some(names::of_file(need)?.0)).collect();
+        Some((name, Entry { path: path.to_owned(), needs }))
+    })
 }
 
 /// Reads `modules.softdep`: by module, as the kernel has it, what should be loaded before and after it.

@@ -82,7 +82,11 @@ const MAX_DEPTH: usize = 100;
 ///
 /// Source: `__kmod_module_get_probe_list` in `libkmod/libkmod-module.c` of kmod: needs, then what should come before,
 /// the module, then what should come after.
-pub fn load_order(named: &[String], candidates: &Candidates, present: &BTreeSet<String>) -> Result<Vec<Step>, Error> {
+pub fn load_order(
+    named: &[String],
+    candidates: &Candidates,
+    present: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Step>, Error> {
     let from_image = |name: &&String| candidates.get(*name).is_some_and(|found| found.source == Source::Image);
     if let Some(name) = named.iter().find(|name| !from_image(name)) {
         return Err(Error::NotFound(name.clone()));
@@ -106,7 +110,7 @@ pub fn load_order(named: &[String], candidates: &Candidates, present: &BTreeSet<
 struct Walk<'a> {
     named: &'a [String],
     candidates: &'a Candidates,
-    present: &'a BTreeSet<String>,
+    present: &'a dyn Fn(&str) -> bool,
     steps: Vec<Step>,
     done: BTreeSet<String>,
     path: Vec<Open>,
@@ -142,7 +146,7 @@ impl Walk<'_> {
             return Err(Error::TooLong(self.path[0].name.clone()));
         }
         let Some(candidate) = self.candidates.get(name) else {
-            if self.present.contains(name) {
+            if (self.present)(name) {
                 return Ok(());
             }
             let by = self.path.last().map(|open| open.name.clone()).unwrap_or_default();
@@ -233,7 +237,7 @@ mod tests {
     }
 
     fn order(named: &[&str], candidates: &Candidates, present: &[&str]) -> Result<Vec<(String, Role)>, Error> {
-        let steps = load_order(&strings(named), candidates, &strings(present).into_iter().collect())?;
+        let steps = load_order(&strings(named), candidates, &|name| present.contains(&name))?;
         Ok(steps.into_iter().map(|step| (step.name, step.role)).collect())
     }
 

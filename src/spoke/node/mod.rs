@@ -3,6 +3,7 @@
 
 mod apply;
 mod consumers;
+mod echo;
 mod entry;
 mod labels;
 mod observe;
@@ -11,6 +12,7 @@ mod replace;
 mod standing;
 
 pub use consumers::Consumer;
+pub use echo::Echo;
 pub use entry::{Belongs, build_entry, same_in_kernel, trimmed};
 #[cfg(test)]
 pub(super) use labels::of_config as labels_of;
@@ -19,6 +21,8 @@ pub use plan::{ConfigAction, ModuleHere, Observed, Plan, Want, plan};
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::runtime::client::ApiError;
 use crate::runtime::queue::Outcome;
 
@@ -26,7 +30,7 @@ use super::Context;
 
 /// One pass over one node.
 pub(super) async fn reconcile(context: Arc<Context>, name: String) -> Result<Outcome, ApiError> {
-    let plan = {
+    let mut plan = {
         let mut totals = context.tally.lock();
         let observed = observe(&context.stores, &name);
         let plan = plan(&observed);
@@ -36,8 +40,10 @@ pub(super) async fn reconcile(context: Arc<Context>, name: String) -> Result<Out
         context.warm_up();
         plan
     };
+    let again = context.echo.take_out(&name, &mut plan, Instant::now());
     apply::carry_out(&context.client, &name, &plan).await?;
-    Ok(Outcome::Done)
+    context.echo.wrote(&name, &plan, Instant::now());
+    Ok(again.map_or(Outcome::Done, Outcome::Again))
 }
 
 #[cfg(test)]
