@@ -265,4 +265,4 @@ impl Asked {
 
 #[cfg(test)]
 #[path = "lookup_tests.rs"]
-mod tests;
+pub(super) mod tests;

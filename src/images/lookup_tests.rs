@@ -61,7 +61,7 @@ impl Oracle for Shares {
     }
 }
 
-fn question(image: &str) -> Question {
+pub(in crate::images) fn question(image: &str) -> Question {
     Question {
         image: image.to_owned(),
         secret: None,

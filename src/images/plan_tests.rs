@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::core::image::Digest;
+use crate::images::lookup::tests::question;
 use crate::images::observe::ImagesView;
 use crate::oci::registry::RegistryOptions;
 
@@ -19,16 +20,6 @@ fn digest(of: u8) -> Digest {
 
 fn wanted(kernel: &str, image: &str) -> WantedImage {
     WantedImage { kernel: kernel.to_owned(), image: image.to_owned(), options: RegistryOptions::default() }
-}
-
-fn asked(image: &str) -> Question {
-    Question {
-        image: image.to_owned(),
-        secret: None,
-        pull_secrets: vec![],
-        insecure: false,
-        insecure_skip_tls_verify: false,
-    }
 }
 
 fn failed(reason: ImageReason) -> Answer {
@@ -111,7 +102,7 @@ fn condition(status: &str, reason: &str, message: &str) -> (String, String, Stri
 fn one_image_for_several_kernels_is_asked_for_once() {
     let start = world(&[("6.2.0", "r/a:1"), ("6.1.0", "r/a:1"), ("6.1.0", "r/b:1"), ("6.1.0", "r/a:1")]);
     let first = plan(&start, at(1));
-    assert_eq!(first.questions, [asked("r/a:1"), asked("r/b:1")].into());
+    assert_eq!(first.questions, [question("r/a:1"), question("r/b:1")].into());
     assert_eq!((first.status, first.event), (None, None));
     let end = settle(start, |question| Some(Answer::Found(digest(question.image.as_bytes()[2]))));
     assert_eq!(
@@ -147,17 +138,17 @@ fn every_failure_is_told_and_asked_again_and_only_404_says_missing() {
     ];
     for (reason, status, holds, event) in table {
         let mut observed = world(&[("6.1.0", "r/a:1")]);
-        observed.answers.insert(asked("r/a:1"), failed(reason));
+        observed.answers.insert(question("r/a:1"), failed(reason));
         let message = format!("1 of 1 images are not resolved: kernel 6.1.0: image r/a:1: said {reason}");
         let told = plan(&observed, at(1));
-        assert_eq!(told.questions, [asked("r/a:1")].into(), "{reason} is asked again");
+        assert_eq!(told.questions, [question("r/a:1")].into(), "{reason} is asked again");
         assert_eq!(told.event, Some(Told { reason: event, note: message.clone() }));
         let end = settle(observed, |_| Some(failed(reason)));
         assert_eq!(
             said(&end),
             (vec![state("6.1.0", "r/a:1", status, None, reason.as_str())], condition(holds, reason.as_str(), &message))
         );
-        assert_eq!(plan(&end, at(999)).questions, [asked("r/a:1")].into());
+        assert_eq!(plan(&end, at(999)).questions, [question("r/a:1")].into());
     }
 }
 
@@ -199,7 +190,7 @@ fn the_trigger_makes_everything_be_asked_anew_and_loses_nothing_in_between() {
     let mut observed = settle(world(&[("6.1.0", "r/a:1"), ("6.2.0", "r/b:1")]), found(1));
     observed.view.trigger = Some(1);
     // An answer from before the change is not taken.
-    observed.answers.insert(asked("r/a:1"), Answer::Found(digest(1)));
+    observed.answers.insert(question("r/a:1"), Answer::Found(digest(1)));
     let marked = plan(&observed, at(200));
     assert!(marked.questions.is_empty());
     assert_eq!(marked.event, None);
@@ -216,7 +207,7 @@ fn the_trigger_makes_everything_be_asked_anew_and_loses_nothing_in_between() {
     );
     assert_eq!((holds.as_str(), reason.as_str()), ("Unknown", "Pending"));
     // A manager that starts here asks for both.
-    assert_eq!(plan(&next, at(201)).questions, [asked("r/a:1"), asked("r/b:1")].into());
+    assert_eq!(plan(&next, at(201)).questions, [question("r/a:1"), question("r/b:1")].into());
     assert_eq!(plan(&next, at(201)).status, None);
     let (images, (holds, _, _)) = said(&settle(next, found(2)));
     assert_eq!(
@@ -244,7 +235,7 @@ fn a_changed_specification_asks_for_what_is_new_and_forgets_what_is_gone() {
     let mut observed = settle(world(&[("6.1.0", "r/a:1"), ("6.2.0", "r/a:1")]), |_| Some(Answer::Found(digest(1))));
     observed.view.wanted = vec![wanted("6.2.0", "r/a:1"), wanted("6.3.0", "r/c:1")];
     let made = plan(&observed, at(300));
-    assert_eq!(made.questions, [asked("r/c:1")].into());
+    assert_eq!(made.questions, [question("r/c:1")].into());
     let status = made.status.expect("what is gone is taken out at once");
     assert_eq!(status.images_states.len(), 2);
     let (images, _) = said(&settle(observed, |_| Some(failed(ImageReason::NotFound))));
@@ -281,7 +272,7 @@ fn other_credentials_or_tls_options_are_another_question_only_while_there_is_no_
 #[test]
 fn a_burst_of_answers_is_not_waited_for_longer_than_there_is_nothing_to_tell() {
     let mut observed = world(&[("6.1.0", "r/a:1"), ("6.2.0", "r/b:1")]);
-    observed.answers.insert(asked("r/a:1"), Answer::Found(digest(1)));
+    observed.answers.insert(question("r/a:1"), Answer::Found(digest(1)));
     let made = plan(&observed, at(1));
     let next = apply(&observed, &made, |q| (q.image == "r/a:1").then(|| Answer::Found(digest(1))));
     let (images, (holds, reason, message)) = said(&next);
@@ -299,7 +290,7 @@ fn a_burst_of_answers_is_not_waited_for_longer_than_there_is_nothing_to_tell() {
     assert_eq!(made.event, None);
     // One image hangs for ever: nothing is written again.
     let again = plan(&next, at(50));
-    assert_eq!((again.status, again.questions), (None, [asked("r/b:1")].into()));
+    assert_eq!((again.status, again.questions), (None, [question("r/b:1")].into()));
 }
 
 #[test]
@@ -331,11 +322,11 @@ fn times_move_only_with_what_they_speak_of() {
     });
     let before = observed.view.status.images_states.clone();
     let other = Answer::Failed { reason: ImageReason::Timeout, message: "in other words".to_owned() };
-    observed.answers.insert(asked("r/b:1"), other);
+    observed.answers.insert(question("r/b:1"), other);
     let after = plan(&observed, at(900)).status.expect("the message is new").images_states;
     assert_eq!(after[0], before[0]);
     assert_eq!(after[1].last_transition_time, before[1].last_transition_time);
-    observed.answers.insert(asked("r/b:1"), failed(ImageReason::NotFound));
+    observed.answers.insert(question("r/b:1"), failed(ImageReason::NotFound));
     let after = plan(&observed, at(900)).status.expect("the reason is new").images_states;
     assert_eq!(after[1].last_transition_time, Some(Time(at(900))));
 }
@@ -345,7 +336,7 @@ fn a_status_of_the_old_operator_is_taken_over_once_the_digests_are_known() {
     let mut observed = world(&[("6.1.0", "r/a:1")]);
     let old = ImageState { image: "r/a:1".to_owned(), status: ImageStatus::Exists, ..ImageState::default() };
     observed.view.status.images_states = vec![old];
-    assert_eq!(plan(&observed, at(1)).questions, [asked("r/a:1")].into());
+    assert_eq!(plan(&observed, at(1)).questions, [question("r/a:1")].into());
     let (images, _) = said(&settle(observed, |_| Some(Answer::Found(digest(1)))));
     assert_eq!(images, [state("6.1.0", "r/a:1", ImageStatus::Exists, Some(digest(1)), "Resolved")]);
 }

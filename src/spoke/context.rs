@@ -256,11 +256,13 @@ impl Context {
         if self.warm.load(Ordering::SeqCst) {
             return true;
         }
-        let mut all = true;
-        {
-            let totals = self.tally.lock();
+        let totals = self.tally.lock();
+        // Each of them is asked for only when there may be all: this runs for every node of the cluster.
+        let mut all = totals.known() >= self.stores.nodes.len();
+        if all {
             self.stores.nodes.for_each(|key, _| all &= totals.knows(&key.name));
         }
+        drop(totals);
         self.warm.store(all, Ordering::SeqCst);
         all
     }

@@ -69,6 +69,11 @@ impl Totals {
         self.nodes.contains_key(node)
     }
 
+    /// Number of nodes that were planned.
+    pub(super) fn known(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Totals of a Module; all zero if no node concerns it.
     pub(super) fn of(&self, module: &str) -> ModuleTotals {
         self.modules.get(module).cloned().unwrap_or_default()

@@ -25,7 +25,7 @@ use super::plan::{
     Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, Scope, in_use, plan, startable,
 };
 use super::record::{KeptPlan, Owner, Record, StateDir};
-use super::{Error, WorkerSettings, apply, observe, wanted};
+use super::{Beginning, Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
 use crate::runtime::memory;
@@ -115,13 +115,7 @@ impl Agent {
         client: Client,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
-        let boot_id = kernel.boot_id().map_err(|source| Error::Kernel { what: "boot id", source })?;
-        let release = kernel.release().map_err(|source| Error::Kernel { what: "release", source })?;
-        let (record, record_aside) = state.record(&boot_id)?;
-        let (kept, plan_aside) = state.plan()?;
-        for aside in record_aside.into_iter().chain(plan_aside) {
-            warn!(file = %aside.display(), "a file of the worker could not be read and was put aside");
-        }
+        let Beginning { boot_id, release, record, kept } = Beginning::of(kernel.as_ref(), &state)?;
         match state.sweep_trees()? {
             0 => {}
             removed => info!(removed, "removed what an interrupted unpacking left"),

@@ -48,8 +48,9 @@ use tracing::{info, warn};
 
 use self::agent::Agent;
 use self::fetch::{Network, RegistryFetch};
+use self::kernel::Kernel;
 use self::kernel_linux::LinuxKernel;
-use self::record::{Owner, StateDir, StoreError};
+use self::record::{KeptPlan, Owner, Record, StateDir, StoreError};
 use crate::oci::proxies::Proxies;
 use crate::runtime::readiness::Gate;
 
@@ -166,6 +167,27 @@ pub async fn run(
     let kernel = Arc::new(LinuxKernel::of(&settings));
     let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.network.clone()));
     Agent::new(settings, kernel, fetch, state, client, shutdown)?.run().await
+}
+
+/// What a worker begins with: who the kernel is, and what the node's disk remembers.
+struct Beginning {
+    boot_id: String,
+    release: String,
+    record: Record,
+    kept: Option<KeptPlan>,
+}
+
+impl Beginning {
+    fn of(kernel: &dyn Kernel, state: &StateDir) -> Result<Self, Error> {
+        let boot_id = kernel.boot_id().map_err(|source| Error::Kernel { what: "boot id", source })?;
+        let release = kernel.release().map_err(|source| Error::Kernel { what: "release", source })?;
+        let (record, record_aside) = state.record(&boot_id)?;
+        let (kept, plan_aside) = state.plan()?;
+        for aside in record_aside.into_iter().chain(plan_aside) {
+            warn!(file = %aside.display(), "a file of the worker could not be read and was put aside");
+        }
+        Ok(Self { boot_id, release, record, kept })
+    }
 }
 
 /// The state folder, as soon as no other worker has it; `None` at shutdown.

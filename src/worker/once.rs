@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::apply::{self, Outcome};
 use super::kernel::{Kernel, Trouble};
@@ -17,7 +17,7 @@ use super::kernel_linux::LinuxKernel;
 use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan, startable};
 use super::prepare::Host;
 use super::record::{Holder, Owner, Record, StateDir};
-use super::{Error, WorkerSettings, observe, wanted};
+use super::{Beginning, Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
 
@@ -53,13 +53,7 @@ pub fn run(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Pa
     };
     state.sign(true)?;
     let kernel = LinuxKernel::of(settings);
-    let boot_id = kernel.boot_id().map_err(|source| Error::Kernel { what: "boot id", source })?;
-    let release = kernel.release().map_err(|source| Error::Kernel { what: "release", source })?;
-    let (record, record_aside) = state.record(&boot_id)?;
-    let (kept, plan_aside) = state.plan()?;
-    for aside in record_aside.into_iter().chain(plan_aside) {
-        warn!(file = %aside.display(), "a file of the worker could not be read and was put aside");
-    }
+    let Beginning { boot_id, release, record, kept } = Beginning::of(&kernel, &state)?;
     let desired = kept.map(|kept| kept.at_boot().spec).unwrap_or_default();
     info!(boot_id, release, asking = desired.modules.len(), "loading what asks to be loaded at boot");
     let from_store = |spec: &NodeModuleSpec, observed: &Observed| from_store(settings, &state, spec, observed);

@@ -10,7 +10,6 @@ use kube::Resource;
 use kube::api::{Api, ApiResource, ListParams, Patch};
 use serde_json::json;
 
-use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::ocm;
 use crate::report::Run;
@@ -20,6 +19,7 @@ use crate::support::eventually_every;
 use crate::support::images::{Image, Layer};
 use crate::support::manager::{Edition, Manager, NAMESPACE, install};
 use crate::support::registry::{Registry, RegistryOptions};
+use crate::{PAUSE, REST};
 
 const KERNELS: [&str; 5] = [
     "5.14.0-284.52.1.el9_2.x86_64",
@@ -56,6 +56,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     stream::iter(clusters).buffer_unordered(16).try_collect::<()>().await?;
 
     let mut manager = Manager::start(&hub, Edition::Hub).await?;
+    tokio::time::sleep(REST).await;
     hub.apply_yaml(&managed_cluster_module(&registry.address())).await?;
     let works: Api<ManifestWork> = Api::all(admin.clone());
     let all = wait_for_works(&works, size).await?;

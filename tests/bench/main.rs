@@ -32,6 +32,8 @@ const SIZES: [usize; 2] = [200, 1000];
 const IN_FLIGHT: usize = 16;
 /// Time between two questions whether all objects are there: they cost the API server something too.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
+/// Time for a manager to come to rest: an API server that got a kind just now refuses its watches for a second.
+const REST: std::time::Duration = std::time::Duration::from_secs(3);
 
 fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();

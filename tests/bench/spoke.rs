@@ -10,13 +10,13 @@ use kube::ResourceExt;
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::PAUSE;
 use crate::bare::{Write, configuration, time};
 use crate::hub::{writes, written};
 use crate::report::Run;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually_every;
 use crate::support::manager::{Edition, Manager, NAMESPACE, install};
+use crate::{PAUSE, REST};
 
 const IMAGE: &str = "registry.invalid/kmods/x@sha256:9834876dcfb05cb167a5c24953eba58c4ac89b1adf57f28f2f9d09af107ee8f0";
 
@@ -43,6 +43,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     Api::all(admin.clone()).create(&PostParams::default(), &namespace).await?;
 
     let mut manager = Manager::start(&cluster, Edition::Standalone).await?;
+    tokio::time::sleep(REST).await;
     let module: Module = serde_json::from_value(json!({
         "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "Module", "metadata": {"name": "x", "namespace": "bench"},
         "spec": {"selector": {}, "moduleLoader": {"container": {

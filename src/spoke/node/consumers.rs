@@ -95,9 +95,10 @@ mod tests {
 
     use super::*;
     use crate::api::{LoadPolicy, NodeModuleSpec, OnChange, OnRemoval, UnloadReason};
+    use crate::spoke::node::tests::{entry, gpu, running};
     use crate::spoke::node::{ConfigAction, ModuleHere, Observed, Plan, plan, want};
     use crate::spoke::outcome::{Outcome, Standing};
-    use crate::spoke::testing::{ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
+    use crate::spoke::testing::{ModuleBuilder, a_config, a_module, a_node, loaded};
 
     const READY: &str = "kmm.node.kubernetes.io/drivers.gpu.ready";
 
@@ -107,18 +108,6 @@ mod tests {
 
     fn pod() -> Vec<Consumer> {
         vec![consumer("drivers", "gpu", "gpu-device-plugin-x")]
-    }
-
-    fn gpu() -> ModuleBuilder {
-        a_module("drivers", "gpu", "u1")
-    }
-
-    fn entry() -> NodeModuleSpec {
-        an_entry("drivers", "gpu", "u1")
-    }
-
-    fn running() -> ConfigView {
-        a_config(vec![entry()], vec![loaded(&entry())])
     }
 
     fn changed(module: &mut ModuleBuilder) {

@@ -13,15 +13,15 @@ use super::*;
 
 const OTHER: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
-fn gpu() -> ModuleBuilder {
+pub(super) fn gpu() -> ModuleBuilder {
     a_module("drivers", "gpu", "u1")
 }
 
-fn entry() -> NodeModuleSpec {
+pub(super) fn entry() -> NodeModuleSpec {
     an_entry("drivers", "gpu", "u1")
 }
 
-fn running() -> ConfigView {
+pub(super) fn running() -> ConfigView {
     a_config(vec![entry()], vec![loaded(&entry())])
 }
 
