@@ -69,7 +69,44 @@ impl Backoff for Patience {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use futures::StreamExt;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
     use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_for_an_hour_is_asked_every_half_minute_and_heard_within_one() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let begun = Instant::now();
+        let times = Arc::clone(&asked);
+        let server = Router::new().fallback(move || {
+            let since = begun.elapsed();
+            times.lock().unwrap().push(since);
+            async move {
+                if since < HOUR {
+                    return (StatusCode::SERVICE_UNAVAILABLE, String::new());
+                }
+                let list =
+                    r#"{"apiVersion":"v1","kind":"ConfigMapList","metadata":{"resourceVersion":"1"},"items":[]}"#;
+                (StatusCode::OK, list.to_owned())
+            }
+        });
+        let api: Api<DeserializeGuard<ConfigMap>> = Api::default_namespaced(kube::Client::new(server, "default"));
+        let mut watch = std::pin::pin!(watch(api, Config::default()));
+        while !matches!(watch.next().await, Some(Ok(Event::InitDone))) {}
+        assert!(begun.elapsed() < HOUR + LONGEST, "{:?}", begun.elapsed());
+        let asked = asked.lock().unwrap();
+        let pauses: Vec<Duration> = asked.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        // Chance shortens a pause by up to a quarter.
+        assert!(pauses[10..].iter().all(|pause| (LONGEST * 3 / 4..=LONGEST).contains(pause)), "{pauses:?}");
+        assert!(asked.len() < 170, "{} questions", asked.len());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn pauses_grow_over_events_and_begin_anew_after_a_calm_time() {

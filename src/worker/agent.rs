@@ -1,18 +1,21 @@
 //! The loop: API server, clock and finished tasks in; plans, fetches, jobs and status out.
 
+#[cfg(test)]
+mod away;
 mod reporting;
 mod tasks;
 mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::watcher;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -456,7 +459,7 @@ impl Agent {
         for (_, task) in self.preparing.values() {
             task.abort();
         }
-        let deadline = tokio::time::Instant::now() + LAST_WAIT;
+        let deadline = Instant::now() + LAST_WAIT;
         while !self.running.is_empty() {
             match tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
                 Ok(Some(Ok(finished))) => self.finish(finished)?,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{major, minor};
@@ -125,9 +125,10 @@ impl Search<'_> {
 
     fn interfaces(&self) -> BTreeSet<String> {
         let entries = fs::read_dir(self.sys.join("class/net")).into_iter().flatten().flatten();
+        // One that stands on no device is known by its own name alone.
         let ours = entries.filter(|entry| {
-            let device: PathBuf = entry.path().join("device");
-            fs::canonicalize(device).is_ok_and(|device| self.is_driven(&device))
+            let folders = [entry.path(), entry.path().join("device")];
+            folders.iter().any(|folder| fs::canonicalize(folder).is_ok_and(|folder| self.is_driven(&folder)))
         });
         ours.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
@@ -136,6 +137,7 @@ impl Search<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -151,7 +153,7 @@ mod tests {
         make(sys.join("drivers/drv"));
         symlink(sys.join("drivers/drv"), sys.join("devices/pci0/0000:01:00.0/driver")).unwrap();
         symlink(sys.join("module/kmm_drv"), sys.join("drivers/drv/module")).unwrap();
-        for folder in ["dev/char", "dev/block", "class/net/eth7", "class/net/lo"] {
+        for folder in ["dev/char", "dev/block", "class/net/eth7", "class/net/dummy0", "class/net/lo"] {
             make(sys.join(folder));
         }
         symlink(&device, sys.join("dev/char/1:3")).unwrap();
@@ -176,6 +178,7 @@ mod tests {
         for (module, filesystems, expected) in [
             ("kmm_drv", vec![], "open: reader (pid 7) has /dev/null; network interfaces: eth7"),
             ("thing", vec![], "open: reader (pid 7) has /dev/null"),
+            ("dummy", vec![], "network interfaces: dummy0"),
             ("mem", vec![], "open: reader (pid 7) has /dev/null"),
             ("loop", vec![], "mounted: /image (ext4)"),
             ("kmmfs", vec![], "mounted: /data (kmmfs)"),

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kmm::api::LoadPolicy;
 use kube::ResourceExt;
 
+use crate::dice::Dice;
+use crate::held::Wish;
 use crate::images::ALL;
-use crate::model::{Dice, Wish};
 use crate::storm::Storm;
 use crate::support::eventually;
 use crate::world::World;
@@ -17,7 +19,8 @@ async fn a_node_deleted_and_made_again_under_its_name_keeps_what_its_kernel_hold
     let _turn = crate::TURN.lock().await;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut storm = Storm::new(World::start().await?, Dice::new(1));
-    let both = Wish { version: 1, level: 2, nodes: BTreeSet::from([0, 1]), load_at_boot: false, by_tag: true };
+    let policy = LoadPolicy::default();
+    let both = Wish { version: 1, level: 2, nodes: BTreeSet::from([0, 1]), policy, by_tag: true };
     storm.ask(ALL[0], &both).await?;
     storm.becomes_right().await?;
     let name = storm.world.nodes[0].name.clone();
@@ -36,7 +39,7 @@ async fn a_node_deleted_and_made_again_under_its_name_keeps_what_its_kernel_hold
     right?;
     let node = &mut storm.world.nodes[0];
     node.listen().await?;
-    let happened = &node.boots.last().context("no boot")?.happened;
+    let happened = node.boots.last().context("no boot")?;
     ensure!(happened.len() == 1 && !happened[0].left, "the module was touched: {happened:?}");
     Ok(())
 }

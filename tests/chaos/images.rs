@@ -15,8 +15,8 @@ const SOURCE: &str = r#"#include <linux/module.h>
 @NEEDS@
 static unsigned int level;
 module_param(level, uint, 0444);
-static int __init chaos_init(void) { pr_info(KBUILD_MODNAME ": hello\n"); return @RESULT@; }
-static void __exit chaos_exit(void) { pr_info(KBUILD_MODNAME ": bye\n"); }
+static int __init chaos_init(void) { pr_info(KBUILD_MODNAME ": hello@WHO@\n"); return @RESULT@; }
+static void __exit chaos_exit(void) { pr_info(KBUILD_MODNAME ": bye@WHO@\n"); }
 @EXPORTS@
 module_init(chaos_init);
 module_exit(chaos_exit);
@@ -44,10 +44,13 @@ pub(crate) const ALL: [Brings; 3] = [
 
 /// Versions of each module; files of different versions have different build ids.
 pub(crate) const VERSIONS: [u8; 2] = [1, 2];
+/// The version of files that are in no image.
+const STRANGER: u8 = 3;
 
 fn source(version: u8, needs: &str, exports: &str, result: &str) -> String {
     SOURCE
         .replace("@VERSION@", &format!("{version}.0"))
+        .replace("@WHO@", if version == STRANGER { " stranger" } else { "" })
         .replace("@NEEDS@", needs)
         .replace("@EXPORTS@", exports)
         .replace("@RESULT@", result)
@@ -58,12 +61,15 @@ fn source(version: u8, needs: &str, exports: &str, result: &str) -> String {
 pub(crate) struct Images {
     digests: BTreeMap<(&'static str, u8), String>,
     ids: BTreeMap<(&'static str, u8), String>,
+    /// Files of modules that need nothing, which are in no image.
+    pub(crate) strangers: Vec<Kmod>,
 }
 
 impl Images {
     pub(crate) async fn push(registry: &Registry, release: &str) -> Result<Self> {
         let sets: Vec<(String, Vec<(&str, String)>)> = VERSIONS
             .iter()
+            .chain([&STRANGER])
             .map(|version| {
                 let declared = "int kmm_cs_answer(void);";
                 let exports = "int kmm_cs_answer(void);\nint kmm_cs_answer(void) { return 42; }\nEXPORT_SYMBOL_GPL(kmm_cs_answer);";
@@ -81,11 +87,11 @@ impl Images {
             sets.iter().map(|(name, files)| (name.as_str(), files.as_slice())).collect();
         let folder = kmods::compile(bed()?.kernel_named(release)?, "chaos", &borrowed)?;
         let (mut digests, mut ids) = (BTreeMap::new(), BTreeMap::new());
+        let read = |version: u8, name: &str| Kmod::read(&folder.join(version.to_string()).join(format!("{name}.ko")));
         for version in VERSIONS {
-            let read = |name: &str| Kmod::read(&folder.join(version.to_string()).join(format!("{name}.ko")));
             for brings in ALL {
-                let mut files = vec![read(brings.main)?];
-                files.extend(brings.needs.map(read).transpose()?);
+                let mut files = vec![read(version, brings.main)?];
+                files.extend(brings.needs.map(|needs| read(version, needs)).transpose()?);
                 for file in &files {
                     let name = [Some(brings.main), brings.needs].into_iter().flatten().find(|name| *name == file.name);
                     ids.insert((name.context("an unknown name")?, version), build_id(file)?);
@@ -96,7 +102,9 @@ impl Images {
                 digests.insert((brings.module, version), format!("{repository}@{digest}"));
             }
         }
-        Ok(Self { digests, ids })
+        let alone = ALL.iter().filter(|brings| brings.needs.is_none());
+        let strangers = alone.map(|brings| read(STRANGER, brings.main)).collect::<Result<_>>()?;
+        Ok(Self { digests, ids, strangers })
     }
 
     /// The image by digest, or by tag: both name the same.
@@ -107,8 +115,9 @@ impl Images {
         format!("{registry}/{}", self.digests[&(module, version)])
     }
 
-    /// The build id of a kernel module's file.
-    pub(crate) fn id(&self, kernel_module: &'static str, version: u8) -> &str {
-        &self.ids[&(kernel_module, version)]
+    /// Which version of a kernel module's file has this build id; `None` for one that is in no image.
+    pub(crate) fn version(&self, kernel_module: &str, build_id: &str) -> Option<u8> {
+        let mut ids = self.ids.iter();
+        ids.find(|((name, _), id)| *name == kernel_module && *id == build_id).map(|((_, version), _)| *version)
     }
 }

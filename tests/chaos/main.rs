@@ -11,10 +11,13 @@
 mod support;
 
 mod again;
+mod dice;
+mod held;
 mod images;
 mod model;
 mod node;
 mod orders;
+mod right;
 mod storm;
 mod world;
 
@@ -22,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
-use model::Dice;
+use dice::Dice;
 use storm::Storm;
 use world::World;
 

@@ -14,24 +14,16 @@ use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::orders::{Happened, parse_log};
+use crate::orders::{CLOCK, HAND, Happened, parse_log};
 use crate::support::control_plane::ControlPlane;
 use crate::support::eventually;
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
+use crate::support::kmods::Kmod;
 use crate::support::manager::worker_kubeconfig;
 
 /// The label that every node has, and the one that tells them apart.
 pub(crate) const ALL: &str = "chaos.example/all";
 pub(crate) const ONE: &str = "chaos.example/node";
-
-/// What the kernel's log of one boot said, and when this test itself took kernel modules out in it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Boot {
-    pub(crate) happened: Vec<Happened>,
-    pub(crate) by_hand: Vec<(String, f64, f64)>,
-    /// When the kernel started, by the host's clock: the earliest of all estimates.
-    started: Option<f64>,
-}
 
 /// A module that a kernel holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +40,8 @@ pub(crate) struct ChaosNode {
     vm: KernelVm,
     client: Client,
     heartbeat: Option<JoinHandle<()>>,
-    /// The last is the running one.
-    pub(crate) boots: Vec<Boot>,
+    /// What the kernel's log of each boot said; the last is the running one.
+    pub(crate) boots: Vec<Vec<Happened>>,
     boot_id: String,
 }
 
@@ -66,10 +58,20 @@ pub(crate) fn now() -> f64 {
 }
 
 impl ChaosNode {
-    pub(crate) async fn start(cluster: &ControlPlane, client: Client, program: PathBuf, number: usize) -> Result<Self> {
-        let vm = KernelVm::start(KernelVmOptions { programs: vec![program], ..KernelVmOptions::default() }).await?;
+    /// Starts it with `strangers` at hand: files that somebody will load who is not the worker.
+    pub(crate) async fn start(
+        cluster: &ControlPlane,
+        client: Client,
+        program: PathBuf,
+        strangers: &[Kmod],
+        number: usize,
+    ) -> Result<Self> {
+        let files =
+            strangers.iter().map(|file| (format!("mods/{}.ko", file.name), 0o644, file.bytes.clone())).collect();
+        let vm =
+            KernelVm::start(KernelVmOptions { programs: vec![program], files, ..KernelVmOptions::default() }).await?;
         let name = vm.name().to_owned();
-        let boots = vec![Boot::default()];
+        let boots = vec![Vec::new()];
         let boot_id = vm.boot_id().await?;
         let mut node = Self { name, number, vm, client, heartbeat: None, boots, boot_id };
         node.join(cluster).await?;
@@ -91,7 +93,9 @@ impl ChaosNode {
         self.tell_boot().await?;
         self.heartbeat = Some(tokio::spawn(heartbeat(self.client.clone(), self.name.clone())));
         let kubeconfig = std::fs::read(worker_kubeconfig(cluster, &self.name).await?)?;
-        self.vm.put("/root/kubeconfig", 0o600, &kubeconfig).await
+        self.vm.put("/root/kubeconfig", 0o600, &kubeconfig).await?;
+        // A power cut takes what is not on the disk yet.
+        self.vm.run("sync").await.map(drop)
     }
 
     /// Deletes the Node and makes it again; what runs on the machine does not notice until its token is refused.
@@ -143,6 +147,7 @@ impl ChaosNode {
             "KUBECONFIG=/root/kubeconfig KMM_LOG_FORMAT=text /kmm worker --node-name {} >>/var/log/worker.log 2>&1",
             self.name
         );
+        self.tell_time().await?;
         let again = format!("mkdir -p /var/log; while :; do {worker}; sleep 1; done");
         self.vm.run(&format!("setsid sh -c '{again}' >/dev/null 2>&1 </dev/null &")).await?;
         Ok(())
@@ -161,35 +166,42 @@ impl ChaosNode {
         } else {
             self.vm.reboot().await?;
         }
-        self.boots.push(Boot::default());
+        self.boots.push(Vec::new());
         let before = std::mem::replace(&mut self.boot_id, self.vm.boot_id().await?);
         ensure!(before != self.boot_id, "{} has the boot id of the boot before", self.name);
         self.start_worker().await
     }
 
     /// Takes a module out behind the worker's back, if nothing uses it. Whether it went.
-    pub(crate) async fn rmmod(&mut self, kernel_module: &str) -> Result<bool> {
-        let begun = now();
-        let out = self.vm.exec(&format!("rmmod {kernel_module}")).await?;
-        if out.code == 0 {
-            let boot = self.boots.last_mut().context("no boot")?;
-            boot.by_hand.push((kernel_module.to_owned(), begun, now()));
-        }
-        Ok(out.code == 0)
+    pub(crate) async fn rmmod(&self, kernel_module: &str) -> Result<bool> {
+        Ok(self.by_hand(kernel_module, &format!("rmmod {kernel_module} && echo went")).await?.contains("went"))
+    }
+
+    /// Loads another file than a Module's behind the worker's back, in the place of what is loaded. Whether something went,
+    /// and whether the file came: the worker may have been faster.
+    pub(crate) async fn insmod(&self, kernel_module: &str) -> Result<(bool, bool)> {
+        let script = format!("rmmod {kernel_module} && echo went; insmod /mods/{kernel_module}.ko && echo came");
+        let told = self.by_hand(kernel_module, &script).await?;
+        Ok((told.contains("went"), told.contains("came")))
+    }
+
+    /// What a script says that takes a module out, or tries to; the kernel's log tells that it was not the worker.
+    async fn by_hand(&self, kernel_module: &str, script: &str) -> Result<String> {
+        let hand = |of: &str| format!("echo '{HAND}: {of}' >/dev/kmsg");
+        let script = format!("{}; {{ {script}; }} 2>/dev/null; {}", hand(kernel_module), hand("none"));
+        Ok(self.vm.exec(&script).await?.text())
     }
 
     /// Takes in what the kernel's log of this boot says.
     pub(crate) async fn listen(&mut self) -> Result<()> {
-        let before = now();
-        let text = self.vm.run("cat /proc/uptime; dmesg").await?;
-        let (uptime, log) = text.split_once('\n').context("no uptime")?;
-        let uptime: f64 = uptime.split(' ').next().unwrap_or_default().parse().context("uptime")?;
-        let boot = self.boots.last_mut().context("no boot")?;
-        // The answer took time: the kernel is at least that old, so the latest estimate is the best.
-        let started = boot.started.map_or(before - uptime, |known| known.max(before - uptime));
-        boot.started = Some(started);
-        boot.happened = parse_log(log, started);
+        let log = self.vm.run("dmesg").await?;
+        *self.boots.last_mut().context("no boot")? = parse_log(&log);
         Ok(())
+    }
+
+    /// Tells the kernel's log what time it is.
+    pub(crate) async fn tell_time(&self) -> Result<()> {
+        self.vm.run(&clock()).await.map(drop)
     }
 
     /// The modules of this test in the kernel.
@@ -198,7 +210,7 @@ impl ChaosNode {
             id=$(od -An -v -tx1 /sys/module/$name/notes/.note.gnu.build-id | tr -d ' \n' | cut -c33-)
             echo "$name $state ${id:-none} $(cat /sys/module/$name/parameters/level 2>/dev/null)"
         done"#;
-        let text = self.vm.run(script).await?;
+        let text = self.vm.run(&format!("{}; {script}", clock())).await?;
         let parse = |line: &str| {
             let mut words = line.split(' ');
             let (name, state, build_id) = (words.next()?, words.next()?, words.next()?);
@@ -221,6 +233,11 @@ impl ChaosNode {
             Err(error) => format!("{error:#}"),
         }
     }
+}
+
+/// The command that tells the kernel's log what time it is on the host.
+fn clock() -> String {
+    format!("echo '{CLOCK}: {:.3}' >/dev/kmsg", now())
 }
 
 async fn heartbeat(client: Client, name: String) {

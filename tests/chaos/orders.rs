@@ -9,8 +9,11 @@ use serde_json::Value;
 
 use crate::images::ALL;
 
-/// Clocks of kernel and host, and the writing of logs, differ by less.
-const SLACK: f64 = 2.0;
+/// Clocks of kernel and host differ by less after one was told the other, and so does the writing of logs.
+const SLACK: f64 = 3.0;
+/// Lines of ours in a kernel's log: the time on the host's clock, and between which others the test itself takes out a module.
+pub(crate) const CLOCK: &str = "chaos clock";
+pub(crate) const HAND: &str = "chaos hand";
 
 /// Something that the kernel's log says of one of our modules, in seconds of the host's clock.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,25 +21,47 @@ pub(crate) struct Happened {
     pub(crate) at: f64,
     pub(crate) kernel_module: String,
     pub(crate) left: bool,
+    /// It was a file that no Module brings.
+    pub(crate) stranger: bool,
+    /// It was the test itself, by its own lines before and after: no clock is as right as their order.
+    pub(crate) by_hand: bool,
 }
 
-/// The lines `[  12.345678] kmm_ca: hello` and `… bye` of a kernel's log; the kernel started at `boot`.
-pub(crate) fn parse_log(log: &str, boot: f64) -> Vec<Happened> {
-    let parse = |line: &str| {
-        let (stamp, text) = line.trim().strip_prefix('[')?.split_once("] ")?;
-        let (kernel_module, what) = text.trim().split_once(": ")?;
-        let left = match what.trim() {
-            "hello" => false,
-            "bye" => true,
-            _ => return None,
+/// The lines `[  12.345678] kmm_ca: hello` and `… bye` of a kernel's log, with `stranger` behind them where a file is none of
+/// a Module.
+///
+/// A machine that is emulated loses time, so the host's is told ever again: `chaos clock: 1700000000.5`.
+pub(crate) fn parse_log(log: &str) -> Vec<Happened> {
+    let (mut offset, mut hand, mut happened) = (0.0, String::new(), Vec::new());
+    for line in log.lines() {
+        // Before the bracket may stand the line's level.
+        let after = line.split_once('[').and_then(|(_, line)| line.trim().split_once("] "));
+        let Some((stamp, (name, what))) =
+            after.and_then(|(stamp, text)| Some((stamp.trim().parse::<f64>().ok()?, text.trim().split_once(": ")?)))
+        else {
+            continue;
         };
-        let at = boot + stamp.trim().parse::<f64>().ok()?;
-        Some(Happened { at, kernel_module: kernel_module.to_owned(), left })
-    };
-    log.lines().filter_map(parse).collect()
+        let (left, stranger) = match what {
+            "hello" => (false, false),
+            "bye" => (true, false),
+            "hello stranger" => (false, true),
+            "bye stranger" => (true, true),
+            told => {
+                match name {
+                    CLOCK => offset = told.parse::<f64>().map_or(offset, |host| host - stamp),
+                    HAND => told.clone_into(&mut hand),
+                    _ => {}
+                }
+                continue;
+            }
+        };
+        let by_hand = hand == name;
+        happened.push(Happened { at: offset + stamp, kernel_module: name.to_owned(), left, stranger, by_hand });
+    }
+    happened
 }
 
-/// A time in which an order stood in the NodeModulesConfig of a node.
+/// A time in which an order stood in the NodeModulesConfig of a node, or leave to replace other files in a Module.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stood {
     pub(crate) node: String,
@@ -80,13 +105,8 @@ fn parse(log: &str) -> Result<Vec<Stood>> {
 }
 
 /// The departures in one boot of one node's kernel for which no order stood between the load and the end, and that were
-/// not of our own hand: times in which the test itself took a kernel module out.
-pub(crate) fn without_order(
-    node: &str,
-    happened: &[Happened],
-    orders: &[Stood],
-    by_hand: &[(String, f64, f64)],
-) -> Vec<String> {
+/// not of our own hand. A file that no Module brought leaves by no order, and only while a Module has `leave` to replace it.
+pub(crate) fn without_order(node: &str, happened: &[Happened], orders: &[Stood], leave: &[Stood]) -> Vec<String> {
     let mut loaded: BTreeMap<&str, f64> = BTreeMap::new();
     let mut wrong = Vec::new();
     for event in happened {
@@ -101,14 +121,12 @@ pub(crate) fn without_order(
                     && (brings.main == event.kernel_module || brings.needs == Some(event.kernel_module.as_str()))
             })
         };
-        let ordered = orders.iter().any(|stood| {
+        let ordered = if event.stranger { leave } else { orders }.iter().any(|stood| {
             stood.node == node && of(&stood.module) && stood.from <= event.at + SLACK && stood.to >= from - SLACK
         });
-        let ours = by_hand.iter().any(|(name, begun, ended)| {
-            *name == event.kernel_module && (begun - SLACK..=ended + SLACK).contains(&event.at)
-        });
-        if !ordered && !ours {
-            wrong.push(format!("{node}: {} left the kernel at {:.3} without an order", event.kernel_module, event.at));
+        if !ordered && !event.by_hand {
+            let (name, at) = (&event.kernel_module, event.at);
+            wrong.push(format!("{node}: {name} left the kernel at {at:.3} without an order; it came at {from:.3}"));
         }
     }
     wrong
@@ -120,25 +138,33 @@ mod tests {
 
     #[test]
     fn a_departure_needs_an_order_in_its_time_or_our_hand() {
-        let log = "[    1.000000] kmm_ca: hello\n[   50.500000] kmm_ca: bye\n[   60.0] other: bye now\nnoise\n";
-        let happened = parse_log(log, 1000.0);
+        let log = "[ 0.0] chaos clock: 990\n[    1.000000] kmm_ca: hello\n[ 20.0] chaos clock: 1020.0\n\
+                   [   50.500000] kmm_ca: bye\n[   60.0] other: bye now\nnoise\n";
+        let happened = parse_log(log);
         assert_eq!(
             happened.iter().map(|event| (event.at, event.left)).collect::<Vec<_>>(),
-            [(1001.0, false), (1050.5, true)]
+            [(991.0, false), (1050.5, true)]
         );
         let order = |module: &str, node: &str, from, to| Stood { node: node.into(), module: module.into(), from, to };
-        let by_hand = [("kmm_ca".to_owned(), 1050.0, 1051.0)];
-        for (orders, hands, wrong) in [
-            (vec![], &[][..], 1),
-            (vec![order("alpha", "n", 1040.0, 1060.0)], &[][..], 0),
-            (vec![order("beta", "n", 1040.0, 1060.0)], &[][..], 1),
-            (vec![order("alpha", "m", 1040.0, 1060.0)], &[][..], 1),
-            (vec![order("alpha", "n", 900.0, 990.0)], &[][..], 1),
-            (vec![order("alpha", "n", 1055.0, f64::INFINITY)], &[][..], 1),
-            (vec![], &by_hand[..], 0),
+        for (orders, wrong) in [
+            (vec![], 1),
+            (vec![order("alpha", "n", 1040.0, 1060.0)], 0),
+            (vec![order("beta", "n", 1040.0, 1060.0)], 1),
+            (vec![order("alpha", "m", 1040.0, 1060.0)], 1),
+            (vec![order("alpha", "n", 900.0, 980.0)], 1),
+            (vec![order("alpha", "n", 1055.0, f64::INFINITY)], 1),
         ] {
-            assert_eq!(without_order("n", &happened, &orders, hands).len(), wrong, "{orders:?}");
+            assert_eq!(without_order("n", &happened, &orders, &[]).len(), wrong, "{orders:?}");
         }
+        for (hand, wrong) in [("kmm_ca", 0), ("kmm_cb", 1), ("none", 1)] {
+            let log = log.replace("noise", "").replace("[   50.5", &format!("[   50.1] chaos hand: {hand}\n[   50.5"));
+            assert_eq!(without_order("n", &parse_log(&log), &[], &[]).len(), wrong, "{hand}");
+        }
+        let stranger =
+            parse_log("[ 0.0] chaos clock: 1000\n[ 1.0] kmm_ca: hello stranger\n[ 50.5] kmm_ca: bye stranger\n");
+        let stood = [order("alpha", "n", 1040.0, 1060.0)];
+        assert_eq!(without_order("n", &stranger, &stood, &[]).len(), 1);
+        assert_eq!(without_order("n", &stranger, &[], &stood), [""; 0]);
     }
 
     #[test]

@@ -5,17 +5,17 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Node;
-use kmm::api::names::ready_label;
-use kmm::api::{ModuleState, NodeModulesConfig};
-use kube::{Api, ResourceExt};
+use kmm::api::{LoadPolicy, OnChange, OnDrift, OnOtherFile, OnRemoval};
 
+use crate::dice::Dice;
+use crate::held::Wish;
 use crate::images::{ALL, Brings, VERSIONS};
-use crate::model::{Dice, Expected, Model, Wish};
-use crate::node::Held;
+use crate::model::{Expected, Model};
+use crate::node::now;
 use crate::orders;
+use crate::right::Seen;
 use crate::support::faulty::Fault;
-use crate::world::{NAMESPACE, World};
+use crate::world::World;
 
 /// How long everything may take to become right after it was healed: the longest pauses of worker and manager among it.
 const CALM: Duration = Duration::from_mins(5);
@@ -25,7 +25,7 @@ const STAYS: Duration = Duration::from_secs(7);
 const STEPS: (usize, usize) = (8, 20);
 
 /// What can happen, with its weight.
-const STEP: [(Step, usize); 14] = [
+const STEP: [(Step, usize); 15] = [
     (Step::Want, 12),
     (Step::Delete, 4),
     (Step::KillWorker, 4),
@@ -38,6 +38,7 @@ const STEP: [(Step, usize); 14] = [
     (Step::Reboot, 1),
     (Step::CutPower, 2),
     (Step::Rmmod, 4),
+    (Step::Insmod, 3),
     (Step::Cordon, 2),
     (Step::TakeObject, 2),
 ];
@@ -58,6 +59,8 @@ enum Step {
     CutPower,
     /// Somebody takes a kernel module out by hand.
     Rmmod,
+    /// Somebody loads another file by hand.
+    Insmod,
     Cordon,
     /// A NodeModulesConfig is deleted, alone or because its Node is deleted and made again.
     TakeObject,
@@ -66,7 +69,7 @@ enum Step {
 pub(crate) struct Storm {
     pub(crate) world: World,
     dice: Dice,
-    model: Model,
+    pub(crate) model: Model,
     /// Whether the API server runs.
     api: bool,
     /// Nodes whose machine booted while nobody could tell the cluster.
@@ -81,9 +84,9 @@ pub(crate) struct Storm {
 impl Storm {
     pub(crate) fn new(world: World, dice: Dice) -> Self {
         Self {
+            model: Model::new(world.nodes.iter().map(|node| node.name.clone()).collect()),
             world,
             dice,
-            model: Model::default(),
             api: true,
             booted: BTreeSet::new(),
             journal: VecDeque::new(),
@@ -98,23 +101,33 @@ impl Storm {
         let steps = STEPS.0 + self.dice.roll(STEPS.1 - STEPS.0 + 1);
         for _ in 0..steps {
             let step = self.next_step();
+            for node in &self.world.nodes {
+                node.tell_time().await?;
+            }
             self.take(step).await.with_context(|| format!("step {step:?}"))?;
             let pause = [0, 100, 700, 2500][self.dice.roll(4)];
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         self.heal().await?;
-        self.becomes_right().await?;
-        // Where an order may have been lost with its object, a boot makes what is there certain again.
-        let unknown = |node| ALL.iter().any(|brings| self.model.expected(*brings, node) == Expected::Unknown);
-        let unknown: Vec<usize> = (0..self.world.nodes.len()).filter(|node| unknown(*node)).collect();
-        self.model.calm();
-        for node in &unknown {
-            self.note(&format!("reboot {node}, for certainty"));
-            self.world.nodes[*node].boot(false).await?;
-            self.world.nodes[*node].tell_boot().await?;
+        let seen = self.becomes_right().await?;
+        // Where an order may have been lost with its object, a boot makes what is there certain again. It also ends what
+        // waits for a boot or is kept until then, which is to be seen.
+        let unknown = |node| ALL.iter().any(|brings| self.model.expected(brings.module, node) == Expected::Unknown);
+        let unknown: Vec<bool> = (0..self.world.nodes.len()).map(unknown).collect();
+        self.model.calm(seen, now());
+        let mut booted = false;
+        for (node, unknown) in unknown.into_iter().enumerate() {
+            if self.dice.one_in(3) || unknown {
+                self.note(&format!("reboot {node}, for certainty"));
+                self.world.nodes[node].boot(false).await?;
+                self.model.boot(node);
+                self.world.nodes[node].tell_boot().await?;
+                booted = true;
+            }
         }
-        if !unknown.is_empty() {
-            self.becomes_right().await?;
+        if booted {
+            let seen = self.becomes_right().await?;
+            self.model.calm(seen, now());
         }
         self.nothing_left_without_order().await
     }
@@ -144,7 +157,7 @@ impl Storm {
         // Rolled in any case, so that the walk does not depend on what was possible.
         let node = self.dice.roll(self.world.nodes.len());
         let brings = *self.dice.pick(&ALL);
-        let variant = self.dice.roll(1 << 16);
+        let variant = self.dice.roll(1 << 24);
         let needs_api = matches!(step, Step::Want | Step::Delete | Step::KillManager | Step::Cordon | Step::TakeObject);
         if needs_api && !self.api {
             return Ok(());
@@ -153,7 +166,7 @@ impl Storm {
         match step {
             Step::Want => self.want(brings, variant).await?,
             Step::Delete => {
-                if self.model.wish(brings.module).is_some() {
+                if self.model.ask(brings.module).is_some() {
                     self.note(&format!("delete {}", brings.module));
                     self.world.delete(brings.module).await?;
                     self.model.delete(brings.module);
@@ -184,6 +197,7 @@ impl Storm {
                     Fault::Corrupt,
                     Fault::Truncate,
                     Fault::WrongDigest,
+                    Fault::Hang,
                     Fault::Slow(Duration::from_secs(3)),
                 ];
                 let part = ["", "/blobs/", "/manifests/"][variant % 3];
@@ -199,17 +213,13 @@ impl Storm {
                 let cut = step == Step::CutPower;
                 self.note(&format!("{} {node}", if cut { "power cut" } else { "reboot" }));
                 self.world.nodes[node].boot(cut).await?;
+                self.model.boot(node);
                 self.booted.insert(node);
                 if self.api {
                     self.tell_boots().await?;
                 }
             }
-            Step::Rmmod => {
-                let names: Vec<&str> = [Some(brings.main), brings.needs].into_iter().flatten().collect();
-                let name = names[variant % names.len()];
-                let went = self.world.nodes[node].rmmod(name).await?;
-                self.note(&format!("rmmod {name} on {node}: {}", if went { "went" } else { "did not go" }));
-            }
+            Step::Rmmod | Step::Insmod => self.meddle(step, node, brings, variant).await?,
             Step::Cordon => {
                 let closed = !variant.is_multiple_of(3);
                 self.note(&format!("{} {node}", if closed { "cordon and taint" } else { "uncordon" }));
@@ -230,6 +240,25 @@ impl Storm {
         Ok(())
     }
 
+    /// Somebody does by hand what the worker should do.
+    async fn meddle(&mut self, step: Step, node: usize, brings: Brings, variant: usize) -> Result<()> {
+        let names: Vec<&str> = [Some(brings.main), brings.needs].into_iter().flatten().collect();
+        let name = names[variant % names.len()];
+        let (went, came) = match step {
+            Step::Insmod if brings.needs.is_some() => return Ok(()),
+            Step::Insmod => self.world.nodes[node].insmod(name).await?,
+            _ => (self.world.nodes[node].rmmod(name).await?, false),
+        };
+        self.note(&format!("{step:?} {name} on {node}: went {went}, came {came}"));
+        if went && name == brings.main {
+            self.model.taken_out(brings.module, node)?;
+        }
+        if came {
+            self.model.put_in(brings.module, node)?;
+        }
+        Ok(())
+    }
+
     async fn want(&mut self, brings: Brings, variant: usize) -> Result<()> {
         let nodes: BTreeSet<usize> = match variant % 8 {
             0 => BTreeSet::from([0]),
@@ -241,7 +270,7 @@ impl Storm {
             version: VERSIONS[(variant / 8) % VERSIONS.len()],
             level: u32::try_from((variant / 16) % 3).unwrap_or_default(),
             nodes,
-            load_at_boot: (variant / 64).is_multiple_of(2),
+            policy: policy(variant / 256),
             by_tag: (variant / 128).is_multiple_of(3),
         };
         // A Module that is being deleted cannot be wanted again before it is gone.
@@ -255,7 +284,7 @@ impl Storm {
     pub(crate) async fn ask(&mut self, brings: Brings, wish: &Wish) -> Result<()> {
         self.note(&format!("want {} {wish:?}", brings.module));
         self.world.apply(brings, wish).await?;
-        self.model.want(brings.module, wish);
+        self.model.want(brings.module, wish, now());
         Ok(())
     }
 
@@ -287,16 +316,16 @@ impl Storm {
     }
 
     /// Waits until both kernels and the cluster say what the model says, and that this lasts.
-    pub(crate) async fn becomes_right(&mut self) -> Result<()> {
+    pub(crate) async fn becomes_right(&mut self) -> Result<Seen> {
         let begun = Instant::now();
         let mut right_since: Option<Instant> = None;
         loop {
             match self.is_right().await {
-                Ok(()) if right_since.is_some_and(|since| since.elapsed() >= STAYS) => {
+                Ok(seen) if right_since.is_some_and(|since| since.elapsed() >= STAYS) => {
                     self.note(&format!("right after {:.1} s", begun.elapsed().saturating_sub(STAYS).as_secs_f64()));
-                    return Ok(());
+                    return Ok(seen);
                 }
-                Ok(()) => right_since = right_since.or_else(|| Some(Instant::now())),
+                Ok(_) => right_since = right_since.or_else(|| Some(Instant::now())),
                 Err(error) if begun.elapsed() > CALM => {
                     bail!("not right {:.0} s after everything was healed: {error:#}", CALM.as_secs_f64());
                 }
@@ -310,67 +339,17 @@ impl Storm {
         }
     }
 
-    /// An error that says what is not as it must be.
-    async fn is_right(&self) -> Result<()> {
-        for (number, node) in self.world.nodes.iter().enumerate() {
-            let held = node.held().await?;
-            let config = self.world.configs().get_opt(&node.name).await?;
-            let labels = Api::<Node>::all(self.world.client.clone()).get(&node.name).await?.labels().clone();
-            for brings in ALL {
-                let expected = self.model.expected(brings, number);
-                self.kernel_is_right(brings, &expected, &held).with_context(|| format!("kernel of {}", node.name))?;
-                let ready = labels.contains_key(&ready_label(NAMESPACE, brings.module));
-                match expected {
-                    Expected::Absent => ensure!(!ready, "{} still has the label of {}", node.name, brings.module),
-                    Expected::Loaded { .. } => {
-                        let config = config.as_ref().with_context(|| format!("no NodeModulesConfig {}", node.name))?;
-                        is_told(config, brings, node.boot_id()).with_context(|| format!("status of {}", node.name))?;
-                        ensure!(ready, "{} has no label of {}", node.name, brings.module);
-                    }
-                    Expected::Unknown => {}
-                }
-            }
-        }
-        for brings in ALL.iter().filter(|brings| self.model.wish(brings.module).is_none()) {
-            let there = self.world.modules().get_opt(brings.module).await?.is_some();
-            ensure!(!there, "Module {} is not gone", brings.module);
-        }
-        Ok(())
-    }
-
-    fn kernel_is_right(&self, brings: Brings, expected: &Expected, held: &BTreeMap<String, Held>) -> Result<()> {
-        let names = [Some(brings.main), brings.needs].into_iter().flatten();
-        match expected {
-            Expected::Unknown => {}
-            Expected::Absent => {
-                for name in names {
-                    ensure!(!held.contains_key(name), "{name} is loaded and must not be");
-                }
-            }
-            Expected::Loaded { version, level } => {
-                for name in names {
-                    let found = held.get(name).with_context(|| format!("{name} is not loaded"))?;
-                    ensure!(found.state == "Live", "{name} is {}", found.state);
-                    if name == brings.main {
-                        ensure!(found.build_id == self.world.images.id(name, *version), "{name} is another file");
-                        ensure!(found.level == Some(*level), "{name} has level {:?}, not {level}", found.level);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The rule above all others.
     async fn nothing_left_without_order(&mut self) -> Result<()> {
         let orders = orders::read(&self.world.audit_log())?;
+        let leave = self.model.replacing();
         let mut wrong = Vec::new();
         self.departures = 0;
         for node in &mut self.world.nodes {
             node.listen().await?;
             for boot in &node.boots {
-                self.departures += boot.happened.iter().filter(|event| event.left).count();
-                wrong.extend(orders::without_order(&node.name, &boot.happened, &orders, &boot.by_hand));
+                self.departures += boot.iter().filter(|event| event.left).count();
+                wrong.extend(orders::without_order(&node.name, boot, &orders, leave));
             }
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -396,16 +375,15 @@ impl Storm {
     }
 }
 
-/// Whether the worker has said in this boot that the Module is loaded, of the present specification.
-fn is_told(config: &NodeModulesConfig, brings: Brings, boot_id: &str) -> Result<()> {
-    let status = config.status.as_ref().context("none yet")?;
-    ensure!(status.boot_id.as_deref() == Some(boot_id), "of another boot");
-    ensure!(status.observed_generation == config.metadata.generation, "of an older generation");
-    let entries: Vec<_> = status.modules.iter().filter(|module| module.name == brings.module).collect();
-    let [entry] = entries[..] else { bail!("{} entries of {}", entries.len(), brings.module) };
-    let told = (entry.state, entry.reason.as_deref().unwrap_or_default());
-    ensure!(entry.state == Some(ModuleState::Loaded), "{} is told as {told:?}: {:?}", brings.module, entry.message);
-    ensure!(entry.boot_id.as_deref() == Some(boot_id), "{} is told of another boot", brings.module);
-    ensure!(config.spec.unload.iter().all(|intent| intent.name != brings.module), "{} is still to go", brings.module);
-    Ok(())
+/// Policies by a number; each is another than the usual one in one of three cases.
+fn policy(variant: usize) -> LoadPolicy {
+    let is = |divisor: usize| (variant / divisor).is_multiple_of(3);
+    LoadPolicy {
+        on_change: if is(1) { OnChange::OnReboot } else { OnChange::Reload },
+        on_removal: if is(3) { OnRemoval::Keep } else { OnRemoval::Unload },
+        on_drift: if is(9) { OnDrift::Report } else { OnDrift::Repair },
+        on_other_file: if is(27) { OnOtherFile::Replace } else { OnOtherFile::Report },
+        load_at_boot: (variant / 81).is_multiple_of(2),
+        ..LoadPolicy::default()
+    }
 }

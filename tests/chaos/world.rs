@@ -9,8 +9,8 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
+use crate::held::Wish;
 use crate::images::{Brings, Images};
-use crate::model::Wish;
 use crate::node::{self, ChaosNode};
 use crate::support::bed;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
@@ -59,7 +59,7 @@ impl World {
         let program = stripped()?;
         let mut nodes = Vec::new();
         for number in 0..2 {
-            nodes.push(ChaosNode::start(&cluster, client.clone(), program.clone(), number).await?);
+            nodes.push(ChaosNode::start(&cluster, client.clone(), program.clone(), &images.strangers, number).await?);
         }
         Ok(Self { cluster, client, manager, nodes, front, images, _registry: registry })
     }
@@ -84,7 +84,7 @@ impl World {
             "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "Module",
             "metadata": {"name": brings.module, "namespace": NAMESPACE},
             "spec": {"selector": selector, "moduleLoader": {
-                "policy": {"loadAtBoot": wish.load_at_boot},
+                "policy": wish.policy,
                 "container": {
                     "registryTLS": {"insecure": true},
                     "modprobe": {"moduleName": brings.main, "parameters": [format!("level={}", wish.level)]},

@@ -1,71 +1,15 @@
 //! Firmware of Modules: the kernel finds it while they are there, and everything else as before.
 
-use std::path::Path;
-
 use anyhow::{Result, ensure};
 use kmm::api::ModuleState::{Failed, Loaded};
 use kmm::api::NodeModuleSpec;
 
-use crate::support::bed;
+use crate::support::asking::asking;
 use crate::support::images::{Image, Layer, kmod_layer};
-use crate::support::kmods::{self, Kmod};
 use crate::world::{Options, PATIENCE, World, of};
-
-/// Asks for the file of its parameter when it is loaded, and again whenever `ask` is written; prints what it got.
-const ASKING: &str = r#"#include <linux/module.h>
-#include <linux/firmware.h>
-#include <linux/platform_device.h>
-static struct platform_device *device;
-static char *file = "@NAME@.bin";
-module_param(file, charp, 0444);
-static void ask(const char *name)
-{
-	const struct firmware *firmware;
-	int error = request_firmware(&firmware, name, &device->dev);
-	if (error) {
-		pr_info("@NAME@: %s: error %d\n", name, error);
-		return;
-	}
-	pr_info("@NAME@: %s: got %.*s\n", name, (int)firmware->size, firmware->data);
-	release_firmware(firmware);
-}
-static int ask_set(const char *value, const struct kernel_param *param)
-{
-	char name[64];
-	if (!device)
-		return -ENODEV;
-	strscpy(name, value, sizeof(name));
-	ask(strim(name));
-	return 0;
-}
-static const struct kernel_param_ops ask_ops = { .set = ask_set };
-module_param_cb(ask, &ask_ops, NULL, 0200);
-static int __init asking_init(void)
-{
-	device = platform_device_register_simple("@NAME@", -1, NULL, 0);
-	if (IS_ERR(device))
-		return PTR_ERR(device);
-	ask(file);
-	return 0;
-}
-static void __exit asking_exit(void) { platform_device_unregister(device); }
-module_init(asking_init);
-module_exit(asking_exit);
-MODULE_LICENSE("GPL");
-"#;
 
 const SEARCH: &str = "/var/lib/kmm/firmware/search";
 const VALUE: &str = "cat /sys/module/firmware_class/parameters/path";
-
-fn module(release: &str, name: &str) -> Result<Kmod> {
-    let sources = [
-        (format!("{name}.c"), ASKING.replace("@NAME@", name)),
-        ("Makefile".to_owned(), format!("obj-m := {name}.o\n")),
-    ];
-    let sources: Vec<(&str, String)> = sources.iter().map(|(file, text)| (file.as_str(), text.clone())).collect();
-    let folder = kmods::compile(bed()?.kernel_named(release)?, name, &[("1", &sources)])?;
-    Kmod::read(&Path::new(&folder).join("1").join(format!("{name}.ko")))
-}
 
 /// A node, an image with the module `kmm_fw_a` or `kmm_fw_b` and firmware each.
 struct Case {
@@ -82,7 +26,7 @@ impl Case {
             ("fw-b", "kmm_fw_b", &[("kmm/b.bin", "beta"), ("both.bin", "shared"), ("kmm_fw_b.bin", "second")]),
             ("fw-c", "kmm_fw_b", &[("both.bin", "another"), ("kmm_fw_b.bin", "second")]),
         ] {
-            let module = module(&world.mods.release, name)?;
+            let module = asking(&world.mods.release, name)?;
             let mut layer = Layer::new().file("not/asked/for.bin", "x");
             for (file, content) in files {
                 layer = layer.file(format!("lib/fw/{file}"), *content);

@@ -48,6 +48,54 @@ MODULE_LICENSE("GPL");
 MODULE_ALIAS_FS("emptydata");
 "#;
 
+/// Network interfaces that count as a reference while they are up: `bednet0`, of a driver whose name is not the module's,
+/// and `kmm_net0`, of no driver.
+const NET: &str = r#"#include <linux/module.h>
+#include <linux/etherdevice.h>
+#include <linux/platform_device.h>
+static struct net_device *driven, *alone;
+static struct platform_device *device;
+static int net_open(struct net_device *net) { return try_module_get(THIS_MODULE) ? 0 : -ENODEV; }
+static int net_stop(struct net_device *net) { module_put(THIS_MODULE); return 0; }
+static netdev_tx_t net_send(struct sk_buff *buffer, struct net_device *net) { dev_kfree_skb(buffer); return NETDEV_TX_OK; }
+static const struct net_device_ops operations = { .ndo_open = net_open, .ndo_stop = net_stop, .ndo_start_xmit = net_send };
+static struct net_device *make(const char *name, struct device *parent)
+{
+	struct net_device *net = alloc_netdev(0, name, NET_NAME_ENUM, ether_setup);
+	if (!net)
+		return NULL;
+	net->netdev_ops = &operations;
+	eth_hw_addr_random(net);
+	SET_NETDEV_DEV(net, parent);
+	if (!register_netdev(net))
+		return net;
+	free_netdev(net);
+	return NULL;
+}
+static void drop(struct net_device *net) { if (net) { unregister_netdev(net); free_netdev(net); } }
+static int probe(struct platform_device *found) { driven = make("bednet%d", &found->dev); return driven ? 0 : -ENOMEM; }
+static struct platform_driver driver = { .probe = probe, .driver = { .name = "bed-net" } };
+static int __init net_test_init(void)
+{
+	int error = platform_driver_register(&driver);
+	if (error)
+		return error;
+	device = platform_device_register_simple("bed-net", PLATFORM_DEVID_NONE, NULL, 0);
+	alone = make("kmm_net%d", NULL);
+	return 0;
+}
+static void __exit net_test_exit(void)
+{
+	drop(alone);
+	drop(driven);
+	platform_device_unregister(device);
+	platform_driver_unregister(&driver);
+}
+module_init(net_test_init);
+module_exit(net_test_exit);
+MODULE_LICENSE("GPL");
+"#;
+
 /// More memory than the machine has.
 const HUGE: &str = r#"#include <linux/module.h>
 static char memory[600 << 20];
@@ -64,8 +112,9 @@ pub(crate) fn special(name: &str) -> Result<Kmod> {
         ("kmm_hang.c", HANG.to_owned()),
         ("kmm_misc.c", MISC.to_owned()),
         ("kmm_fs.c", FS.to_owned()),
+        ("kmm_net.c", NET.to_owned()),
         ("kmm_huge.c", HUGE.to_owned()),
-        ("Makefile", "obj-m := kmm_hang.o kmm_misc.o kmm_fs.o kmm_huge.o\n".to_owned()),
+        ("Makefile", "obj-m := kmm_hang.o kmm_misc.o kmm_fs.o kmm_net.o kmm_huge.o\n".to_owned()),
     ];
     let folder = compile(bed()?.kernel(), "special", &[("1", &files)])?;
     Kmod::read(&folder.join("1").join(format!("{name}.ko")))

@@ -17,7 +17,8 @@ async fn a_module_that_hangs_holds_up_nobody_and_one_in_use_is_told_with_its_use
     let world = World::start(Options::default()).await?;
     let mods = &world.mods;
     let hang = world.push("hang", &[special("kmm_hang")?]).await?;
-    let used = world.push("used", &[special("kmm_misc")?, special("kmm_fs")?, mods.plain()?, mods.param()?]).await?;
+    let users = ["kmm_misc", "kmm_fs", "kmm_net"].map(special).into_iter().collect::<Result<Vec<_>>>()?;
+    let used = world.push("used", &[&users[..], &[mods.plain()?, mods.param()?]].concat()).await?;
     world.start_worker().await?;
     let hanging = || world.entry("hang", "kmm_hang", &hang, 1);
     let entry = |name: &str| world.entry(name, &format!("kmm_{name}"), &used, 1);
@@ -27,9 +28,9 @@ async fn a_module_that_hangs_holds_up_nobody_and_one_in_use_is_told_with_its_use
     let generation = world.want(vec![hanging(), entry("plain")], vec![]).await?;
     world.settled(generation, &[("hang", Loading, "Loading"), loaded("plain")]).await?;
     let stuck = Instant::now();
-    let others = vec![hanging(), entry("plain"), entry("misc"), entry("fs")];
+    let others = vec![hanging(), entry("plain"), entry("misc"), entry("fs"), entry("net")];
     let generation = world.want(others.clone(), vec![]).await?;
-    let all = [("hang", Loading, "Loading"), loaded("plain"), loaded("misc"), loaded("fs")];
+    let all = [("hang", Loading, "Loading"), loaded("plain"), loaded("misc"), loaded("fs"), loaded("net")];
     world.settled(generation, &all).await?;
     ensure!(stuck.elapsed() < Duration::from_secs(30), "the others waited");
     let status = world
@@ -40,40 +41,43 @@ async fn a_module_that_hangs_holds_up_nobody_and_one_in_use_is_told_with_its_use
     let message = of(&status, "hang")?.message.clone().unwrap_or_default();
     ensure!(message.contains("has not returned for more than 30 s"), "{message}");
     world.vm.run("echo 1 >/sys/module/kmm_hang/parameters/release").await?;
-    let all = [loaded("hang"), loaded("plain"), loaded("misc"), loaded("fs")];
+    let all = [loaded("hang"), loaded("plain"), loaded("misc"), loaded("fs"), loaded("net")];
     world.settled(generation, &all).await?;
 
-    // In use: by a process that has the device open, by a mount.
+    // In use: by a process that has the device open, by a mount, by network interfaces that are up.
     let holder = "echo $$ >/run/holder; exec sleep 100000 3</dev/kmm-misc";
     world.vm.run(&format!("setsid sh -c '{holder}' >/dev/null 2>&1 </dev/null & mkdir -p /data")).await?;
     world.vm.run("busybox mount -t emptydata none /data").await?;
-    let intents = vec![world.intent("misc", 1), world.intent("fs", 1)];
+    world.vm.run("ip link set bednet0 up; ip link set kmm_net0 up").await?;
+    let intents = ["misc", "fs", "net"].map(|name| world.intent(name, 1)).to_vec();
     let generation = world.want(vec![hanging(), entry("plain")], intents).await?;
-    let waiting = [loaded("hang"), loaded("plain"), ("misc", UnloadFailed, "InUse"), ("fs", UnloadFailed, "InUse")];
+    let in_use = |name| (name, UnloadFailed, "InUse");
+    let waiting = [loaded("hang"), loaded("plain"), in_use("misc"), in_use("fs"), in_use("net")];
     world.settled(generation, &waiting).await?;
     let status = world
         .status("the users", |status| {
             let told = |name: &str, word: &str| {
                 of(status, name).is_ok_and(|e| e.message.as_ref().is_some_and(|m| m.contains(word)))
             };
-            told("misc", "open: ") && told("fs", "mounted: ")
+            told("misc", "open: ") && told("fs", "mounted: ") && told("net", "interfaces: ")
         })
         .await?;
     let message = |name| of(&status, name).map(|entry| entry.message.clone().unwrap_or_default());
-    let (misc, fs) = (message("misc")?, message("fs")?);
-    println!("{misc}\n{fs}");
+    let (misc, fs, net) = (message("misc")?, message("fs")?, message("net")?);
+    println!("{misc}\n{fs}\n{net}");
     ensure!(misc.contains("reference count 1, open: ") && misc.contains("has /dev/kmm-misc"), "{misc}");
     ensure!(fs.contains("reference count 1, mounted: /data (emptydata)"), "{fs}");
+    ensure!(net.contains("reference count 2, network interfaces: bednet0, kmm_net0"), "{net}");
     // A quarter of a minute of waiting asks the kernel for nothing and writes nothing.
     let before = world.writes()?;
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(world.writes()?, before);
     let tries = world.vm.run("grep -c '\"unloading\"' /var/log/worker.log || true").await?;
     assert_eq!(tries.trim(), "0", "the kernel was asked although its count says no");
-    world.vm.run("umount /data; kill $(cat /run/holder)").await?;
+    world.vm.run("umount /data; kill $(cat /run/holder); ip link set bednet0 down; ip link set kmm_net0 down").await?;
     let freed = Instant::now();
     let gone = || async { Ok((world.loaded().await? == ["kmm_hang", "kmm_plain"]).then_some(())) };
-    eventually(SECONDS, "both to go as soon as they are free", gone).await?;
+    eventually(SECONDS, "all to go as soon as they are free", gone).await?;
     println!("free modules went after {:.1} s", freed.elapsed().as_secs_f64());
     world.settled(generation, &[loaded("hang"), loaded("plain")]).await?;
 

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod host;
 mod world;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use support::eventually;
-use world::{NODE, World};
+use world::{MODULE, NODE, World};
 
 /// Long enough for a pass of the planner and a look of the worker, had they meant to unload.
 const QUIET: Duration = Duration::from_secs(12);
@@ -40,13 +41,15 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     // Wherever in the load this hits the worker, if there is one yet, the load ends right.
     random_pause(15_000).await;
     world.kill_worker().await?;
-    let first = world.wait_loaded().await?;
+    let first = world.wait_loaded(MODULE).await?;
     ensure!(first.build_id.is_some() || first.srcversion.is_some(), "loaded without proof: {first:?}");
     ensure!(
         first.digest == Some(world.digest_of_running_kernel().await?),
         "another digest than the registry's: {first:?}"
     );
     world.wait_ready_label(true).await?;
+
+    host::firmware_and_files_come_and_go(&world).await?;
 
     // Cordon, a taint that nothing tolerates.
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
@@ -67,7 +70,7 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     })
     .await?;
     world.stays_loaded(QUIET, "its NodeModulesConfig was deleted").await?;
-    world.wait_loaded().await?;
+    world.wait_loaded(MODULE).await?;
 
     // Worker and manager end hard and start again.
     let pid =
@@ -75,23 +78,23 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     world.node.exec(&format!("kill -9 $({pid})")).await?;
     world.kill_manager_pod().await?;
     world.stays_loaded(QUIET, "worker and manager were killed").await?;
-    world.wait_loaded().await?;
+    world.wait_loaded(MODULE).await?;
 
     // Reboot: loaded again, told under the new boot id.
     let boot = first.boot_id.clone();
     world.node.reboot().await?;
-    let second = world.wait_loaded_after(boot.as_deref()).await?;
+    let second = world.wait_loaded_after(MODULE, boot.as_deref()).await?;
     ensure!(world.in_kernel().await?, "reported as loaded, but the kernel has no such module");
 
     // Reboot into another kernel: the file of that kernel.
     let other = support::bed()?.older_kernel().release.clone();
     world.node.reboot_into(&other).await?;
-    let third = world.wait_loaded_after(second.boot_id.as_deref()).await?;
+    let third = world.wait_loaded_after(MODULE, second.boot_id.as_deref()).await?;
     ensure!(third.digest == Some(world.digest_of_running_kernel().await?), "the image of another kernel: {third:?}");
     ensure!(third.digest != first.digest, "two kernels share one image");
 
     // The Module is deleted: unloaded, confirmed, label and NodeModulesConfig and worker gone, then the Module itself.
-    world.delete_module_and_wait().await?;
+    world.delete_module_and_wait(MODULE).await?;
     ensure!(!world.in_kernel().await?, "the Module is gone, but the kernel still has the module");
     world.wait_ready_label(false).await?;
     eventually(Duration::from_mins(1), "the NodeModulesConfig to go", || async {

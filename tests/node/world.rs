@@ -17,12 +17,13 @@ use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually, images, kmods};
 
 pub(crate) const NODE: &str = "node-1";
-const MODULE: &str = "kmm-plain";
+/// The Module that is there throughout.
+pub(crate) const MODULE: &str = "kmm-plain";
 
 pub(crate) struct World {
     pub(crate) node: Node,
     pub(crate) cluster: ControlPlane,
-    registry: Registry,
+    pub(crate) registry: Registry,
 }
 
 impl World {
@@ -47,30 +48,36 @@ impl World {
 
     pub(crate) async fn apply_module(&self) -> Result<()> {
         let image = format!("{}/kmods/plain:${{KERNEL_FULL_VERSION}}", self.registry.address());
+        let container = json!({
+            "registryTLS": {"insecure": true}, "modprobe": {"moduleName": "kmm_plain"},
+            "kernelMappings": [{"regexp": "^.+$", "containerImage": image}],
+        });
+        self.apply(MODULE, &json!({"container": container})).await
+    }
+
+    /// Writes a Module for every node.
+    pub(crate) async fn apply(&self, name: &str, loader: &serde_json::Value) -> Result<()> {
         let module = json!({
-            "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "Module", "metadata": {"name": MODULE, "namespace": "default"},
-            "spec": {"selector": {"kubernetes.io/os": "linux"}, "moduleLoader": {"container": {
-                "registryTLS": {"insecure": true}, "modprobe": {"moduleName": "kmm_plain"},
-                "kernelMappings": [{"regexp": "^.+$", "containerImage": image}],
-            }}},
+            "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "Module", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"selector": {"kubernetes.io/os": "linux"}, "moduleLoader": loader},
         });
         let api: Api<Module> = Api::namespaced(self.cluster.admin().await?, "default");
-        api.patch(MODULE, &PatchParams::apply("test"), &Patch::Apply(module)).await?;
+        api.patch(name, &PatchParams::apply("test"), &Patch::Apply(module)).await?;
         Ok(())
     }
 
-    /// What the worker reports of the module, once it is loaded.
-    pub(crate) async fn wait_loaded(&self) -> Result<NodeModuleStatus> {
-        self.wait_loaded_after(None).await
+    /// What the worker reports of a Module, once it is loaded.
+    pub(crate) async fn wait_loaded(&self, name: &str) -> Result<NodeModuleStatus> {
+        self.wait_loaded_after(name, None).await
     }
 
     /// The same, in another boot than the one that is given.
-    pub(crate) async fn wait_loaded_after(&self, boot: Option<&str>) -> Result<NodeModuleStatus> {
+    pub(crate) async fn wait_loaded_after(&self, name: &str, boot: Option<&str>) -> Result<NodeModuleStatus> {
         let api: Api<NodeModulesConfig> = Api::all(self.cluster.admin().await?);
         let reported = eventually(Duration::from_mins(3), "the module to be reported as loaded", || async {
             let config = api.get(NODE).await?;
             let status = config.status.unwrap_or_default();
-            let entry = status.modules.into_iter().find(|module| module.name == MODULE).context("no entry yet")?;
+            let entry = status.modules.into_iter().find(|module| module.name == name).context("no entry yet")?;
             let loaded =
                 entry.state == Some(ModuleState::Loaded) && (boot.is_none() || entry.boot_id.as_deref() != boot);
             if loaded { Ok(Some(entry)) } else { bail!("{:?} {:?}: {:?}", entry.state, entry.reason, entry.message) }
@@ -128,11 +135,11 @@ impl World {
         self.node.exec(workers).await.map(drop)
     }
 
-    pub(crate) async fn delete_module_and_wait(&self) -> Result<()> {
+    pub(crate) async fn delete_module_and_wait(&self, name: &str) -> Result<()> {
         let api: Api<Module> = Api::namespaced(self.cluster.admin().await?, "default");
-        api.delete(MODULE, &DeleteParams::default()).await?;
+        api.delete(name, &DeleteParams::default()).await?;
         let gone = eventually(Duration::from_mins(2), "the Module to go", || async {
-            Ok(api.get_opt(MODULE).await?.is_none().then_some(()))
+            Ok(api.get_opt(name).await?.is_none().then_some(()))
         })
         .await;
         match gone {

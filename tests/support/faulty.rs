@@ -33,6 +33,8 @@ pub enum Fault {
     Corrupt,
     /// The headers and half of the body, then the connection ends.
     Truncate,
+    /// The headers and so many bytes of the body, and nothing more.
+    Stall(usize),
     /// The registry's answer after a while.
     Slow(Duration),
 }
@@ -44,6 +46,8 @@ pub struct Seen {
     pub path: String,
     /// Whether it carried an `Authorization` header.
     pub authorized: bool,
+    /// The byte from which on it asked for something, if it asked for a part.
+    pub from: Option<u64>,
 }
 
 /// The front, plain HTTP. It lives on the runtime that started it and ends when dropped.
@@ -137,7 +141,9 @@ async fn answer(
     let fault = {
         let mut state = shared.lock();
         let authorized = headers.contains_key(http::header::AUTHORIZATION);
-        state.seen.push(Seen { method: method.clone(), path: path.clone(), authorized });
+        let range = headers.get(http::header::RANGE).and_then(|range| range.to_str().ok());
+        let from = range.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
+        state.seen.push(Seen { method: method.clone(), path: path.clone(), authorized, from });
         state.by_path.iter().find(|(part, _)| path.contains(part)).map(|(_, f)| f.clone()).unwrap_or_default()
     };
     match fault {
@@ -190,7 +196,6 @@ async fn pass_on(
     let (status, mut headers) = (upstream.status(), upstream.headers().clone());
     let mut bytes = upstream.bytes().await?.to_vec();
     headers.remove("transfer-encoding");
-    let mut truncate = false;
     match fault {
         Fault::NoDigest => {
             headers.remove("docker-content-digest");
@@ -205,18 +210,26 @@ async fn pass_on(
                 *byte ^= 1;
             }
         }
-        Fault::Truncate => truncate = true,
         _ => {}
     }
-    let body = if truncate {
-        bytes.truncate(bytes.len() / 2);
-        let half = stream::once(async move { Ok(Bytes::from(bytes)) });
-        // The half is to be on its way before the connection ends.
-        let end = stream::once(async {
+    let part = match fault {
+        Fault::Truncate => Some(bytes.len() / 2),
+        Fault::Stall(most) if *most < bytes.len() => Some(*most),
+        _ => None,
+    };
+    let body = if let Some(part) = part {
+        bytes.truncate(part);
+        let stalls = *fault != Fault::Truncate;
+        let part = stream::once(async move { Ok(Bytes::from(bytes)) });
+        // The part is to be on its way before the connection ends.
+        let end = stream::once(async move {
+            if stalls {
+                std::future::pending::<()>().await;
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
             Err(std::io::Error::other("cut off on request"))
         });
-        Body::from_stream(half.chain(end))
+        Body::from_stream(part.chain(end))
     } else if head {
         // The length of a HEAD answer is that of the body that a GET would have.
         Body::empty()

@@ -24,6 +24,7 @@
 // Every test crate uses another part of the harness.
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, missing_debug_implementations)]
 
+pub mod asking;
 pub mod audit;
 pub mod bed;
 pub mod control_plane;

@@ -1,0 +1,89 @@
+//! An API server that is away for long, by a clock that does not wait.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::http::StatusCode;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::*;
+use crate::api::NodeModuleSpec;
+use crate::worker::kernel::Trouble;
+use crate::worker::record::{Entry, RecordedModule};
+use crate::worker::simulated::{Loaded, SimulatedKernel, identity, spec};
+
+/// Nothing can be fetched: the registry is away as well.
+#[derive(Debug)]
+struct NoRegistry;
+
+impl Fetch for NoRegistry {
+    fn fetch(
+        &self,
+        _: NodeModuleSpec,
+        _: Option<String>,
+        _: String,
+        _: PathBuf,
+    ) -> BoxFuture<'static, Result<(), Trouble>> {
+        async { Err(Trouble::new(crate::api::names::NodeReason::ImageUnreachable, "away")) }.boxed()
+    }
+}
+
+fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
+    let id = format!("{module}1");
+    kernel.with(|modules| {
+        modules.insert(module.into(), Loaded { id: id.clone(), ..Loaded::default() });
+    });
+    let identity = identity(&id);
+    let modules =
+        vec![RecordedModule { name: module.into(), named: true, inserted: true, identity, filesystems: vec![] }];
+    Entry { modules, complete: true, ..Entry::of(spec(module, module, 'a', 1)) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_without_the_api_server_touches_nothing_and_asks_seldom() {
+    // From the start, or after it has said once what is wanted.
+    for answers in [0, 1] {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap().unwrap();
+        let kernel = Arc::new(SimulatedKernel::default());
+        let wanted = NodeModulesConfigSpec { modules: vec![spec("gpu", "gpu", 'a', 1)], ..Default::default() };
+        let mut record = Record::new("boot-1");
+        record.put(loaded(&kernel, "gpu"));
+        // Neither wanted nor to go.
+        record.put(loaded(&kernel, "orphan"));
+        state.save_record(&record).unwrap();
+        state.save_plan(&KeptPlan::new("u", 1, wanted.clone())).unwrap();
+
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let server = Router::new().fallback(move || {
+            let answered = count.fetch_add(1, Ordering::Relaxed) < answers;
+            let mut object = NodeModulesConfig::new("n", wanted.clone());
+            object.metadata.uid = Some("u".into());
+            object.metadata.generation = Some(1);
+            let list = serde_json::json!({"apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "NodeModulesConfigList",
+                "metadata": {"resourceVersion": "1"}, "items": [object]});
+            let status = if answered { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            async move { (status, list.to_string()) }
+        });
+        let client = Client::new(server, "default");
+        let shutdown = CancellationToken::new();
+        let settings = WorkerSettings::new("n");
+        let agent =
+            Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown.clone()).unwrap();
+        let running = tokio::spawn(agent.run());
+        tokio::time::sleep(Duration::from_hours(1)).await;
+        assert!(!running.is_finished());
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
+        assert_eq!(kernel.take_calls(), [""; 0]);
+        assert_eq!(kernel.names(), ["gpu", "orphan"]);
+        // The watch every half minute, and the status that cannot be written every minute.
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((110..250).contains(&asked), "{asked} questions");
+        let kept = StateDir::open(folder.path()).unwrap().unwrap().record("boot-1").unwrap().0;
+        assert_eq!(kept, record);
+    }
+}
