@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod events;
+pub mod guarded;
 pub mod lease;
 pub mod memory;
 pub mod metrics;

@@ -12,13 +12,13 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::core::DeserializeGuard;
 use kube::core::Resource;
 use kube_runtime::watcher::{self, Config, Event};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use super::guarded::Guarded;
 use super::readiness::Gate;
 
 /// Namespace and name of an object; the namespace of cluster-scoped objects is empty.
@@ -177,7 +177,7 @@ impl<V: Projection> Writer<V> {
         Some(Change { key: key.clone(), old: Some(old), new: None })
     }
 
-    fn apply(&mut self, object: DeserializeGuard<V::Kind>) -> (ObjectKey, Option<Change<V>>) {
+    fn apply(&mut self, object: Guarded<V::Kind>) -> (ObjectKey, Option<Change<V>>) {
         match object.0 {
             Ok(object) => {
                 let key = ObjectKey::of(object.meta());
@@ -196,7 +196,7 @@ impl<V: Projection> Writer<V> {
     }
 
     /// Takes one watch event in and returns the changes that it made.
-    pub fn update(&mut self, event: Event<DeserializeGuard<V::Kind>>) -> Vec<Change<V>> {
+    pub fn update(&mut self, event: Event<Guarded<V::Kind>>) -> Vec<Change<V>> {
         match event {
             Event::Init => {
                 self.listed.clear();
@@ -231,7 +231,7 @@ impl<V: Projection> Writer<V> {
 /// `on_change` runs in the watch task: it looks up and enqueues, it does not wait. Failures are
 /// retried with growing pauses; the gate says what is missing until the first list.
 pub async fn drive<V, F>(
-    api: Api<DeserializeGuard<V::Kind>>,
+    api: Api<Guarded<V::Kind>>,
     config: Config,
     mut writer: Writer<V>,
     gate: Gate,
@@ -275,8 +275,8 @@ fn report(gate: &Gate, error: &watcher::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::guarded::Unreadable;
     use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::core::error_boundary::InvalidObject;
 
     #[derive(Debug, PartialEq)]
     struct Data(Option<String>);
@@ -288,18 +288,18 @@ mod tests {
         }
     }
 
-    fn map(name: &str, value: &str, version: &str) -> DeserializeGuard<ConfigMap> {
+    fn map(name: &str, value: &str, version: &str) -> Guarded<ConfigMap> {
         let mut object = ConfigMap::default();
         object.metadata.name = Some(name.into());
         object.metadata.namespace = Some("ns".into());
         object.metadata.resource_version = Some(version.into());
         object.data = Some([("k".to_string(), value.to_string())].into());
-        DeserializeGuard(Ok(object))
+        Guarded(Ok(object))
     }
 
-    fn invalid(name: &str) -> DeserializeGuard<ConfigMap> {
+    fn invalid(name: &str) -> Guarded<ConfigMap> {
         let metadata = ObjectMeta { name: Some(name.into()), namespace: Some("ns".into()), ..ObjectMeta::default() };
-        DeserializeGuard(Err(InvalidObject { error: "bad".into(), metadata }))
+        Guarded(Err(Unreadable { error: "bad".into(), metadata }))
     }
 
     #[test]

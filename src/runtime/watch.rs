@@ -4,7 +4,6 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use futures::Stream;
-use kube::core::DeserializeGuard;
 use kube::{Api, Resource};
 use kube_runtime::WatchStreamExt;
 use kube_runtime::utils::Backoff;
@@ -12,6 +11,7 @@ use kube_runtime::watcher::{Config, Error, Event, watcher};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::guarded::Guarded;
 use super::queue::backoff;
 
 /// First and longest pause after a failure.
@@ -21,10 +21,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 const CALM: Duration = Duration::from_mins(2);
 
 /// Watches `api` for ever, with pauses that grow while it fails.
-pub fn watch<K>(
-    api: Api<DeserializeGuard<K>>,
-    config: Config,
-) -> impl Stream<Item = Result<Event<DeserializeGuard<K>>, Error>> + Send
+pub fn watch<K>(api: Api<Guarded<K>>, config: Config) -> impl Stream<Item = Result<Event<Guarded<K>>, Error>> + Send
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
     K::DynamicType: Default + Eq + std::hash::Hash + Clone,
@@ -97,7 +94,7 @@ mod tests {
                 (StatusCode::OK, list.to_owned())
             }
         });
-        let api: Api<DeserializeGuard<ConfigMap>> = Api::default_namespaced(kube::Client::new(server, "default"));
+        let api: Api<Guarded<ConfigMap>> = Api::default_namespaced(kube::Client::new(server, "default"));
         let mut watch = std::pin::pin!(watch(api, Config::default()));
         while !matches!(watch.next().await, Some(Ok(Event::InitDone))) {}
         assert!(begun.elapsed() < HOUR + LONGEST, "{:?}", begun.elapsed());

@@ -161,16 +161,16 @@ pub(super) struct Queues {
 
 /// Time in which events about one object become one pass.
 const DEBOUNCE: Duration = Duration::from_millis(100);
-/// The same for a node: between a Module and the kernel, every pass counts.
-const NODE_DEBOUNCE: Duration = Duration::from_millis(20);
+/// The same for what stands between a Module and the kernel.
+const SOON: Duration = Duration::from_millis(20);
 /// The same for what sums up many objects.
 const COALESCE: Duration = Duration::from_secs(1);
 
 impl Queues {
     fn new(metrics: &Metrics) -> Self {
         Self {
-            nodes: Queue::new(NODE_DEBOUNCE, metrics.queue("node")),
-            modules: Queue::new(DEBOUNCE, metrics.queue("module")),
+            nodes: Queue::new(SOON, metrics.queue("node")),
+            modules: Queue::new(SOON, metrics.queue("module")),
             statuses: Queue::new(COALESCE, metrics.queue("module_status")),
             namespaces: Queue::new(DEBOUNCE, metrics.queue("namespace")),
             worker: Queue::new(DEBOUNCE, metrics.queue("worker_daemonset")),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use futures::future::{BoxFuture, FutureExt};
 use k8s_openapi::NamespaceResourceScope;
-use kube::core::{DeserializeGuard, Resource};
+use kube::core::Resource;
 use kube::{Api, Client};
 use kube_runtime::watcher::Config;
 
@@ -16,6 +16,7 @@ use crate::api::names::{
 };
 use crate::core::claims::is_kernel_claim;
 use crate::core::selector;
+use crate::runtime::guarded::Guarded;
 use crate::runtime::readiness::{Gate, Readiness};
 use crate::runtime::store::{Change, ObjectKey, Projection, Writer, drive};
 
@@ -46,7 +47,7 @@ impl std::fmt::Debug for Watch {
 
 fn watch<V, F>(
     name: &'static str,
-    api: Api<DeserializeGuard<V::Kind>>,
+    api: Api<Guarded<V::Kind>>,
     config: Config,
     writer: Writer<V>,
     gate: Gate,
@@ -60,7 +61,7 @@ where
     Watch { name, work: drive(api, config.page_size(PAGE), writer, gate, on_change).boxed() }
 }
 
-fn all<K>(client: &Client) -> Api<DeserializeGuard<K>>
+fn all<K>(client: &Client) -> Api<Guarded<K>>
 where
     K: Resource,
     K::DynamicType: Default,
@@ -68,7 +69,7 @@ where
     Api::all(client.clone())
 }
 
-fn within<K>(client: &Client, namespace: &str) -> Api<DeserializeGuard<K>>
+fn within<K>(client: &Client, namespace: &str) -> Api<Guarded<K>>
 where
     K: Resource<Scope = NamespaceResourceScope>,
     K::DynamicType: Default,

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::watcher;
 use tokio::task::JoinSet;
@@ -31,10 +30,11 @@ use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Beginning, Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
+use crate::runtime::guarded::Guarded;
 use crate::runtime::memory;
 use crate::runtime::watch::watch;
 
-type Watched = DeserializeGuard<NodeModulesConfig>;
+type Watched = Guarded<NodeModulesConfig>;
 
 /// A watch that says nothing for so long is begun anew.
 const WATCH_TIMEOUT_SECS: u32 = 120;
