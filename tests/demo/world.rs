@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use kmm::api::names;
 use kmm::api::ocm::{ManagedCluster, ManifestWork};
 use kmm::api::{ManagedClusterModule, NodeModulesConfig};
