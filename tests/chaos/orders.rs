@@ -84,7 +84,11 @@ fn parse(log: &str) -> Result<Vec<Stood>> {
     let mut closed = Vec::new();
     for line in log.lines().filter(|line| line.contains("\"nodemodulesconfigs\"")) {
         let event: Value = serde_json::from_str(line).with_context(|| format!("audit log line {line}"))?;
-        let changes = matches!(event["verb"].as_str(), Some("patch" | "update" | "create" | "delete"));
+        // A patch that says nothing of orders (it takes labels away) leaves those that stand.
+        let changes = match event["verb"].as_str() {
+            Some("patch") => event["requestObject"]["spec"].get("unload").is_some(),
+            verb => matches!(verb, Some("update" | "create" | "delete")),
+        };
         let whole = event["objectRef"]["subresource"].as_str().is_none_or(str::is_empty);
         let code = event["responseStatus"]["code"].as_u64().unwrap_or_default();
         // Of a write whose writer was killed meanwhile the server does not know itself whether it was done.
@@ -187,6 +191,7 @@ mod tests {
             line("patch", "", 200, 1, alpha),
             line("patch", "", 409, 2, ""),
             line("patch", "status", 200, 3, ""),
+            line("patch", "", 200, 3, "").replace(r#""spec":{"unload":[]}"#, r#""metadata":{"labels":{"a":null}}"#),
             line("patch", "", 200, 4, alpha),
             line("patch", "", 504, 5, alpha),
             line("delete", "", 200, 6, ""),
