@@ -348,7 +348,7 @@ impl StateDir {
     ///
     /// A file that cannot be read is put aside under another name and told by the second value.
     pub fn record(&self, boot_id: &str) -> Result<(Record, Option<PathBuf>), StoreError> {
-        let (record, aside) = self.load::<Record>(RECORD, |record| record.version)?;
+        let (record, aside) = self.load::<Record>(RECORD, Lasts::ThisBoot, |record| record.version)?;
         Ok((record.filter(|record| record.boot_id == boot_id).unwrap_or_else(|| Record::new(boot_id)), aside))
     }
 
@@ -359,7 +359,7 @@ impl StateDir {
 
     /// The last plan, if one was kept and can be read.
     pub fn plan(&self) -> Result<(Option<KeptPlan>, Option<PathBuf>), StoreError> {
-        self.load::<KeptPlan>(PLAN, |plan| plan.version)
+        self.load::<KeptPlan>(PLAN, Lasts::ForGood, |plan| plan.version)
     }
 
     /// Replaces the kept plan; on return it is on the disk.
@@ -412,12 +412,13 @@ impl StateDir {
     fn load<T: DeserializeOwned>(
         &self,
         file: &str,
+        lasts: Lasts,
         version: impl Fn(&T) -> u32,
     ) -> Result<(Option<T>, Option<PathBuf>), StoreError> {
         let path = self.root.join(file);
         let text = match fs::read(&path) {
             // What an outage of the power leaves of a file that was not flushed.
-            Ok(text) if text.is_empty() => return Ok((None, None)),
+            Ok(text) if text.is_empty() && lasts == Lasts::ThisBoot => return Ok((None, None)),
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
             Err(error) => return Err(failed("read", &path)(error)),
@@ -525,11 +526,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_says_nothing() {
+    fn an_empty_record_says_nothing_and_an_empty_plan_was_lost() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
         fs::write(folder.path().join(RECORD), "").unwrap();
         assert_eq!(state.record("b").unwrap(), (Record::new("b"), None));
+        fs::write(folder.path().join(PLAN), "").unwrap();
+        assert_eq!(state.plan().unwrap(), (None, Some(folder.path().join("plan.json.unreadable-0"))));
     }
 
     #[test]

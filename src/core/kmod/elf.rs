@@ -125,7 +125,7 @@ pub struct ModuleFile {
     pub facts: FileFacts,
 }
 
-/// Largest section of notes that is looked into; a build id takes 36 bytes.
+/// Bytes of notes that are looked into, of all sections together; a build id takes 36.
 const MAX_NOTES: u64 = 64 * 1024;
 /// The end of the file in which a signature is looked for.
 const MAX_SIGNATURE: u64 = 64 * 1024;
@@ -211,11 +211,12 @@ impl<'data, H: FileHeader<Endian = Endianness>, R: ReadRef<'data>> Sections<'dat
     /// Every section lies within the file. Returns the size of those that stay in memory, bytes.
     fn check(&self, length: u64) -> Result<u64, Error> {
         let (endian, mut memory) = (self.endian, 0u64);
-        for (index, section) in self.table.iter().enumerate() {
+        // The first is none, by the format.
+        for (index, section) in self.table.iter().enumerate().skip(1) {
             let size: u64 = section.sh_size(endian).into();
             let offset: u64 = section.sh_offset(endian).into();
             let end = offset.saturating_add(size);
-            if ![elf::SHT_NULL, elf::SHT_NOBITS].contains(&section.sh_type(endian)) && end > length {
+            if section.sh_type(endian) != elf::SHT_NOBITS && end > length {
                 let name = self.name(section).filter(|name| !name.is_empty());
                 let what = name.map_or_else(|| format!("section {index}"), |name| format!("section {name}"));
                 return Err(Error::CutOff { what, end, length });
@@ -229,8 +230,11 @@ impl<'data, H: FileHeader<Endian = Endianness>, R: ReadRef<'data>> Sections<'dat
     }
 
     fn build_id(&self) -> Option<String> {
-        let small = |section: &&H::SectionHeader| section.sh_size(self.endian).into() <= MAX_NOTES;
-        for section in self.table.iter().filter(small) {
+        let mut left = MAX_NOTES;
+        for section in self.table.iter().filter(|section| section.sh_type(self.endian) == elf::SHT_NOTE) {
+            // Sections may overlap, and each is a copy of its own.
+            let Some(rest) = left.checked_sub(section.sh_size(self.endian).into()) else { continue };
+            left = rest;
             let Ok(Some(mut notes)) = section.notes(self.endian, self.data) else { continue };
             while let Ok(Some(note)) = notes.next() {
                 if note.name() == elf::ELF_NOTE_GNU && note.n_type(self.endian) == NT_GNU_BUILD_ID {
@@ -455,6 +459,18 @@ mod tests {
             bent[at] ^= 0xff;
             let _ = read(bent.as_slice(), "x86_64");
         }
+    }
+
+    #[test]
+    fn many_or_long_notes_do_not_fill_the_memory_and_hide_no_build_id_before_them() {
+        let (id, long) = (note(&[7]), vec![0u8; usize::try_from(MAX_NOTES).unwrap()]);
+        let info: (&str, u32, &[u8]) = (".modinfo", 1, b"name=a\0");
+        let build_id = |notes: &[&[u8]]| {
+            let sections: Vec<_> = std::iter::once(info).chain(notes.iter().map(|note| (".note", 7, *note))).collect();
+            read(elf(&sections).as_slice(), "x86_64").unwrap().identity.build_id
+        };
+        assert_eq!(build_id(&[&id, &long]), Some("07".into()));
+        assert_eq!(build_id(&[&long, &id]), None);
     }
 
     #[test]
