@@ -193,25 +193,20 @@ async fn look_up(session: &mut Session<'_>) -> Result<Digest, Error> {
     let image = session.image();
     let reference = reference(image);
     let head = session.manifest(http::Method::HEAD, &reference).await?;
-    let status = head.status();
-    if status.is_success() {
-        let digest = content_digest(head.headers()).and_then(|value| value.parse::<Digest>().ok());
-        let known_type = content_type(head.headers()).is_some_and(is_manifest_type);
-        if let Some(digest) = digest.filter(|digest| known_type && digest.algorithm() == Algorithm::Sha256) {
-            return match image.digest() {
-                Some(wanted) if wanted.algorithm() == Algorithm::Sha256 && *wanted != digest => {
-                    Err(session.invalid(format!("asked for {wanted}, it answers for {digest}")))
-                }
-                _ => Ok(image.digest().cloned().unwrap_or(digest)),
-            };
-        }
-    } else if status == http::StatusCode::UNAUTHORIZED
-        || status == http::StatusCode::TOO_MANY_REQUESTS
-        || (status.is_server_error() && status != http::StatusCode::NOT_IMPLEMENTED)
-    {
+    if is_final(head.status()) {
         return Err(session.refused(&head));
     }
-    // No digest, or a server that has something against HEAD requests: only a GET request tells.
+    if let Some(told) = told_digest(&head) {
+        match image.digest() {
+            Some(wanted) if wanted.algorithm() == Algorithm::Sha256 && *wanted != told => {
+                return Err(session.invalid(format!("asked for {wanted}, it answers for {told}")));
+            }
+            Some(wanted) => return Ok(wanted.clone()),
+            None if answers_for(session, &told).await? => return Ok(told),
+            None => {}
+        }
+    }
+    // No digest, a wrong one, or a server that has something against HEAD requests: only a GET request tells.
     let FetchedManifest { body, told } = fetch_manifest(session, &reference).await?;
     for digest in image.digest().into_iter().chain(&told) {
         let actual = super::hash::of(digest.algorithm(), &body);
@@ -221,6 +216,29 @@ async fn look_up(session: &mut Session<'_>) -> Result<Digest, Error> {
     }
     check_manifest(&body).map_err(|why| session.invalid(why))?;
     Ok(image.digest().cloned().unwrap_or_else(|| super::hash::of(Algorithm::Sha256, &body)))
+}
+
+/// Whether the registry has what it told. A header is only a claim, and what is known once is kept for good.
+async fn answers_for(session: &mut Session<'_>, told: &Digest) -> Result<bool, Error> {
+    let head = session.manifest(http::Method::HEAD, &told.to_string()).await?;
+    if is_final(head.status()) {
+        return Err(session.refused(&head));
+    }
+    Ok(told_digest(&head).as_ref() == Some(told))
+}
+
+/// Whether another method would get no other answer.
+fn is_final(status: http::StatusCode) -> bool {
+    status == http::StatusCode::UNAUTHORIZED
+        || status == http::StatusCode::TOO_MANY_REQUESTS
+        || (status.is_server_error() && status != http::StatusCode::NOT_IMPLEMENTED)
+}
+
+/// The digest that a successful answer tells for a manifest or index.
+fn told_digest(answer: &reqwest::Response) -> Option<Digest> {
+    let known = answer.status().is_success() && content_type(answer.headers()).is_some_and(is_manifest_type);
+    let digest: Digest = content_digest(answer.headers()).filter(|_| known)?.parse().ok()?;
+    (digest.algorithm() == Algorithm::Sha256).then_some(digest)
 }
 
 /// What the image is asked for by: its digest, else its tag.

@@ -57,8 +57,10 @@ async fn whatever_happens_every_kernel_ends_with_what_is_wanted_and_nothing_leav
     while storms == 0 || begun.elapsed() < seconds {
         storms += 1;
         if let Err(error) = storm.rage_and_calm().await {
-            println!("{}", storm.tell().await);
-            return Err(error.context(format!("storm {storms}, KMM_CHAOS_SEED={seed}")));
+            let error = error.context(format!("storm {storms}, KMM_CHAOS_SEED={seed}"));
+            // What is told is long: the reason stands before it too.
+            println!("{error:#}\n{}", storm.tell().await);
+            return Err(error);
         }
     }
     println!("{storms} storms, {}", storm.summary());

@@ -1,6 +1,6 @@
 //! The walk: random steps, then calm, then everything must be right.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -74,8 +74,6 @@ pub(crate) struct Storm {
     api: bool,
     /// Nodes whose machine booted while nobody could tell the cluster.
     booted: BTreeSet<usize>,
-    /// The last steps, for people.
-    journal: VecDeque<String>,
     begun: Instant,
     counted: BTreeMap<Step, usize>,
     departures: usize,
@@ -89,7 +87,6 @@ impl Storm {
             dice,
             api: true,
             booted: BTreeSet::new(),
-            journal: VecDeque::new(),
             begun: Instant::now(),
             counted: BTreeMap::new(),
             departures: 0,
@@ -144,13 +141,9 @@ impl Storm {
         Step::Want
     }
 
-    fn note(&mut self, what: &str) {
-        let line = format!("{:7.1}s {what}", self.begun.elapsed().as_secs_f64());
-        eprintln!("{line}");
-        self.journal.push_back(line);
-        if self.journal.len() > 60 {
-            self.journal.pop_front();
-        }
+    /// Tells people what is done.
+    fn note(&self, what: &str) {
+        eprintln!("{:7.1}s {what}", self.begun.elapsed().as_secs_f64());
     }
 
     async fn take(&mut self, step: Step) -> Result<()> {
@@ -316,7 +309,7 @@ impl Storm {
     }
 
     /// Waits until both kernels and the cluster say what the model says, and that this lasts.
-    pub(crate) async fn becomes_right(&mut self) -> Result<Seen> {
+    pub(crate) async fn becomes_right(&self) -> Result<Seen> {
         let begun = Instant::now();
         let mut right_since: Option<Instant> = None;
         loop {
@@ -362,8 +355,7 @@ impl Storm {
 
     /// Everything that a person needs to see what went wrong.
     pub(crate) async fn tell(&self) -> String {
-        let mut text = String::from("---- the last steps\n");
-        text.extend(self.journal.iter().flat_map(|line| [line, "\n"]));
+        let mut text = String::new();
         for node in &self.world.nodes {
             let (name, boot, told) = (&node.name, node.boot_id(), node.tell().await);
             let _ = writeln!(text, "---- {name} (boot {boot}): kernel, record, log\n{told}");

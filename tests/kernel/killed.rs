@@ -1,28 +1,16 @@
 //! The worker is killed before every call by which it changes something, one after the other.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kmm::api::ModuleState::Loaded;
 use kmm::api::{LoadPolicy, NodeModuleSpec, UnloadIntent};
 
-use crate::support::bed;
 use crate::support::kmods::Kmod;
-use crate::support::process::output;
-use crate::world::{Options, PATIENCE, World};
+use crate::world::{Options, PATIENCE, World, compiled};
 
 /// More calls than a load can make; beyond it the enumeration itself is broken.
 const MOST: u32 = 400;
-
-/// `killer.c`, compiled.
-fn killer() -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernel/killer.c");
-    let program = bed()?.new_dir("killer")?.join("killer");
-    output(Command::new("gcc").args(["-static", "-O2", "-Wall", "-Werror", "-o"]).arg(&program).arg(source))?;
-    Ok(program)
-}
 
 /// An image with the two modules alone: the worker finds their order without the files of depmod, and an image of few
 /// files has few places to be killed at.
@@ -49,7 +37,7 @@ look() {
 
 #[tokio::test]
 async fn killed_before_every_change_of_a_pass_the_next_pass_ends_right() -> Result<()> {
-    let world = World::start(Options { programs: vec![killer()?], ..Options::default() }).await?;
+    let world = World::start(Options { programs: vec![compiled("killer")?], ..Options::default() }).await?;
     let image = push(&world).await?;
     world.start_worker().await?;
     let mut entry = world.entry("top", "kmm_top", &image, 1);
@@ -166,7 +154,7 @@ async fn fulfil(
 
 #[tokio::test]
 async fn killed_before_every_change_of_a_load_or_an_unload_the_next_worker_ends_right() -> Result<()> {
-    let world = World::start(Options { programs: vec![killer()?], ..Options::default() }).await?;
+    let world = World::start(Options { programs: vec![compiled("killer")?], ..Options::default() }).await?;
     let image = push(&world).await?;
     let entry = |generation| vec![world.entry("top", "kmm_top", &image, generation)];
     let (mut loads, mut unloads) = (Vec::new(), Vec::new());

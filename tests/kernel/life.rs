@@ -33,19 +33,19 @@ pub(crate) fn slow(release: &str) -> Result<Kmod> {
 }
 
 /// The entry of `kmm_slow` with these times, which asks to be loaded at boot.
-fn slow_entry(world: &World, image: &str, generation: i64, init_ms: u32, exit_ms: u32) -> NodeModuleSpec {
+pub(crate) fn slow_entry(world: &World, image: &str, generation: i64, init_ms: u32, exit_ms: u32) -> NodeModuleSpec {
     let mut entry = at_boot(world.entry("slow", "kmm_slow", image, generation));
     entry.config.modprobe.parameters = vec![format!("init_ms={init_ms}"), format!("exit_ms={exit_ms}")];
     entry
 }
 
-fn at_boot(mut entry: NodeModuleSpec) -> NodeModuleSpec {
+pub(crate) fn at_boot(mut entry: NodeModuleSpec) -> NodeModuleSpec {
     entry.policy = Some(LoadPolicy { load_at_boot: true, ..LoadPolicy::default() });
     entry
 }
 
 /// The line that the systemd unit runs, with the executable linked to where the unit looks for it.
-async fn unit_line(world: &World) -> Result<String> {
+pub(crate) async fn unit_line(world: &World) -> Result<String> {
     let unit = include_str!("../../config/systemd/kmm-worker-once.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).context("no ExecStart")?;
     world.vm.run("mkdir -p /usr/local/bin && ln -sf /kmm /usr/local/bin/kmm").await?;
@@ -54,7 +54,7 @@ async fn unit_line(world: &World) -> Result<String> {
 }
 
 /// Waits until the kernel has the module in this state.
-async fn passes(world: &World, module: &str, state: &str) -> Result<()> {
+pub(crate) async fn passes(world: &World, module: &str, state: &str) -> Result<()> {
     let line = format!(" {state} ");
     let (name, what) = (format!("{module} "), format!("{module} to be {state}"));
     let seen = eventually(PATIENCE, &what, || async {
@@ -66,7 +66,7 @@ async fn passes(world: &World, module: &str, state: &str) -> Result<()> {
 }
 
 /// How often the kernel's log of this boot holds the text.
-async fn said(world: &World, text: &str) -> Result<usize> {
+pub(crate) async fn said(world: &World, text: &str) -> Result<usize> {
     Ok(world.vm.run("dmesg").await?.matches(text).count())
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 mod checks;
 mod failing;
+mod fast_reboot;
 mod firmware;
 mod in_tree;
 mod killed;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::LocalObjectReference;
 use kmm::api::{
     ModprobeSpec, ModuleConfig, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig,
@@ -19,6 +19,7 @@ use crate::support::images::{Image, digest, kmod_image, kmod_layer};
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
 use crate::support::kmods::{self, Kmod, Kmods};
 use crate::support::manager::executable;
+use crate::support::process::output;
 use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually};
 
@@ -52,8 +53,15 @@ pub(crate) struct World {
 pub(crate) fn stripped() -> Result<PathBuf> {
     let folder = bed()?.new_dir("stripped")?;
     let program = folder.join("kmm");
-    let done = Command::new("strip").arg("-o").arg(&program).arg(executable()).status().context("running strip")?;
-    ensure!(done.success(), "strip left with {done}");
+    output(Command::new("strip").arg("-o").arg(&program).arg(executable()))?;
+    Ok(program)
+}
+
+/// A program whose source `<name>.c` is beside this file, without libraries.
+pub(crate) fn compiled(name: &str) -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/kernel/{name}.c"));
+    let program = bed()?.new_dir(name)?.join(name);
+    output(Command::new("gcc").args(["-static", "-O2", "-Wall", "-Werror", "-o"]).arg(&program).arg(source))?;
     Ok(program)
 }
 

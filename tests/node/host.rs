@@ -58,6 +58,6 @@ pub(crate) async fn firmware_and_files_come_and_go(world: &World) -> Result<()> 
 }
 
 /// When the kernel made the folder of the first Module's kernel module.
-async fn birth(world: &World) -> Result<String> {
+pub(crate) async fn birth(world: &World) -> Result<String> {
     world.node.run("stat -c %y.%i /sys/module/kmm_plain/initstate").await
 }

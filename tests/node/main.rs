@@ -8,7 +8,8 @@ mod world;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use kmm::api::names::WORKER_DAEMON_SET;
 use kmm::api::{ModuleState, NodeModulesConfig};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
@@ -79,6 +80,27 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     world.kill_manager_pod().await?;
     world.stays_loaded(QUIET, "worker and manager were killed").await?;
     world.wait_loaded(MODULE).await?;
+
+    // The worker's DaemonSet is deleted: it is made again, and nothing is unloaded or told as anything but loaded.
+    let born = host::birth(&world).await?;
+    let (daemon_sets, pods) = (world.daemon_sets().await?, world.worker_pods().await?);
+    daemon_sets.delete(WORKER_DAEMON_SET, &DeleteParams::background()).await?;
+    eventually(Duration::from_mins(2), "another worker", || async {
+        let config = configs.get(NODE).await?;
+        let entries = config.status.unwrap_or_default().modules;
+        let told: Vec<_> = entries.iter().map(|entry| (&entry.name, entry.state)).collect();
+        let loaded = matches!(told[..], [(_, Some(ModuleState::Loaded))]);
+        if !loaded || !world.in_kernel().await? {
+            return Ok(Some(Err(anyhow!("without its worker the node says {told:?}"))));
+        }
+        let now = world.worker_pods().await?;
+        let other = !now.is_empty() && now.iter().all(|(uid, ready)| *ready && !pods.iter().any(|(old, _)| old == uid));
+        Ok(other.then_some(Ok(())))
+    })
+    .await??;
+    world.stays_loaded(QUIET, "the worker's DaemonSet was deleted").await?;
+    world.wait_loaded(MODULE).await?;
+    ensure!(host::birth(&world).await? == born, "the kernel module was loaded again for a new worker");
 
     // Reboot: loaded again, told under the new boot id.
     let boot = first.boot_id.clone();

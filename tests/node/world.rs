@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node as KubeNode, Pod};
-use kmm::api::names::ready_label;
+use kmm::api::names::{WORKER_DAEMON_SET, ready_label};
 use kmm::api::{Module, ModuleState, NodeModuleStatus, NodeModulesConfig};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
@@ -128,6 +129,25 @@ impl World {
         Ok(())
     }
 
+    pub(crate) async fn daemon_sets(&self) -> Result<Api<DaemonSet>> {
+        Ok(Api::namespaced(self.cluster.admin().await?, NAMESPACE))
+    }
+
+    /// The pods of the worker's DaemonSet that is there, by UID, and whether they are ready.
+    pub(crate) async fn worker_pods(&self) -> Result<Vec<(String, bool)>> {
+        let Some(owner) = self.daemon_sets().await?.get_opt(WORKER_DAEMON_SET).await?.and_then(|set| set.uid()) else {
+            return Ok(Vec::new());
+        };
+        let api: Api<Pod> = Api::namespaced(self.cluster.admin().await?, NAMESPACE);
+        let ready = |pod: &Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+            conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+        };
+        let pods = api.list(&ListParams::default()).await?.items.into_iter();
+        let own = pods.filter(|pod| pod.owner_references().iter().any(|reference| reference.uid == owner));
+        Ok(own.map(|pod| (pod.uid().unwrap_or_default(), ready(&pod))).collect())
+    }
+
     /// SIGKILL for every worker process of the node.
     pub(crate) async fn kill_worker(&self) -> Result<()> {
         let workers = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/usr/bin/kmm worker' \
@@ -152,7 +172,7 @@ impl World {
     async fn logs(&self) -> String {
         let manager = format!("deployment/{}", Edition::Standalone.manager());
         let mut text = String::new();
-        for target in [manager.as_str(), "daemonset/kmm-worker"] {
+        for target in [manager.as_str(), &format!("daemonset/{WORKER_DAEMON_SET}")] {
             let log = self.cluster.kubectl(&["-n", NAMESPACE, "logs", target, "--tail=25"]).await;
             text += "-- ";
             text += target;

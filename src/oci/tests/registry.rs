@@ -51,12 +51,13 @@ fn invalid(why: &str) -> Error {
 }
 
 #[tokio::test]
-async fn one_head_request_tells_the_digest_of_the_index() {
+async fn head_requests_tell_the_digest_of_the_index_and_that_the_registry_has_it() {
     let registry = TestRegistry::start().await;
     let digest = registry.put_manifest("v1", INDEX_TYPE, INDEX);
     let image = registry.image("team/app:v1");
     assert_eq!(ask(&registry, &image, &Credentials::anonymous()).await, Ok(digest.clone()));
-    assert_eq!(registry.requests(), ["HEAD /v2/team/app/manifests/v1"]);
+    let by_digest = format!("HEAD /v2/team/app/manifests/{digest}");
+    assert_eq!(registry.requests(), ["HEAD /v2/team/app/manifests/v1", &by_digest]);
     let pinned: ImageRef = image.with_digest(&digest).parse().unwrap();
     assert_eq!(ask(&registry, &pinned, &Credentials::anonymous()).await, Ok(digest));
 }
@@ -173,6 +174,22 @@ async fn a_digest_header_that_does_not_fit_the_body_is_an_error() {
         })
     });
     assert_eq!(answer.await, Err(invalid(&format!("the bytes of the manifest have the digest {actual}, not {other}"))));
+}
+
+#[tokio::test]
+async fn a_digest_that_only_a_header_knows_is_not_believed() {
+    let (other, actual) = (hash::of(Algorithm::Sha256, b"something else"), hash::of(Algorithm::Sha256, INDEX));
+    let wrong: &'static str = Box::leak(other.to_string().into_boxed_str());
+    for get_too in [false, true] {
+        let answer = with_fault(move |seen, _| {
+            let headers = &[("content-type", INDEX_TYPE), ("docker-content-digest", wrong)];
+            let tag = seen.path.ends_with("/v1");
+            let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(INDEX) };
+            (tag && (get_too || seen.method == Method::HEAD)).then(|| reply(StatusCode::OK, headers, body))
+        });
+        let lie = format!("the bytes of the manifest have the digest {actual}, not {other}");
+        assert_eq!(answer.await, if get_too { Err(invalid(&lie)) } else { Ok(actual.clone()) });
+    }
 }
 
 #[tokio::test]
@@ -311,13 +328,14 @@ async fn a_bearer_token_is_fetched_once_with_the_credentials() {
         })
         .await;
         let known = credentials(&[(&registry.address, "user", "hunter2")]);
-        assert_eq!(ask(&registry, &registry.image("team/app:v1"), &known).await, Ok(digest));
+        assert_eq!(ask(&registry, &registry.image("team/app:v1"), &known).await, Ok(digest.clone()));
         assert_eq!(
             registry.requests(),
             [
                 "HEAD /v2/team/app/manifests/v1",
                 "GET /token?service=the+registry&scope=repository%3Ateam%2Fapp%3Apull",
                 "HEAD /v2/team/app/manifests/v1",
+                &format!("HEAD /v2/team/app/manifests/{digest}"),
             ]
         );
         let error = ask(&registry, &registry.image("team/app:v1"), &Credentials::anonymous()).await.unwrap_err();
