@@ -16,7 +16,7 @@ use crate::support::bed;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::faulty::FaultyRegistry;
 use crate::support::kmods::Kmod;
-use crate::support::manager::{Edition, Manager, executable, install};
+use crate::support::manager::{Edition, Manager, executable, install, stripped};
 use crate::support::process::output;
 use crate::support::registry::{Registry, RegistryOptions};
 
@@ -30,13 +30,6 @@ pub(crate) struct World {
     pub(crate) front: FaultyRegistry,
     pub(crate) images: Images,
     _registry: Registry,
-}
-
-/// The executable without debug information: it is written to the machines' disks at every start.
-fn stripped() -> Result<PathBuf> {
-    let program = bed()?.new_dir("stripped")?.join("kmm");
-    output(Command::new("strip").arg("-o").arg(&program).arg(executable()))?;
-    Ok(program)
 }
 
 /// The build id that `readelf`, not our own reader, finds in a file.
@@ -56,7 +49,7 @@ impl World {
         install(&cluster, Edition::Standalone).await?;
         let client = cluster.admin().await?;
         let manager = Manager::start(&cluster, Edition::Standalone).await?;
-        let program = stripped()?;
+        let program = stripped(&executable())?;
         let mut nodes = Vec::new();
         for number in 0..2 {
             nodes.push(ChaosNode::start(&cluster, client.clone(), program.clone(), &images.strangers, number).await?);

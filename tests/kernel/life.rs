@@ -1,5 +1,6 @@
 //! The life of a node: whatever ends in the middle is ended right afterwards.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,8 +10,9 @@ use kmm::api::{LoadPolicy, NodeModuleSpec};
 use crate::support::faulty::{Fault, FaultyRegistry};
 use crate::support::images::{Image, kmod_layer};
 use crate::support::kmods::{self, Kmod};
+use crate::support::manager::stripped;
 use crate::support::{bed, eventually};
-use crate::world::{Options, PATIENCE, World, build_id, of, stripped};
+use crate::world::{Options, PATIENCE, World, build_id, of};
 
 /// Sleeps while it starts and while it ends, and says so.
 const SLOW: &str = r#"#include <linux/module.h>
@@ -271,9 +273,10 @@ async fn a_node_that_boots_another_kernel_says_so_and_loads_the_file_of_that_ker
     Ok(())
 }
 
-/// The executable with another version in it.
-fn other_version() -> Result<std::path::PathBuf> {
-    let program = stripped()?;
+/// An executable with another version in it: the one that Cargo built with the tests, as an optimised one does not hold
+/// its version in one piece.
+fn other_version() -> Result<PathBuf> {
+    let program = stripped(Path::new(env!("CARGO_BIN_EXE_kmm")))?;
     let (old, new) = (env!("CARGO_PKG_VERSION").as_bytes(), b"9.9.9");
     ensure!(old.len() == new.len(), "a version of another length");
     let mut bytes = std::fs::read(&program)?;

@@ -16,7 +16,7 @@ use kmm::worker::wanted;
 use crate::support::bed;
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
 use crate::support::kmods::{Compression, compile, compress};
-use crate::world::stripped;
+use crate::support::manager::{executable, stripped};
 
 /// The bed's module `name`: what it needs (a symbol of another one), its soft dependencies and what else stands in it.
 fn source(name: &str, needs: &[&str], soft: &str, more: &str) -> (String, String) {
@@ -319,7 +319,7 @@ async fn compare(release: &str, cases: Vec<Case>) -> Result<()> {
     let vm = KernelVm::start(KernelVmOptions {
         kernel: Some(release.to_owned()),
         files,
-        programs: vec![stripped()?],
+        programs: vec![stripped(&executable())?],
         append: "kmm_p.number=77 kmm-p.text=boot".into(),
     })
     .await?;

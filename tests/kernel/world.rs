@@ -18,7 +18,7 @@ use crate::support::control_plane::ControlPlane;
 use crate::support::images::{Image, digest, kmod_image, kmod_layer};
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
 use crate::support::kmods::{self, Kmod, Kmods};
-use crate::support::manager::executable;
+use crate::support::manager::{executable, stripped};
 use crate::support::process::output;
 use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually};
@@ -49,14 +49,6 @@ pub(crate) struct World {
     pub(crate) namespace: String,
 }
 
-/// The executable without debug information: it is written to the machine's disk at every start.
-pub(crate) fn stripped() -> Result<PathBuf> {
-    let folder = bed()?.new_dir("stripped")?;
-    let program = folder.join("kmm");
-    output(Command::new("strip").arg("-o").arg(&program).arg(executable()))?;
-    Ok(program)
-}
-
 /// A program whose source `<name>.c` is beside this file, without libraries.
 pub(crate) fn compiled(name: &str) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/kernel/{name}.c"));
@@ -80,7 +72,7 @@ impl World {
         let vm = KernelVm::start(KernelVmOptions {
             kernel: Some(release.clone()),
             files: vec![("etc/kubeconfig".into(), 0o600, kubeconfig)],
-            programs: [stripped()?].into_iter().chain(options.programs).collect(),
+            programs: [stripped(&executable())?].into_iter().chain(options.programs).collect(),
             append: options.append,
         })
         .await?;

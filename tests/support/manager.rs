@@ -204,9 +204,17 @@ pub fn memory(pid: u32, field: &str) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// The executable: the one that Cargo built with the tests, or `KMM_BIN` (the bench measures a release build).
+/// The executable: the one that Cargo built with the tests, or `KMM_BIN` (`make test` and the bench name the product
+/// image's).
 pub fn executable() -> PathBuf {
     super::bed::variable("KMM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmm").into())
+}
+
+/// A copy without debug information, named `kmm`: machines write it to their disks at every start.
+pub fn stripped(executable: &Path) -> Result<PathBuf> {
+    let copy = bed()?.new_dir("stripped")?.join("kmm");
+    output(Command::new("strip").arg("-o").arg(&copy).arg(executable))?;
+    Ok(copy)
 }
 
 fn spawn(
