@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::core::image::Digest;
 use crate::oci::hash::Hasher;
+use crate::oci::progress::Progress;
 use crate::oci::pull::Error;
 use crate::oci::session::{Session, next_piece};
 
@@ -30,6 +32,7 @@ pub(crate) struct Download<'b> {
     what: &'static str,
     blob: &'b Blob,
     path: PathBuf,
+    progress: Arc<Progress>,
     written: Option<Written>,
 }
 
@@ -41,8 +44,8 @@ struct Written {
 }
 
 impl<'b> Download<'b> {
-    pub(crate) fn new(what: &'static str, blob: &'b Blob, path: PathBuf) -> Self {
-        Self { what, blob, path, written: None }
+    pub(crate) fn new(what: &'static str, blob: &'b Blob, path: PathBuf, progress: Arc<Progress>) -> Self {
+        Self { what, blob, path, progress, written: None }
     }
 
     /// Where it is, once an attempt succeeded.
@@ -96,11 +99,13 @@ impl<'b> Download<'b> {
         };
         let room = self.blob.size.saturating_sub(written.size);
         let (pieces, mut arriving) = mpsc::channel::<Bytes>(PIECES);
+        let progress = Arc::clone(&self.progress);
         let writing = tokio::task::spawn_blocking(move || {
             while let Some(piece) = arriving.blocking_recv() {
                 written.hasher.update(&piece);
                 written.file.write_all(&piece)?;
                 written.size += piece.len() as u64;
+                progress.add(piece.len());
             }
             Ok::<_, io::Error>(written)
         });

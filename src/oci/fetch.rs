@@ -13,6 +13,7 @@ use crate::core::image::Digest;
 use crate::oci::download::{Blob, Download};
 use crate::oci::hash;
 use crate::oci::partial::Partial;
+use crate::oci::progress::Progress;
 use crate::oci::pull::{Error, Limits, Platform};
 use crate::oci::registry::{MAX_MANIFEST, fetch_manifest};
 use crate::oci::sources::Sources;
@@ -45,12 +46,18 @@ pub(crate) struct Fetcher<'a> {
     sources: Sources<'a>,
     limits: &'a Limits,
     partial: Arc<Partial>,
+    progress: Arc<Progress>,
     fetched: BTreeMap<Digest, PathBuf>,
 }
 
 impl<'a> Fetcher<'a> {
-    pub(crate) fn new(sources: Sources<'a>, limits: &'a Limits, partial: Arc<Partial>) -> Self {
-        Self { sources, limits, partial, fetched: BTreeMap::new() }
+    pub(crate) fn new(
+        sources: Sources<'a>,
+        limits: &'a Limits,
+        partial: Arc<Partial>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self { sources, limits, partial, progress, fetched: BTreeMap::new() }
     }
 
     /// Finds the manifest for the platform and what it lists, all of it proved by digest.
@@ -157,7 +164,8 @@ impl<'a> Fetcher<'a> {
         if let Some(path) = self.fetched.get(&blob.digest) {
             return Ok(path.clone());
         }
-        let mut download = Download::new(what, blob, self.partial.layer(blob.digest.hex()));
+        let path = self.partial.layer(blob.digest.hex());
+        let mut download = Download::new(what, blob, path, Arc::clone(&self.progress));
         self.sources.begin();
         while let Err(error) = self.blob_of_one(&mut download).await {
             self.sources.failed(error)?;

@@ -11,13 +11,12 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tar::EntryType;
 use tokio::sync::mpsc::Receiver;
 
+use crate::oci::progress::Progress;
 use crate::oci::pull::{Error, Keep, Limits, Skipped};
 use crate::oci::tree::{self, Tree};
 
@@ -85,19 +84,19 @@ pub(crate) struct Unpacked {
 
 /// Applies `layers`, lowest first, to the new folder `out` and writes it to the disk.
 ///
-/// Ends soon with an error once `cancelled` is set.
+/// Ends soon with an error once that is cancelled; tells what it has read.
 pub(crate) fn unpack(
     layers: &mut Arriving,
     out: &Path,
     keep: &Keep,
     limits: &Limits,
-    cancelled: &Arc<AtomicBool>,
+    progress: &Progress,
 ) -> Result<Unpacked, Error> {
     let mut links = Links::new();
     for _ in 0..MAX_PASSES {
         let mut pass = Pass::new(out, keep, limits, links)?;
         for number in 0..layers.count {
-            pass.layer(number, &layers.get(number)?, cancelled)?;
+            pass.layer(number, &layers.get(number)?, progress)?;
         }
         let found = |links: &Links| links.iter().map(|(path, (target, _))| (path.clone(), target.clone())).collect();
         let (used, found): (Vec<_>, Vec<_>) = (found(&pass.links), found(&pass.found));
@@ -168,11 +167,11 @@ impl<'a> Pass<'a> {
         })
     }
 
-    fn layer(&mut self, number: usize, layer: &Path, cancelled: &Arc<AtomicBool>) -> Result<(), Error> {
+    fn layer(&mut self, number: usize, layer: &Path, progress: &Progress) -> Result<(), Error> {
         let storage = |source| Error::Storage { path: layer.to_owned(), source };
         let file = BufReader::with_capacity(BUFFER, File::open(layer).map_err(storage)?);
         let left = self.limits.unpacked_bytes.saturating_sub(self.scanned);
-        let meter = Meter { left: Cell::new(left), allowed: Cell::new(HEADER_BYTES), cancelled };
+        let meter = Meter { left: Cell::new(left), allowed: Cell::new(HEADER_BYTES), progress };
         let content = decompressed(file).map_err(|error| meter.error(self.limits, number, &error))?;
         let mut archive = tar::Archive::new(Metered { inner: content, meter: &meter });
         self.tree.begin_layer();
@@ -476,13 +475,13 @@ struct Meter<'a> {
     left: Cell<u64>,
     /// Bytes that may be read until the next entry has to appear.
     allowed: Cell<u64>,
-    cancelled: &'a AtomicBool,
+    progress: &'a Progress,
 }
 
 impl Meter<'_> {
     /// What a failed read means: a limit, or an archive that is broken.
     fn error(&self, limits: &Limits, layer: usize, error: &io::Error) -> Error {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if self.progress.is_cancelled() {
             Error::Cancelled
         } else if self.left.get() == 0 {
             Error::ImageTooLarge { what: "bytes in all layers", limit: limits.unpacked_bytes }
@@ -503,13 +502,14 @@ impl<R: Read> Read for Metered<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let meter = self.meter;
         let most = meter.left.get().min(meter.allowed.get());
-        if meter.cancelled.load(Ordering::Relaxed) || (most == 0 && !buffer.is_empty()) {
+        if meter.progress.is_cancelled() || (most == 0 && !buffer.is_empty()) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
         let read = self.inner.read(&mut buffer[..most])?;
         meter.left.set(meter.left.get() - read as u64);
         meter.allowed.set(meter.allowed.get() - read as u64);
+        meter.progress.add(read);
         Ok(read)
     }
 }

@@ -12,6 +12,7 @@ mod hash;
 mod layer;
 pub mod mirrors;
 mod partial;
+mod progress;
 pub mod proxies;
 pub mod pull;
 pub mod registry;

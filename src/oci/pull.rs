@@ -8,7 +8,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -20,6 +19,7 @@ use crate::oci::endpoint::Endpoint;
 use crate::oci::fetch::Fetcher;
 use crate::oci::layer::{self, Arriving, clean};
 use crate::oci::partial::Partial;
+use crate::oci::progress::Progress;
 use crate::oci::proxies::Proxies;
 use crate::oci::registry;
 use crate::oci::sources::Sources;
@@ -198,6 +198,9 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of one path that is kept.
     pub path_bytes: u64,
+    /// Bytes that must be fetched or unpacked within the patience of a pull: over a slow link a large image arrives all
+    /// the same, and what only drips holds up nobody for ever.
+    pub progress_bytes: u64,
     /// Bytes of the disk that kept files may take.
     pub disk_bytes: u64,
 }
@@ -213,6 +216,7 @@ impl Default for Limits {
             file_bytes: 1 << 30,
             entries: 50_000,
             path_bytes: 1024,
+            progress_bytes: 8 << 20,
             disk_bytes: u64::MAX,
         }
     }
@@ -259,24 +263,24 @@ pub struct PullRequest<'a> {
     pub keep: &'a Keep,
     /// Bounds of all kinds.
     pub limits: Limits,
-    /// Longest time for everything together.
-    pub deadline: Duration,
+    /// How long the next [`Limits::progress_bytes`] may take.
+    pub patience: Duration,
 }
 
 /// Fetches, proves and unpacks an image. Paths below the destination are those of the image.
 ///
 /// The destination appears complete and on the disk, or not at all; leftovers of a crash are removed by the next pull to
-/// the same destination. Passing failures of an endpoint are retried a few times within the deadline, what broke off is
+/// the same destination. Passing failures of an endpoint are retried a few times, what broke off is
 /// taken up where it ended, and the next endpoint is asked for what one does not have. Memory use does not depend on the
 /// size of the image. Dropping the future ends everything soon.
 pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
     let image = request.image;
     let Some(digest) = image.digest() else { return Err(Error::NotPinned { image: image.to_string() }) };
-    let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+    let cancel = CancelOnDrop(Arc::default());
     let pulled = async {
         let partial = Arc::new(Partial::create(request.destination)?);
-        let sources = Sources::new(image, request.endpoints, request.credentials, request.proxies, request.deadline);
-        let mut fetcher = Fetcher::new(sources, &request.limits, Arc::clone(&partial));
+        let sources = Sources::new(image, request.endpoints, request.credentials, request.proxies, request.patience);
+        let mut fetcher = Fetcher::new(sources, &request.limits, Arc::clone(&partial), Arc::clone(&cancel.0));
         let found = fetcher.layers(digest, request.platform).await?;
         let needed = found.bytes();
         let mut limits = request.limits;
@@ -285,12 +289,12 @@ pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
         }
         let (arrived, arriving) = mpsc::channel(found.layers.len().max(1));
         let mut layers = Arriving::new(arriving, found.layers.len());
-        let (keep, cancelled, destination) =
+        let (keep, progress, destination) =
             (request.keep.clone(), Arc::clone(&cancel.0), request.destination.to_owned());
         // The thread has a share in the folder: it is not removed before the thread is done with it.
         let mut unpacking = tokio::task::spawn_blocking(move || {
-            let unpacked = layer::unpack(&mut layers, &partial.tree(), &keep, &limits, &cancelled)?;
-            if cancelled.load(Ordering::Relaxed) {
+            let unpacked = layer::unpack(&mut layers, &partial.tree(), &keep, &limits, &progress)?;
+            if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             partial.publish(&destination)?;
@@ -300,7 +304,7 @@ pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
         let unpacked = tokio::select! {
             fetched = fetching => {
                 if fetched.is_err() {
-                    cancel.0.store(true, Ordering::Relaxed);
+                    cancel.0.cancel();
                 }
                 let unpacked = (&mut unpacking).await;
                 fetched?;
@@ -313,9 +317,18 @@ pub async fn pull(request: PullRequest<'_>) -> Result<PulledTree, Error> {
         let layer::Unpacked { files, bytes, skipped } = unpacked;
         Ok(PulledTree { manifest_digest: found.manifest_digest, files, bytes, skipped })
     };
-    tokio::time::timeout(request.deadline, pulled)
-        .await
-        .unwrap_or_else(|_| Err(registry::Error::Timeout { image: image.to_string(), after: request.deadline }.into()))
+    let mut pulled = std::pin::pin!(pulled);
+    let mut before = 0;
+    loop {
+        if let Ok(pulled) = tokio::time::timeout(request.patience, &mut pulled).await {
+            return pulled;
+        }
+        let moved = cancel.0.moved();
+        if moved - before < request.limits.progress_bytes {
+            return Err(registry::Error::Timeout { image: image.to_string(), after: request.patience }.into());
+        }
+        before = moved;
+    }
 }
 
 /// Fetches every layer and hands it on, lowest first.
@@ -331,10 +344,10 @@ async fn fetch(fetcher: &mut Fetcher<'_>, layers: &[Blob], arrived: mpsc::Sender
 }
 
 /// Tells the unpacking thread that nobody waits any more.
-struct CancelOnDrop(Arc<AtomicBool>);
+struct CancelOnDrop(Arc<Progress>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.cancel();
     }
 }

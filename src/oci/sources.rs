@@ -23,7 +23,7 @@ pub(crate) struct Sources<'a> {
     endpoints: &'a [Endpoint],
     credentials: &'a Credentials,
     proxies: &'a Proxies,
-    deadline: Duration,
+    patience: Duration,
     /// The endpoint in use, and the place of the credential in use among its candidates.
     at: usize,
     candidate: usize,
@@ -40,14 +40,14 @@ impl<'a> Sources<'a> {
         endpoints: &'a [Endpoint],
         credentials: &'a Credentials,
         proxies: &'a Proxies,
-        deadline: Duration,
+        patience: Duration,
     ) -> Self {
         Self {
             image,
             endpoints,
             credentials,
             proxies,
-            deadline,
+            patience,
             at: 0,
             candidate: 0,
             session: None,
@@ -70,7 +70,7 @@ impl<'a> Sources<'a> {
     /// The endpoint and credential in use.
     pub(crate) async fn session(&mut self) -> Result<&mut Session<'a>, Error> {
         if let (None, Some(endpoint)) = (&self.session, self.endpoints.get(self.at)) {
-            let connection = Connection::open(self.image, endpoint, self.proxies, self.deadline).await?;
+            let connection = Connection::open(self.image, endpoint, self.proxies, self.patience).await?;
             let candidate = endpoint.candidates(self.credentials).get(self.candidate).copied().flatten();
             self.session = Some(Session::new(Arc::new(connection), candidate));
         }

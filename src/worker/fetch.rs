@@ -55,8 +55,8 @@ pub struct Network {
     pub host_etc: PathBuf,
     /// Proxies on the way.
     pub proxies: Proxies,
-    /// Longest time of one pull, its retries included.
-    pub deadline: Duration,
+    /// How long a pull may move next to nothing; see [`Limits::progress_bytes`](crate::oci::pull::Limits::progress_bytes).
+    pub patience: Duration,
 }
 
 impl RegistryFetch {
@@ -171,7 +171,7 @@ async fn pull(
         destination: tree,
         keep: &keep,
         limits: Limits::default(),
-        deadline: network.deadline,
+        patience: network.patience,
     };
     let pulled = pull::pull(request).await.map_err(|error| {
         let notes: Vec<String> = notes.iter().map(|note| format!("; passed over: {note}")).collect();

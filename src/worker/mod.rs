@@ -111,7 +111,7 @@ impl WorkerSettings {
             network: Network {
                 host_etc: "/host/etc".into(),
                 proxies: Proxies::default(),
-                deadline: Duration::from_mins(10),
+                patience: Duration::from_mins(10),
             },
             store_limit: 4 << 30,
         }

@@ -40,7 +40,7 @@ async fn pulled(image: &ImageRef, how: &How, destination: &Path) -> Result<Strin
         destination,
         keep: &Keep::new("/opt", &["6.1"], None),
         limits: Limits::default(),
-        deadline: Duration::from_secs(30),
+        patience: Duration::from_secs(30),
     };
     pull(request).await?;
     Ok(std::fs::read_to_string(destination.join(KO)).unwrap_or_default())

@@ -142,7 +142,7 @@ pub(crate) fn child(arguments: &[String]) -> Result<()> {
         destination: Path::new(destination),
         keep: &Keep::new("/opt", &["6.1"], None),
         limits: Limits::default(),
-        deadline: Duration::from_mins(5),
+        patience: Duration::from_mins(5),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(pull(request))?;

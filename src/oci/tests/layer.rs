@@ -1,9 +1,9 @@
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use super::Item::{File, Folder, Hard, Link, Other};
 use super::*;
 use crate::oci::layer::{Arriving, Unpacked, unpack};
+use crate::oci::progress::Progress;
 use crate::oci::pull::{Error, Keep, Limits, Skipped};
 
 fn keep() -> Keep {
@@ -13,7 +13,7 @@ fn keep() -> Keep {
 fn unpack_bytes(layers: &[Vec<u8>], keep: &Keep, limits: &Limits) -> (tempfile::TempDir, Result<Unpacked, Error>) {
     let folder = tempfile::tempdir().unwrap();
     let mut arriving = arrived(layers);
-    let unpacked = unpack(&mut arriving.0, &folder.path().join("out"), keep, limits, &Arc::new(AtomicBool::new(false)));
+    let unpacked = unpack(&mut arriving.0, &folder.path().join("out"), keep, limits, &Progress::default());
     (folder, unpacked)
 }
 
@@ -248,6 +248,7 @@ fn every_limit_holds() {
         kept_bytes: 100,
         file_bytes: 60,
         entries: 4,
+        progress_bytes: 1,
         path_bytes: 40,
         disk_bytes: 99,
     };
@@ -356,14 +357,15 @@ fn unpacking_ends_when_nobody_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut arriving = arrived(&[layer(&[File(KO, "a")])]);
     let out = folder.path().join("out");
-    let cancelled = Arc::new(AtomicBool::new(true));
-    let error = unpack(&mut arriving.0, &out, &keep(), &Limits::default(), &cancelled).unwrap_err();
+    let progress = Progress::default();
+    progress.cancel();
+    let error = unpack(&mut arriving.0, &out, &keep(), &Limits::default(), &progress).unwrap_err();
     assert!(matches!(error, Error::Cancelled));
     // The other side has gone before all layers came.
     let (send, coming) = tokio::sync::mpsc::channel(1);
     drop(send);
     let missing = folder.path().join("missing");
-    let error = unpack(&mut Arriving::new(coming, 1), &missing, &keep(), &Limits::default(), &Arc::default());
+    let error = unpack(&mut Arriving::new(coming, 1), &missing, &keep(), &Limits::default(), &Progress::default());
     assert!(matches!(error.unwrap_err(), Error::Cancelled));
 }
 

@@ -64,7 +64,8 @@ struct Usual {
     endpoints: Vec<Endpoint>,
     proxies: Proxies,
     keep: Keep,
-    deadline: Duration,
+    patience: Duration,
+    limits: Limits,
 }
 
 impl Usual {
@@ -80,7 +81,8 @@ impl Usual {
             platform: Platform { architecture: "amd64".to_owned() },
             credentials: Credentials::anonymous(),
             keep: Keep::new("/opt", &["6.1"], None),
-            deadline: Duration::from_secs(20),
+            patience: Duration::from_secs(20),
+            limits: Limits::default(),
         }
     }
 
@@ -93,8 +95,8 @@ impl Usual {
             proxies: &self.proxies,
             destination: &self.destination,
             keep: &self.keep,
-            limits: Limits::default(),
-            deadline: self.deadline,
+            limits: self.limits,
+            patience: self.patience,
         }
     }
 
@@ -280,16 +282,42 @@ async fn a_manifest_that_is_not_the_one_asked_for_is_refused() {
 }
 
 #[tokio::test]
-async fn a_layer_that_hangs_costs_no_more_than_the_deadline() {
+async fn a_layer_that_hangs_costs_no_more_than_the_patience() {
     let registry = TestRegistry::start().await;
     let digest = registry.put_image("amd64", &simple_layers(), |_| {});
     registry.fault(|seen, _| seen.path.contains("/blobs/").then(|| reply(StatusCode::OK, &[], hanging_body(b"x"))));
     let started = Instant::now();
     let mut short = Usual::new(&registry, &digest);
-    short.deadline = Duration::from_millis(700);
+    short.patience = Duration::from_millis(700);
     let error = short.pull().await.unwrap_err();
     assert_eq!(error.reason(), "Timeout");
     assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn a_slow_link_brings_an_image_in_any_time_as_long_as_enough_comes() {
+    use futures::StreamExt;
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_image("amd64", &simple_layers(), |_| {});
+    let blobs = registry.content.lock().unwrap().blobs.clone();
+    registry.fault(move |seen, _| {
+        let blob = blobs.get(seen.path.rsplit('/').next()?)?;
+        let pieces: Vec<_> = blob.chunks(blob.len() / 8 + 1).map(bytes::Bytes::copy_from_slice).collect();
+        let slow = futures::stream::iter(pieces).then(|piece| async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            Ok::<_, std::io::Error>(piece)
+        });
+        Some(reply(StatusCode::OK, &[], Body::from_stream(slow)))
+    });
+    let mut slow = Usual::new(&registry, &digest);
+    slow.patience = Duration::from_secs(1);
+    slow.limits.progress_bytes = 1;
+    let started = Instant::now();
+    assert_eq!(slow.pull().await.unwrap().1, simple_listing());
+    assert!(started.elapsed() > slow.patience);
+    slow.limits.progress_bytes = Limits::default().progress_bytes;
+    std::fs::remove_dir_all(&slow.destination).unwrap();
+    assert_eq!(slow.pull().await.unwrap_err().reason(), "Timeout");
 }
 
 #[tokio::test]
