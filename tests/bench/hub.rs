@@ -67,10 +67,11 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     let (written, product_seconds) = written(&requests, &user, "manifestworks", "managedclustermodules")?;
 
     let before = writes(&hub, &user)?;
+    let working_bytes = manager.peak_memory()?;
     manager.restart().await?;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let writes_after_restart = writes(&hub, &user)? - before;
-    let peak_memory_bytes = manager.peak_memory()?;
+    let peak_memory_bytes = working_bytes.max(manager.peak_memory()?);
     drop(manager);
 
     let kind = ApiResource::erase::<ManifestWork>(&());

@@ -1,11 +1,10 @@
 //! The table and the JSON.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::pull::Pulled;
+use crate::support::bed::target;
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// Goal for time: at most this much longer than the bare client.
@@ -77,14 +76,14 @@ impl Report {
 
     /// Compressed size of the product image: all blobs of its OCI layout.
     pub(crate) fn image(&mut self) -> Result<()> {
-        let blobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/kmm/blobs/sha256");
+        let blobs = target().join("image/kmm/blobs/sha256");
         let entries = std::fs::read_dir(&blobs).context("the product image is missing; `make image` builds it")?;
         let sizes = entries.map(|entry| Ok(entry?.metadata()?.len())).collect::<std::io::Result<Vec<u64>>>()?;
         self.image_bytes = Some(sizes.iter().sum());
         Ok(())
     }
 
-    /// Prints the table and writes `target/bench.json`.
+    /// Prints the table and writes `bench.json` beside what Cargo makes.
     pub(crate) fn print(&self) -> Result<()> {
         println!(
             "\n| Run | Objects | Time | Bare client | Ratio (≤ {RATIO}) | Writes per object (1) | Writes after restart (0) | Peak memory (≤ 48 MiB + 6 KiB each) |"
@@ -145,9 +144,9 @@ impl Report {
                 verdict(bytes <= IMAGE_BYTES)
             );
         }
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
+        let file = target().join("bench.json");
         std::fs::write(&file, serde_json::to_vec_pretty(self)?)?;
-        println!("\nThe same as JSON: target/bench.json");
+        println!("\nThe same as JSON: {}", file.display());
         Ok(())
     }
 }

@@ -83,10 +83,11 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     let product_seconds = configs_written.1.max(nodes_written.1);
 
     let before = writes(&cluster, &user)?;
+    let working_bytes = manager.peak_memory()?;
     manager.restart().await?;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let writes_after_restart = writes(&cluster, &user)? - before;
-    let peak_memory_bytes = manager.peak_memory()?;
+    let peak_memory_bytes = working_bytes.max(manager.peak_memory()?);
     drop(manager);
 
     let (config_kind, node_kind) = (ApiResource::erase::<NodeModulesConfig>(&()), ApiResource::erase::<Node>(&()));

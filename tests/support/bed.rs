@@ -116,6 +116,11 @@ pub fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
+/// Where Cargo and `hack/image` put what they make.
+pub fn target() -> PathBuf {
+    variable("CARGO_TARGET_DIR").unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"))
+}
+
 fn load() -> Result<Bed> {
     let dir = variable("KMM_BED").context(
         "the test bed needs namespaces of its own: run the tests as root with cargo inside the repository, so that its runner hack/testbed/run is used",

@@ -48,9 +48,13 @@ impl Edition {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Hub => &["manager", "--mode=hub"],
-            Self::Spoke => &["manager", "--mode=spoke"],
-            Self::Standalone => &["manager"],
+            Self::Spoke | Self::Standalone => &["manager"],
         }
+    }
+
+    /// `KMM_MANAGED`, as its Deployment sets it.
+    fn managed(self) -> Option<(&'static str, &'static str)> {
+        (self == Self::Spoke).then_some(("KMM_MANAGED", "1"))
     }
 }
 
@@ -73,7 +77,7 @@ pub async fn install(cluster: &ControlPlane, edition: Edition) -> Result<()> {
 
 /// Copies the product's image from the layout that `make image` made to `image`, `registry/name:tag`.
 pub fn push_product(image: &str) -> Result<()> {
-    let layout = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/kmm");
+    let layout = super::bed::target().join("image/kmm");
     let source = format!("oci:{}:latest", layout.display());
     let target = format!("docker://{image}");
     output(Command::new("skopeo").args(["copy", "-q", "--dest-tls-verify=false", &source, &target]))
@@ -97,7 +101,7 @@ pub async fn install_image(cluster: &ControlPlane, edition: Edition, image: &str
 /// Waits until the manager's pod is available; the error tells its pods and the end of its log.
 pub async fn wait_available(cluster: &ControlPlane, edition: Edition) -> Result<()> {
     let deployment = format!("deployment/{}", edition.manager());
-    let rollout = cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", "--timeout=180s", &deployment]).await;
+    let rollout = cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", "--timeout=300s", &deployment]).await;
     if let Err(error) = rollout {
         let pods = cluster.kubectl(&["-n", NAMESPACE, "describe", "pods"]).await.unwrap_or_default();
         let log = cluster.kubectl(&["-n", NAMESPACE, "logs", &deployment, "--tail=20"]).await;
@@ -228,6 +232,7 @@ fn spawn(
     command
         .args(edition.arguments())
         .env_remove("KMM_MANAGED")
+        .envs(edition.managed())
         .env("KUBECONFIG", kubeconfig)
         .env("OPERATOR_NAMESPACE", NAMESPACE)
         .env("POD_NAME", format!("manager-{port}"))
