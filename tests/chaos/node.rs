@@ -6,19 +6,17 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
-use tokio::task::JoinHandle;
 
 use crate::orders::{CLOCK, HAND, Happened, parse_log};
 use crate::support::control_plane::ControlPlane;
 use crate::support::eventually;
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
 use crate::support::kmods::Kmod;
+use crate::support::kubelet::Kubelet;
 use crate::support::manager::worker_kubeconfig;
 
 /// The label that every node has, and the one that tells them apart.
@@ -39,18 +37,10 @@ pub(crate) struct ChaosNode {
     pub(crate) number: usize,
     vm: KernelVm,
     client: Client,
-    heartbeat: Option<JoinHandle<()>>,
+    kubelet: Option<Kubelet>,
     /// What the kernel's log of each boot said; the last is the running one.
     pub(crate) boots: Vec<Vec<Happened>>,
     boot_id: String,
-}
-
-impl Drop for ChaosNode {
-    fn drop(&mut self) {
-        if let Some(task) = self.heartbeat.take() {
-            task.abort();
-        }
-    }
 }
 
 pub(crate) fn now() -> f64 {
@@ -73,7 +63,7 @@ impl ChaosNode {
         let name = vm.name().to_owned();
         let boots = vec![Vec::new()];
         let boot_id = vm.boot_id().await?;
-        let mut node = Self { name, number, vm, client, heartbeat: None, boots, boot_id };
+        let mut node = Self { name, number, vm, client, kubelet: None, boots, boot_id };
         node.join(cluster).await?;
         node.start_worker().await?;
         Ok(node)
@@ -88,10 +78,8 @@ impl ChaosNode {
     /// Makes the Node and gives the worker the token that belongs to it.
     async fn join(&mut self, cluster: &ControlPlane) -> Result<()> {
         let labels = json!({ALL: "yes", ONE: self.number.to_string(), "kubernetes.io/hostname": self.name});
-        let node = serde_json::from_value(json!({"metadata": {"name": self.name, "labels": labels}}))?;
-        self.nodes().create(&PostParams::default(), &node).await?;
-        self.tell_boot().await?;
-        self.heartbeat = Some(tokio::spawn(heartbeat(self.client.clone(), self.name.clone())));
+        let (kernel, client) = (self.vm.kernel(), self.client.clone());
+        self.kubelet = Some(Kubelet::join(client, &self.name, &labels, &kernel, &self.boot_id).await?);
         let kubeconfig = std::fs::read(worker_kubeconfig(cluster, &self.name).await?)?;
         self.vm.put("/root/kubeconfig", 0o600, &kubeconfig).await?;
         // A power cut takes what is not on the disk yet.
@@ -100,9 +88,7 @@ impl ChaosNode {
 
     /// Deletes the Node and makes it again; what runs on the machine does not notice until its token is refused.
     pub(crate) async fn join_again(&mut self, cluster: &ControlPlane) -> Result<()> {
-        if let Some(task) = self.heartbeat.take() {
-            task.abort();
-        }
+        self.kubelet = None;
         self.nodes().delete(&self.name, &DeleteParams::default()).await?;
         let gone = || async { Ok(self.nodes().get_opt(&self.name).await?.is_none().then_some(())) };
         eventually(Duration::from_secs(30), "the Node to be gone", gone).await?;
@@ -111,18 +97,10 @@ impl ChaosNode {
         self.kill_worker("TERM").await
     }
 
-    /// Writes what a kubelet would say after the machine has started.
+    /// Tells the cluster that the machine has started.
     pub(crate) async fn tell_boot(&self) -> Result<()> {
-        let info = json!({
-            "kernelVersion": self.vm.kernel(), "bootID": self.boot_id, "architecture": "amd64", "machineID": "m",
-            "systemUUID": "s", "osImage": "o", "containerRuntimeVersion": "containerd://2.1.0",
-            "kubeletVersion": "v1.35.0", "kubeProxyVersion": "v1.35.0", "operatingSystem": "linux",
-        });
-        let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
-            "lastHeartbeatTime": Timestamp::now(), "lastTransitionTime": Timestamp::now()});
-        let body = json!({"status": {"nodeInfo": info, "conditions": [ready]}});
-        self.nodes().patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(body)).await?;
-        Ok(())
+        let kubelet = self.kubelet.as_ref().context("no Node")?;
+        kubelet.tell_boot(&self.vm.kernel(), &self.boot_id).await
     }
 
     /// Cordons and taints the node, or takes both back.
@@ -238,21 +216,4 @@ impl ChaosNode {
 /// The command that tells the kernel's log what time it is on the host.
 fn clock() -> String {
     format!("echo '{CLOCK}: {:.3}' >/dev/kmsg", now())
-}
-
-async fn heartbeat(client: Client, name: String) {
-    let nodes: Api<Node> = Api::all(client.clone());
-    let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
-    let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
-    let lease = Lease { metadata, ..Lease::default() };
-    loop {
-        // While there is no API server there is nobody to tell.
-        let _ = leases.create(&PostParams::default(), &lease).await;
-        let renewed = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
-            "renewTime": format!("{:.6}", Timestamp::now())}});
-        let _ = leases.patch(&name, &PatchParams::default(), &Patch::Merge(renewed)).await;
-        let beat = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": Timestamp::now()}]}});
-        let _ = nodes.patch_status(&name, &PatchParams::default(), &Patch::Strategic(beat)).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-    }
 }

@@ -32,6 +32,7 @@ pub mod faulty;
 pub mod images;
 pub mod kernel_vm;
 pub mod kmods;
+pub mod kubelet;
 pub mod machine;
 pub mod manager;
 pub mod node;

@@ -36,15 +36,19 @@ async fn a_managed_cluster_module_is_loaded_on_a_spoke_costs_nothing_at_rest_and
     let work = world.work().await?.unwrap_or_default().to_string();
     ensure!(work.contains(&digest) && !work.contains(":v1"), "the work names no digest, or a tag: {work}");
 
-    // Nobody keeps the Node alive. That it is NotReady and tainted is no reason to unload, and no reason to write.
-    world.node_is_lost().await?;
+    // Agents, heartbeats and a worker that looks: nobody of ours writes, events included, and nobody does after a restart.
     let before = world.settled_writes().await?;
     tokio::time::sleep(QUIET).await;
     assert_eq!(world.writes()?[before.len()..], [] as [String; 0], "writes in a world in which nothing changes");
     world.restart_managers().await?;
     tokio::time::sleep(QUIET / 4).await;
     assert_eq!(world.writes()?[before.len()..], [] as [String; 0], "writes after a restart");
+
+    // NotReady and tainted is no reason to unload.
+    world.lose_node().await?;
+    tokio::time::sleep(QUIET / 4).await;
     ensure!(world.in_kernel().await?, "NotReady took the module out");
+    world.find_node();
 
     // The cluster is selected no more: the module leaves the kernel, and then the work goes.
     world.label_cluster("other").await?;

@@ -7,12 +7,13 @@ use k8s_openapi::api::core::v1::Node;
 use kmm::api::ocm::{ManagedCluster, ManifestWork};
 use kmm::api::{ManagedClusterModule, NodeModuleStatus, NodeModulesConfig};
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::ocm::{HubSide, Ocm, OcmOptions, SpokeSide};
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
+use crate::support::kubelet::Kubelet;
 use crate::support::manager::{Edition, Manager, NAMESPACE, executable, install, stripped, worker_kubeconfig};
 use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{eventually, images, kmods};
@@ -37,6 +38,7 @@ pub(crate) struct World {
     managers: [Manager; 2],
     _ocm: Ocm,
     vm: KernelVm,
+    kubelet: Kubelet,
 }
 
 impl World {
@@ -65,25 +67,17 @@ impl World {
         let labels = [("fleet".to_owned(), CLUSTER.to_owned())].into();
         let ocm = Ocm::start(&sides.0, &sides.1, CLUSTER, OcmOptions { labels, ..OcmOptions::default() }).await?;
         let managers = [Manager::start(&hub, Edition::Hub).await?, Manager::start(&spoke, Edition::Spoke).await?];
-        let world = Self { registry, hub, spoke, hub_client, spoke_client, managers, _ocm: ocm, vm };
-        world.join_node().await?;
+        let labels = json!({"kubernetes.io/hostname": vm.name(), "kubernetes.io/os": "linux"});
+        let (kernel, boot_id) = (vm.kernel(), vm.boot_id().await?);
+        let kubelet = Kubelet::join(spoke_client.clone(), vm.name(), &labels, &kernel, &boot_id).await?;
+        let world = Self { registry, hub, spoke, hub_client, spoke_client, managers, _ocm: ocm, vm, kubelet };
+        world.start_worker().await?;
         Ok(world)
     }
 
-    /// Makes the Node, as its kubelet would, and starts the worker with the token that belongs to it.
-    async fn join_node(&self) -> Result<()> {
+    /// Starts the worker with the token that belongs to its Node.
+    async fn start_worker(&self) -> Result<()> {
         let name = self.vm.name();
-        let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"});
-        let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}}))?;
-        self.nodes().create(&PostParams::default(), &node).await?;
-        let info = json!({
-            "kernelVersion": self.vm.kernel(), "bootID": self.vm.boot_id().await?, "architecture": "amd64",
-            "machineID": "m", "systemUUID": "s", "osImage": "o", "containerRuntimeVersion": "containerd://2.1.0",
-            "kubeletVersion": "v1.35.0", "kubeProxyVersion": "v1.35.0", "operatingSystem": "linux",
-        });
-        let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"});
-        let status = json!({"status": {"nodeInfo": info, "conditions": [ready]}});
-        self.nodes().patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await?;
         let kubeconfig = std::fs::read(worker_kubeconfig(&self.spoke, name).await?)?;
         self.vm.put("/root/kubeconfig", 0o600, &kubeconfig).await?;
         let worker = format!("KUBECONFIG=/root/kubeconfig KMM_LOG_FORMAT=text /kmm worker --node-name {name}");
@@ -185,8 +179,9 @@ impl World {
         Ok(())
     }
 
-    /// Waits until the cluster knows nothing of the Node any more, whose heartbeat nobody sends.
-    pub(crate) async fn node_is_lost(&self) -> Result<()> {
+    /// The Node's heartbeat ends; waits until the cluster knows nothing of it any more.
+    pub(crate) async fn lose_node(&mut self) -> Result<()> {
+        self.kubelet.fall_silent();
         eventually(LIMIT, "the Node to be unreachable", || async {
             let node = self.nodes().get(self.vm.name()).await?;
             let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
@@ -197,6 +192,11 @@ impl World {
             if unknown && tainted { Ok(Some(())) } else { bail!("{conditions:?} {taints:?}") }
         })
         .await
+    }
+
+    /// The Node's heartbeat is there again.
+    pub(crate) fn find_node(&mut self) {
+        self.kubelet.beat();
     }
 
     /// Everything that managers and worker wrote, their leases apart.
