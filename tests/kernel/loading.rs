@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use kmm::api::ModuleState::{Failed, Loaded};
 
+use crate::special::patched;
 use crate::support::bed;
 use crate::support::images::{Image, Layer};
 use crate::support::kmods::{Compression, compress};
@@ -73,6 +74,16 @@ async fn packed_files_without_modules_dep_are_loaded_in_the_right_order() -> Res
     let image = world.push_image("bare", &Image::new().layer(layer)).await?;
     world.start_worker().await?;
     let generation = world.want(vec![world.entry("top", "kmm_top", &image, 1)], vec![]).await?;
+    world.settled(generation, &[("top", Loaded, "Loaded")]).await?;
+    assert_eq!(world.loaded().await?, ["kmm_base", "kmm_top"]);
+
+    // Files that do not even say what they need: their symbols do.
+    let generation = world.want(vec![], vec![world.intent("top", 1)]).await?;
+    world.settled(generation, &[]).await?;
+    let mute = patched(&mods.top()?, "depends=kmm_base", "depenxs=kmm_base")?;
+    let base = mods.base()?;
+    let image = world.push_files("mute", &[(base.file_name, base.bytes), (mods.top()?.file_name, mute)]).await?;
+    let generation = world.want(vec![world.entry("top", "kmm_top", &image, 2)], vec![]).await?;
     world.settled(generation, &[("top", Loaded, "Loaded")]).await?;
     assert_eq!(world.loaded().await?, ["kmm_base", "kmm_top"]);
     Ok(())
