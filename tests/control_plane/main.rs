@@ -10,6 +10,7 @@ mod consumers;
 mod hub;
 mod hub_bed;
 mod images;
+mod live_modules;
 mod old_faults;
 mod policies;
 mod service_accounts;
