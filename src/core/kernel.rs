@@ -73,6 +73,12 @@ impl Parts {
     }
 }
 
+/// A release without one trailing `+`: kernels of a modified source tree have one, mappings and `NodeModulesConfigs` do
+/// not.
+pub fn trimmed(release: &str) -> &str {
+    release.strip_suffix('+').unwrap_or(release)
+}
+
 impl KernelVersion {
     /// Reads a kernel release.
     ///
@@ -107,7 +113,7 @@ impl KernelVersion {
     ///
     /// Never empty.
     pub fn trimmed(&self) -> &str {
-        self.0.strip_suffix('+').unwrap_or(&self.0)
+        trimmed(&self.0)
     }
 
     /// Whether both are the same kernel for a mapping, that is, apart from one trailing `+`.

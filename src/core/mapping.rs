@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::LocalObjectReference;
 use regex::Regex;
 
-use super::kernel::{self, KernelVersion};
+use super::kernel::{self, KernelVersion, trimmed};
 use super::regexp;
 use super::template::{self, Variables};
 use crate::api::{Build, BuildArg, KernelMapping, ModuleLoaderContainerSpec, Sign, TLSOptions};
@@ -301,10 +301,6 @@ fn overridden(container: &LocalObjectReference, mapping: &LocalObjectReference) 
 
 fn non_empty(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
-}
-
-fn trimmed(kernel: &str) -> &str {
-    kernel.strip_suffix('+').unwrap_or(kernel)
 }
 
 #[cfg(test)]

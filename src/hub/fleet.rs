@@ -11,6 +11,7 @@ use crate::hub::manifest_work::Target;
 use crate::hub::standing::{Phase, Standing};
 use crate::hub::tally::Tally;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
+use crate::hub::waits::Waits;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::{Change, ObjectKey, Store};
@@ -39,6 +40,8 @@ pub struct Fleet {
     pub works: Store<Work>,
     /// How each cluster stands.
     pub tally: Tally,
+    /// Works that wait for answers about their images.
+    pub waits: Waits,
     /// Works to look at.
     pub work_queue: Queue<Target>,
     /// `ManagedClusterModules` whose images are to be looked at.
@@ -73,6 +76,7 @@ impl Fleet {
             images,
             works,
             tally: Tally::default(),
+            waits: Waits::default(),
             work_queue: Queue::new(WORK_DEBOUNCE, metrics.queue("manifest_work")),
             images_queue: Queue::new(IMAGES_DEBOUNCE, metrics.queue("module_images")),
             status_queue: Queue::new(STATUS_DEBOUNCE, metrics.queue("fleet_status")),
@@ -145,6 +149,7 @@ impl Fleet {
         let (old, new) = (change.old.as_deref(), change.new.as_deref());
         let Some(new) = new else {
             self.tally.forget(&name);
+            self.waits.forget(&name);
             return;
         };
         self.status_queue.add(Arc::clone(&name));

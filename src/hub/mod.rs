@@ -20,6 +20,7 @@ pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod view;
+mod waits;
 
 use std::sync::Arc;
 

@@ -206,6 +206,21 @@ where
     within(|| format!("patch {} {name}", kind::<K>()), api.patch_metadata(name, &params, &Patch::Merge(body))).await
 }
 
+/// JSON merge patch of the status subresource; for what another writer left in a status of ours.
+pub async fn merge_status<K, B>(api: &Api<K>, name: &str, manager: &str, body: &B) -> Result<K, ApiError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+    K::DynamicType: Default,
+    B: Serialize + Debug,
+{
+    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    within(
+        || format!("patch the status of {} {name}", kind::<K>()),
+        api.patch_status(name, &params, &Patch::Merge(body)),
+    )
+    .await
+}
+
 /// Deletes the object if it is still the one with this uid; one that is gone or replaced is left alone.
 pub async fn delete<K>(api: &Api<K>, name: &str, uid: &str) -> Result<(), ApiError>
 where

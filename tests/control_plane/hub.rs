@@ -298,3 +298,67 @@ async fn whatever_a_registry_does_has_its_reason_on_the_object_and_delays_nobody
     assert_eq!(modules.len(), table.len() + 1);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_hangs_holds_up_its_own_kernel_and_no_other() -> Result<()> {
+    let bed = Bed::start().await?;
+    let front = FaultyRegistry::start(&bed.registry).await?;
+    let (good, hangs) = (KERNELS[0], KERNELS[2]);
+    let images = bed.push("kmods/z", &[good, hangs]).await?;
+    front.set(Fault::Hang);
+    bed.cluster("c1", &[("mcm", "z")], &[good, hangs]).await?;
+    let object = |parameters: &[&str]| {
+        let image = |registry: String| format!("{registry}/kmods/z:${{KERNEL_FULL_VERSION}}");
+        json!({
+            "apiVersion": "hub.kmm.sigs.x-k8s.io/v1beta1", "kind": "ManagedClusterModule", "metadata": {"name": "z"},
+            "spec": {"spokeNamespace": "drivers", "selector": {"mcm": "z"}, "moduleSpec": {
+                "selector": {},
+                "moduleLoader": {"container": {
+                    "registryTLS": {"insecure": true},
+                    "modprobe": {"moduleName": "x", "parameters": parameters},
+                    "kernelMappings": [
+                        {"literal": hangs, "containerImage": image(front.address())},
+                        {"regexp": "^.+$", "containerImage": image(bed.registry.address())},
+                    ],
+                }},
+            }},
+        })
+        .to_string()
+    };
+    let started = Instant::now();
+    bed.cluster.apply_yaml(&object(&[])).await?;
+    let known = BTreeMap::from([(good.to_owned(), images[good].clone())]);
+    let work = eventually(LIMIT, "the work with the kernel whose image is there", || bed.work("c1", "z")).await?;
+    let took = started.elapsed();
+    println!("work beside a registry that hangs after {took:?}");
+    // A question to a registry that is silent ends after 15 seconds.
+    ensure!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(sent(&work), known);
+    let status = bed.status("z", "the kernel that is missing", |s| !s.clusters.is_empty()).await?;
+    let message = status.clusters[0].message.clone().unwrap_or_default();
+    ensure!(status.clusters[0].reason == "ImagesNotReady" && message.contains(hangs), "{:?}", status.clusters);
+
+    // Neither does a change of what is wanted wait for it.
+    let started = Instant::now();
+    bed.cluster.apply_yaml(&object(&["debug=1"])).await?;
+    let changed = || async {
+        let work = bed.work("c1", "z").await?.unwrap_or_default();
+        let modprobe = &work["spec"]["workload"]["manifests"][1]["spec"]["moduleLoader"]["container"]["modprobe"];
+        Ok((modprobe["parameters"] == json!(["debug=1"])).then_some(work))
+    };
+    let work = eventually(LIMIT, "the changed work", changed).await?;
+    ensure!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert_eq!(sent(&work), known);
+
+    front.set(Fault::None);
+    let image = images[hangs].replace(&bed.registry.address(), &front.address());
+    let whole = BTreeMap::from([(good.to_owned(), images[good].clone()), (hangs.to_owned(), image)]);
+    eventually(Duration::from_mins(2), "the work with both kernels", || async {
+        let work = bed.work("c1", "z").await?.unwrap_or_default();
+        ensure!(sent(&work) == whole, "{:?}", sent(&work));
+        Ok(Some(()))
+    })
+    .await?;
+    assert_eq!(bed.forbidden()?, [] as [String; 0]);
+    Ok(())
+}

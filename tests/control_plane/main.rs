@@ -11,6 +11,7 @@ mod hub;
 mod hub_bed;
 mod images;
 mod leading;
+mod live_modules;
 mod old_faults;
 mod policies;
 mod service_accounts;

@@ -96,3 +96,24 @@ async fn in_tree_modules_that_made_room_stay_out_where_nobody_asks_for_them() ->
     assert_eq!(zram(&world).await?, "none");
     Ok(())
 }
+
+#[tokio::test]
+async fn in_tree_modules_named_after_the_load_go_by_the_order_of_the_change() -> Result<()> {
+    let world = with_zram().await?;
+    let image = world.push("plain", &[world.mods.plain()?]).await?;
+    world.start_worker().await?;
+    let generation = world.want(vec![world.entry("plain", "kmm_plain", &image, 1)], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    assert_eq!(zram(&world).await?, THERE);
+
+    // Without the order nothing is touched, and it is said.
+    let next = NodeModuleSpec { generation: Some(2), ..replacing(&world, "plain", "kmm_plain", &image, false) };
+    let generation = world.want(vec![next.clone()], vec![]).await?;
+    world.settled(generation, &[("plain", Failed, "LoadedOtherParameters")]).await?;
+    assert_eq!(zram(&world).await?, THERE);
+    let generation = world.want(vec![next], vec![world.intent("plain", 1)]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    assert_eq!(zram(&world).await?, "none");
+    assert_eq!(world.loaded().await?, ["kmm_plain"]);
+    Ok(())
+}

@@ -65,7 +65,7 @@ pub async fn run(client: kube::Client, fleet: Arc<Fleet>, shutdown: Cancellation
 }
 
 async fn pass(client: &kube::Client, fleet: &Fleet, target: &Target) -> Result<Outcome, Error> {
-    let Plan { action, standing, wants_images } = match plan::plan(&observe::observe(fleet, target)) {
+    let Plan { action, standing, wants_images, waits, again } = match plan::plan(&observe::observe(fleet, target)) {
         Ok(plan) => plan,
         Err(error) => {
             fleet.stands(target, Some(Standing::new(Phase::Degraded, ClusterReason::InvalidSpec, &error.to_string())));
@@ -74,6 +74,10 @@ async fn pass(client: &kube::Client, fleet: &Fleet, target: &Target) -> Result<O
     };
     if wants_images {
         fleet.images_queue.add(Arc::clone(&target.module));
+    }
+    match waits {
+        Some(generation) => fleet.waits.begin(target, generation),
+        None => fleet.waits.end(target),
     }
     match apply::apply(client, target, &action).await {
         Ok(Done::AsPlanned) => {
@@ -85,7 +89,7 @@ async fn pass(client: &kube::Client, fleet: &Fleet, target: &Target) -> Result<O
                 }
             }
             fleet.stands(target, standing);
-            Ok(Outcome::Done)
+            Ok(again.map_or(Outcome::Done, Outcome::Again))
         }
         Ok(Done::Occupied(standing)) => {
             fleet.stands(target, Some(standing));

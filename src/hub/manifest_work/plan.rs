@@ -1,6 +1,7 @@
 //! What becomes of the ManifestWork of one cluster. Pure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::observe::Observed;
 use super::render::{self, Line};
@@ -15,6 +16,10 @@ use crate::hub::intern;
 use crate::hub::standing::{Gaps, Nodes, Phase, Standing};
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, fingerprint};
 
+/// Digests arrive one by one: for so long a work waits until every look-up has come to something, good or bad, and is
+/// written once. After that it holds what is known, so that no registry holds up the kernels of another.
+pub(super) const GRACE: Duration = Duration::from_secs(2);
+
 /// What is to be done, and how the cluster stands.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Plan {
@@ -24,6 +29,10 @@ pub(super) struct Plan {
     pub standing: Option<Standing>,
     /// Some image that the cluster needs was not asked for yet.
     pub wants_images: bool,
+    /// The ManagedClusterModule's generation, while some look-up for the cluster has come to nothing yet.
+    pub waits: Option<i64>,
+    /// When to look again although nothing changes.
+    pub again: Option<Duration>,
 }
 
 /// What is to be done with the work.
@@ -46,8 +55,8 @@ pub(super) enum Action {
 }
 
 impl Plan {
-    fn nothing(standing: Option<Standing>) -> Self {
-        Self { action: Action::Nothing, standing, wants_images: false }
+    pub(super) fn nothing(standing: Option<Standing>) -> Self {
+        Self { action: Action::Nothing, standing, wants_images: false, waits: None, again: None }
     }
 }
 
@@ -88,17 +97,18 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         Some(mappings) => lines(module, mappings, cluster, observed.images.as_deref(), work),
         None => (Vec::new(), Gaps::default(), false),
     };
+    let waits = gaps.unanswered.then_some(module.generation);
     let has_loader = spec.module_loader.is_some();
     let unknown_kernels = matches!(cluster.kernels, Kernels::Absent | Kernels::Invalid(_));
     // Nothing to send, or nobody can tell: what was sent before stays.
     if has_loader && (lines.is_empty() || unknown_kernels) {
-        return Ok(Plan { wants_images, ..Plan::nothing(Some(as_it_is(&gaps))) });
+        return Ok(Plan { wants_images, waits, ..Plan::nothing(Some(as_it_is(&gaps))) });
     }
     // Without a loader, kernels do not matter.
     let kernels = if has_loader { &cluster.kernels } else { &Kernels::Complete(intern::texts(&[])) };
-    // Digests arrive one by one: the work is written once every look-up has come to something, good or bad.
-    if gaps.unanswered {
-        return Ok(Plan { wants_images, ..Plan::nothing(Some(as_it_is(&gaps))) });
+    let rest = GRACE.saturating_sub(observed.waited);
+    if gaps.unanswered && !rest.is_zero() {
+        return Ok(Plan { wants_images, waits, again: Some(rest), ..Plan::nothing(Some(as_it_is(&gaps))) });
     }
     planned(module, spec, observed, &lines).map(|action| Plan {
         standing: Some(match &action {
@@ -107,6 +117,8 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         }),
         action,
         wants_images,
+        waits,
+        again: None,
     })
 }
 
@@ -173,7 +185,7 @@ fn deselected(module: &FleetModule, work: Option<&Work>) -> Plan {
         Some(work) => Action::Delete { uid: work.uid.clone() },
         None => Action::Nothing,
     };
-    Plan { action, standing: None, wants_images: false }
+    Plan { action, ..Plan::nothing(None) }
 }
 
 /// The lines of a cluster's Module, what is missing, and whether some image was not asked for yet.

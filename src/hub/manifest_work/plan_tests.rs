@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use super::plan::{Action, Plan, plan};
+use super::plan::{Action, GRACE, Plan, plan};
 use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
 use crate::hub::standing::Phase;
@@ -21,6 +22,7 @@ fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work:
         cluster: Some(Arc::new(cluster)),
         images: images.map(Arc::new),
         work,
+        waited: Duration::ZERO,
     }
 }
 
@@ -190,6 +192,50 @@ fn a_kernel_without_image_holds_back_only_itself_and_is_named() {
 }
 
 #[test]
+fn a_silent_registry_holds_the_work_back_for_a_moment_and_then_only_its_own_kernel() {
+    let (a, b) = (("6.1.0-a", "registry.test/gpu:6.1.0-a"), ("6.1.0-b", "registry.test/gpu:6.1.0-b"));
+    let planned = |known: Images, waited, work| {
+        let observed = observed(module(&spec()), cluster(&[a.0, b.0]), Some(known), work);
+        plan(&Observed { waited, ..observed }).unwrap()
+    };
+    // Not asked yet, and asked without an answer, or with one that is put off: all the same.
+    let digest_of_a = digest('a');
+    let found = (a.0, a.1, Ok(&*digest_of_a));
+    let silent = || [images(&[found]), images(&[found, (b.0, b.1, Err("Pending"))])];
+    let mut late = Vec::new();
+    for known in silent() {
+        let held = planned(known, GRACE / 2, None);
+        assert_eq!((&held.action, held.waits, held.again), (&Action::Nothing, Some(1), Some(GRACE / 2)));
+        assert_eq!(standing(&held).1, ClusterReason::ImagesNotReady);
+    }
+    for known in silent() {
+        let plan = planned(known, GRACE, None);
+        assert_eq!((sent(&plan), plan.waits, plan.again), (vec![pair(a.0, 'a')], Some(1), None));
+        let (phase, reason, message) = standing(&plan);
+        assert_eq!((phase, reason), (Phase::Waiting, ClusterReason::ImagesNotReady));
+        assert!(message.starts_with("no image yet for kernel 6.1.0-b (registry.test/gpu:6.1.0-b"), "{message}");
+        late.push(stored(applied(&plan)));
+    }
+    assert_eq!(late[0], late[1]);
+    // With the answer the work is whole, at once; nothing is waited for any more.
+    let whole = planned(two_images(), 3 * GRACE, Some(work(late[0].clone())));
+    assert_eq!((sent(&whole), whole.waits), (vec![pair(a.0, 'a'), pair(b.0, 'b')], None));
+
+    // A change of an existing work waits no longer either, and what was sent of the silent registry stays in it.
+    let before = Some(work(stored(applied(&whole))));
+    let mut changed = spec();
+    changed["moduleSpec"]["moduleLoader"]["container"]["modprobe"]["parameters"] = json!(["debug=1"]);
+    for known in silent() {
+        let observed = observed(module(&changed), cluster(&[a.0, b.0]), Some(known), before.clone());
+        let plan = plan(&observed).unwrap();
+        assert_eq!((sent(&plan), plan.waits), (vec![pair(a.0, 'a'), pair(b.0, 'b')], None));
+    }
+    // Where nothing is known at all there is nothing to send, however long that is so.
+    let nothing = planned(images(&[]), 3 * GRACE, None);
+    assert_eq!((nothing.action, nothing.waits, nothing.again), (Action::Nothing, Some(1), None));
+}
+
+#[test]
 fn a_digest_once_sent_stays_while_the_image_is_the_same_and_goes_with_another() {
     let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(two_images()), None)).unwrap();
     let server = || Some(work(stored(applied(&first))));
@@ -280,7 +326,7 @@ fn what_is_not_known_takes_nothing_away() {
     let deleting = json!({"name": MODULE, "uid": UID, "generation": 2, "deletionTimestamp": "2026-01-01T00:00:00Z"});
     let going = observed(module_of(&deleting, &spec()), full(), Some(two_images()), None);
     for observed in [gone, going] {
-        assert_eq!(plan(&observed).unwrap(), Plan { action: Action::Nothing, standing: None, wants_images: false });
+        assert_eq!(plan(&observed).unwrap(), Plan::nothing(None));
     }
 }
 
@@ -379,7 +425,7 @@ fn a_cluster_that_is_gone_or_not_selected_loses_its_work_once() {
     let server = || work(stored(applied(&first)));
     let mut going = cluster(&["6.1.0-a"]);
     going.deleting = true;
-    let delete = Plan { action: Action::Delete { uid: "uid-of-work".into() }, standing: None, wants_images: false };
+    let delete = Plan { action: Action::Delete { uid: "uid-of-work".into() }, ..Plan::nothing(None) };
     let gone = Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(server())) };
     for seen in [gone, observed(module(&spec()), going, None, Some(server()))] {
         assert_eq!(plan(&seen).unwrap(), delete);

@@ -1,13 +1,13 @@
 //! Carries out the plan for a Module.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::PostParams;
+use kube::api::{PartialObjectMeta, PostParams};
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
 
 use crate::api::names::field_manager::MODULE_STATUS;
 use crate::api::{Module, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleStatus};
-use crate::runtime::client::{ApiError, apply_status, delete, merge, within};
+use crate::runtime::client::{ApiError, apply_status, delete, merge, merge_status, within};
 use crate::runtime::store::ObjectKey;
 use crate::spoke::view::ModuleFacts;
 
@@ -100,9 +100,15 @@ fn replacement(spec: &ModuleImagesConfigSpec) -> Value {
     }})
 }
 
-/// Writes the fields of the status that the Module controller owns.
-pub(super) async fn write_status(client: &Client, key: &ObjectKey, status: &ModuleStatus) -> Result<(), ApiError> {
-    let api: Api<Module> = Api::namespaced(client.clone(), &key.namespace);
+/// Writes the fields of the status that the Module controller owns, in the place of `old`. Of the answer only metadata is
+/// read, because the object may be one that cannot be decoded.
+pub(super) async fn write_status(
+    client: &Client,
+    key: &ObjectKey,
+    old: &ModuleStatus,
+    status: &ModuleStatus,
+) -> Result<(), ApiError> {
+    let api: Api<PartialObjectMeta<Module>> = Api::namespaced(client.clone(), &key.namespace);
     let mut body = json!({
         "apiVersion": Module::api_version(&()),
         "kind": Module::kind(&()),
@@ -120,7 +126,14 @@ pub(super) async fn write_status(client: &Client, key: &ObjectKey, status: &Modu
     if let Some(status) = body.get_mut("status").and_then(Value::as_object_mut) {
         status.retain(|_, value| !value.is_null());
     }
-    match apply_status(&api, &key.name, MODULE_STATUS, &body).await {
+    let mut written = apply_status(&api, &key.name, MODULE_STATUS, &body).await;
+    // What another writer counted is not removed by server-side apply.
+    let left = |of: &ModuleStatus| (of.device_plugin.is_some(), of.dra.is_some());
+    if written.is_ok() && left(old) != left(status) {
+        let body = json!({ "status": { "devicePlugin": status.device_plugin, "dra": status.dra } });
+        written = merge_status(&api, &key.name, MODULE_STATUS, &body).await;
+    }
+    match written {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),

@@ -41,7 +41,7 @@ pub(super) async fn reconcile_status(context: Arc<Context>, key: ObjectKey) -> R
     let images = context.stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*module.facts.uid));
     let trigger = images.and_then(|images| images.trigger);
     if let Some(status) = plan_status(&module.facts, &module.status, &totals, trigger, Timestamp::now()) {
-        apply::write_status(&context.client, &key, &status).await?;
+        apply::write_status(&context.client, &key, &module.status, &status).await?;
     }
     Ok(Outcome::Done)
 }

@@ -31,6 +31,8 @@ pub(super) fn plan_status(
         desired_number: Some(number(totals.desired)),
         nodes_matching_selector_number: Some(number(totals.matching)),
     });
+    // Nobody counts these pods: what an earlier operator counted is not so any more.
+    (new.device_plugin, new.dra) = (None, None);
     new.nodes_failing = failing_nodes(totals);
     new.observed_generation = Some(facts.generation);
     new.rendered_hash.clone_from(&facts.rendered_hash);

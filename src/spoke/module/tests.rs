@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::api::names::MODULE_FINALIZER;
-use crate::api::{ModuleImagesConfigSpec, ModuleStatus};
+use crate::api::{DaemonSetStatus, ModuleImagesConfigSpec, ModuleStatus};
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module};
@@ -216,4 +216,18 @@ fn numbers_are_written_also_when_zero_and_ten_nodes_are_named() {
     assert!(status.nodes_failing.iter().all(|node| node.message.as_ref().unwrap().chars().count() <= 512));
     assert_eq!((status.observed_generation, status.rendered_hash.as_deref()), (Some(4), Some("h1")));
     assert_eq!(status.image_rebuild_trigger_generation, Some(7));
+}
+
+#[test]
+fn what_an_earlier_operator_counted_and_nobody_counts_now_is_said_no_longer() {
+    let facts = gpu().build();
+    let now = Timestamp::UNIX_EPOCH;
+    let status = plan_status(&facts, &ModuleStatus::default(), &totals(|_| {}), None, now).unwrap();
+    let counted = Some(DaemonSetStatus { desired_number: Some(3), ..DaemonSetStatus::default() });
+    for old in [
+        ModuleStatus { device_plugin: counted.clone(), ..status.clone() },
+        ModuleStatus { dra: counted, ..status.clone() },
+    ] {
+        assert_eq!(plan_status(&facts, &old, &totals(|_| {}), None, now), Some(status.clone()));
+    }
 }

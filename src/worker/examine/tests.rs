@@ -37,6 +37,7 @@ impl Case {
             parameters: parameters.into(),
             firmware_path: self.firmware.clone(),
             by_modprobe: None,
+            in_tree: BTreeSet::new(),
         };
         let place = Place {
             tree: &self.tree,

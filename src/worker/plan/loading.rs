@@ -13,7 +13,7 @@ use crate::core::kmod::{Identity, Sameness, params};
 use crate::worker::firmware::{self, Firmware, View};
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, Owner, RecordedModule};
-use crate::worker::wanted::{self, Wanted};
+use crate::worker::wanted::{self, LoadIdentity, Wanted};
 
 /// Plans for a wanted entry.
 pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
@@ -22,7 +22,7 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
         && is_there(observed, entry)
     {
         if entry.spec != wanted.spec || !entry.complete {
-            // Only how the image is fetched, a policy or the generation is another: the kernel is not concerned.
+            // Only how the image is fetched, a policy, the spelling or the generation is another: the kernel is not concerned.
             let steps = vec![Step::write(Entry { spec: wanted.spec.clone(), complete: true, ..entry.clone() })];
             plan.jobs.push(Job { owner: wanted.owner.clone(), identity: Some(wanted.identity.clone()), steps });
         }
@@ -158,7 +158,8 @@ impl Loading<'_> {
             return self.tell(plan, ModuleState::Failed, trouble);
         }
         let all_same = named().all(|file| matches!(self.found(file), Found::Same));
-        let parameters = if all_same { self.other_parameters().or_else(|| self.other_firmware()) } else { None };
+        let parameters = || self.other_parameters().or_else(|| self.other_firmware()).or_else(|| self.other_in_tree());
+        let parameters = if all_same { parameters() } else { None };
         if all_same && parameters.is_none() {
             return self.adopt(plan);
         }
@@ -204,17 +205,20 @@ impl Loading<'_> {
 
     /// In words, how the loaded module's parameters are other than the wanted ones; `None` if they are not.
     fn other_parameters(&self) -> Option<String> {
-        let asked = &self.wanted.identity.parameters;
+        let (asked, arguments) = (&self.wanted.identity.parameters, self.wanted.identity.arguments());
         let recorded = self.observed.record.entries.iter().find_map(|entry| {
             let identity = wanted::identity(&entry.spec).ok()?;
             let main = entry.module(self.main())?;
-            (identity.main() == self.wanted.identity.main() && main.inserted)
-                .then_some((identity.parameters, identity.by_modprobe))
+            (identity.main() == self.wanted.identity.main() && main.inserted).then_some(identity)
         });
         match recorded {
-            Some((recorded, by)) if recorded == *asked => (by != self.wanted.identity.by_modprobe)
-                .then(|| "it was loaded with other arguments of modprobe than are wanted".to_owned()),
-            Some((recorded, _)) => Some(format!("it was loaded with parameters `{recorded}`, wanted are `{asked}`")),
+            Some(recorded) if params::decode(&recorded.parameters) == params::decode(asked) => {
+                let other = recorded.arguments() != arguments;
+                other.then(|| "it was loaded with other arguments of modprobe than are wanted".to_owned())
+            }
+            Some(LoadIdentity { parameters, .. }) => {
+                Some(format!("it was loaded with parameters `{parameters}`, wanted are `{asked}`"))
+            }
             None => Some(drift(self.observed, self.wanted)).filter(|text| !text.is_empty()),
         }
     }
@@ -226,6 +230,25 @@ impl Loading<'_> {
         let files = |firmware: &Option<Firmware>| firmware.as_ref().map(|firmware| firmware.files.clone());
         (inserted && files(&entry.firmware) != files(&self.set.firmware))
             .then(|| "it was loaded with other firmware than is wanted".to_owned())
+    }
+
+    /// In words, that other modules of the kernel itself made room for what this Module, or the one before it of the name,
+    /// has loaded; `None` if they did not.
+    fn other_in_tree(&self) -> Option<String> {
+        let of_the_name = |entry: &&Entry| {
+            let (owner, own) = (entry.owner(), &self.wanted.owner);
+            (&owner.namespace, &owner.name) == (&own.namespace, &own.name) && entry.module(self.main()).is_some()
+        };
+        let before = self.entry.or_else(|| self.observed.record.entries.iter().find(of_the_name))?;
+        let before = wanted::identity(&before.spec).ok()?.in_tree;
+        let listed = |names: &BTreeSet<String>| {
+            if names.is_empty() { "none".to_owned() } else { names.iter().cloned().collect::<Vec<_>>().join(", ") }
+        };
+        let wanted = &self.wanted.identity.in_tree;
+        (before != *wanted).then(|| {
+            let (before, wanted) = (listed(&before), listed(wanted));
+            format!("it was loaded with inTreeModulesToRemove {before}, wanted is {wanted}")
+        })
     }
 
     /// Why the firmware cannot be handed to the kernel.
