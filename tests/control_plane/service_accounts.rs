@@ -52,8 +52,13 @@ async fn the_pull_secrets_of_the_service_account_serve_the_image_and_a_change_re
     };
     secrets.create(&PostParams::default(), &secret("own", "{}".into())).await?;
     secrets.create(&PostParams::default(), &secret("robot", registry.docker_config())).await?;
-    let message = bed.ready("drivers", "gpu", "False", "ImagesNotReady").await?;
-    ensure!(!message.is_empty(), "no reason");
+    bed.ready("drivers", "gpu", "False", "ImagesNotReady").await?;
+    eventually(LIMIT, "the registry's refusal to be told", || async {
+        let conditions = bed.get_module("drivers", "gpu").await?.and_then(|m| m.status).unwrap_or_default().conditions;
+        let images = conditions.into_iter().find(|one| one.type_ == "ImagesResolved").context("no condition")?;
+        Ok((images.status == "False" && images.reason == "Unauthorized").then_some(()))
+    })
+    .await?;
 
     // The account comes, with one secret that is there and one that is not.
     let accounts: Api<ServiceAccount> = Api::namespaced(bed.admin.clone(), "drivers");

@@ -39,7 +39,7 @@ pub(super) fn plan_status(
     new.image_rebuild_trigger_generation = trigger.or(old.image_rebuild_trigger_generation);
     let (ready, images) = (ready(facts, totals), images(facts, totals));
     let progress = if is_moving(facts, totals) {
-        Verdict { state: State::True, reason: ready.reason, message: ready.message.clone() }
+        Verdict { state: State::True, reason: ready.reason.clone(), message: ready.message.clone() }
     } else {
         Verdict::new(State::False, ModuleReason::Settled, "nothing is on its way")
     };
@@ -48,20 +48,20 @@ pub(super) fn plan_status(
         (ConditionType::Progressing, progress),
         (ConditionType::Ready, ready),
     ]
-    .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, is.reason.as_str(), is.message));
+    .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, &*is.reason, is.message));
     let _ = conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
     (new != *old).then_some(new)
 }
 
 struct Verdict {
     state: State,
-    reason: ModuleReason,
+    reason: String,
     message: String,
 }
 
 impl Verdict {
     fn new(state: State, reason: ModuleReason, message: impl Into<String>) -> Self {
-        Self { state, reason, message: message.into() }
+        Self { state, reason: reason.as_str().to_owned(), message: message.into() }
     }
 }
 
@@ -193,5 +193,10 @@ fn images(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
         let message = "the digest of every image that is needed is known";
         return Verdict::new(State::True, ModuleReason::ImagesResolved, message);
     }
-    Verdict::new(State::False, ModuleReason::ImagesNotReady, troubles(&totals.without_image))
+    let mut verdict = Verdict::new(State::False, ModuleReason::ImagesNotReady, troubles(&totals.without_image));
+    // Why the first image is not there tells more.
+    if let Some(trouble) = totals.without_image.values().next().filter(|trouble| !trouble.reason.is_empty()) {
+        verdict.reason.clone_from(&trouble.reason);
+    }
+    verdict
 }

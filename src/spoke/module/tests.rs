@@ -114,6 +114,17 @@ fn told(module: ModuleBuilder, totals: &ModuleTotals) -> (String, String, String
 }
 
 #[test]
+fn the_condition_about_images_says_why_the_first_of_them_is_missing() {
+    for (reason, expected) in [("Unauthorized", "Unauthorized"), ("", "ImagesNotReady")] {
+        let totals = totals(|t| t.without_image = [("n2".to_owned(), *Trouble::new(reason, "because"))].into());
+        let status = plan_status(&gpu().build(), &ModuleStatus::default(), &totals, None, Timestamp::UNIX_EPOCH);
+        let conditions = status.expect("a first status").conditions;
+        let images = conditions.iter().find(|condition| condition.type_ == "ImagesResolved").expect("ImagesResolved");
+        assert_eq!((&*images.status, &*images.reason, &*images.message), ("False", expected, "n2: because"));
+    }
+}
+
+#[test]
 fn the_status_answers_what_is_missing_where_and_why() {
     type Edit = fn(&mut ModuleTotals);
     let trouble = || [("n2".to_owned(), *Trouble::new("InUse", "used by 2"))].into();
