@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use kmm::api::Module;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::spoke_bed::{Bed, DIGEST, LIMIT};
 use crate::support::eventually;
@@ -82,6 +82,50 @@ async fn counters_of_an_earlier_operator_that_nobody_keeps_go() -> Result<()> {
     };
     eventually(LIMIT, "what nobody counts to go", right).await?;
     bed.settled(Edition::Standalone).await?;
+    assert_eq!(bed.forbidden()?, [] as [String; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_a_new_manager_cannot_read_says_so_keeps_its_nodes_and_can_be_deleted() -> Result<()> {
+    let mut bed = bed().await?;
+    let loaded = bed.journal("n1");
+    let kind = "modules.kmm.sigs.x-k8s.io";
+    bed.manager.kill();
+    // As after a change of the kind that no longer fits what was stored.
+    let loose = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+    let patch = json!([{"op": "replace", "path": path, "value": loose}]).to_string();
+    bed.cluster.kubectl(&["patch", "crd", kind, "--type=json", "-p", &patch]).await?;
+    let wrong = json!({"spec": {"selector": ["wrong"]}}).to_string();
+    eventually(LIMIT, "the kind to take anything", || async {
+        bed.cluster.kubectl(&["patch", kind, "gpu", "-n", "drivers", "--type=merge", "-p", &wrong]).await?;
+        Ok(Some(()))
+    })
+    .await?;
+    bed.manager.restart().await?;
+
+    let get = ["get", kind, "gpu", "-n", "drivers", "--ignore-not-found", "-o", "json"];
+    let raw = || bed.cluster.kubectl(&get);
+    let told = || async {
+        let module: Value = serde_json::from_str(&raw().await?)?;
+        let conditions = module["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.into_iter().find(|condition| condition["type"] == "Ready").unwrap_or_default();
+        ensure!(ready["reason"] == "Unreadable", "{ready}");
+        Ok(Some(ready["message"].as_str().unwrap_or_default().to_owned()))
+    };
+    let message = eventually(LIMIT, "the fault to be said", told).await?;
+    ensure!(message.starts_with("what nodes have stays; the object cannot be read: "), "{message}");
+    bed.settled(Edition::Standalone).await?;
+    bed.ready("other", "gpu", "True", "AllNodesReady").await?;
+    bed.labels_become("n1", &BOTH).await?;
+    assert_eq!(bed.journal("n1"), loaded);
+
+    bed.cluster.kubectl(&["delete", kind, "gpu", "-n", "drivers", "--wait=false"]).await?;
+    let gone = || async { Ok(raw().await?.trim().is_empty().then_some(())) };
+    eventually(LIMIT, "the Module to go", gone).await?;
+    bed.journal_becomes("n1", &[&loaded[0], &loaded[1], "unload drivers/gpu Deleted"]).await?;
+    bed.labels_become("n1", &["other.gpu.ready", "worker"]).await?;
     assert_eq!(bed.forbidden()?, [] as [String; 0]);
     Ok(())
 }

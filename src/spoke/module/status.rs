@@ -26,7 +26,8 @@ pub(super) fn plan_status(
     now: Timestamp,
 ) -> Option<ModuleStatus> {
     let mut new = old.clone();
-    new.module_loader = Some(DaemonSetStatus {
+    // Of nodes that nobody knows there is no number.
+    new.module_loader = facts.spec_known.then(|| DaemonSetStatus {
         available_number: Some(number(totals.available)),
         desired_number: Some(number(totals.desired)),
         nodes_matching_selector_number: Some(number(totals.matching)),
@@ -109,6 +110,7 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
     }
     let not = |reason, message: String| Verdict::new(State::False, reason, message);
     if let Some(error) = &facts.unreadable {
+        let of = if facts.spec_known { of } else { "what nodes have stays".to_owned() };
         return not(ModuleReason::Unreadable, format!("{of}; the object cannot be read: {error}"));
     }
     if facts.spec.module_loader.is_none() && totals.leaving == 0 {
@@ -183,7 +185,7 @@ fn is_moving(facts: &ModuleFacts, totals: &ModuleTotals) -> bool {
 }
 
 fn images(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
-    if facts.spec.module_loader.is_none() {
+    if facts.spec.module_loader.is_none() && facts.unreadable.is_none() {
         return Verdict::new(State::True, ModuleReason::NoModuleLoader, "no image is needed");
     }
     if let Some(error) = facts.invalid() {

@@ -6,10 +6,11 @@ use jiff::Timestamp;
 
 use crate::api::names::MODULE_FINALIZER;
 use crate::api::{DaemonSetStatus, ModuleImagesConfigSpec, ModuleStatus};
+use crate::runtime::store::Projection;
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module};
-use crate::spoke::view::ImagesView;
+use crate::spoke::view::{ImagesView, ModuleView};
 
 use super::plan::{ImagesAction, Observed, plan};
 use super::status::plan_status;
@@ -241,4 +242,26 @@ fn what_an_earlier_operator_counted_and_nobody_counts_now_is_said_no_longer() {
     ] {
         assert_eq!(plan_status(&facts, &old, &totals(|_| {}), None, now), Some(status.clone()));
     }
+}
+
+#[test]
+fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
+    let never_read = |module: ModuleBuilder| ModuleView::unreadable(&module.meta, "bad", None).unwrap().facts;
+    let (zero, now) = (ModuleTotals::default(), Timestamp::UNIX_EPOCH);
+    let status = plan_status(&never_read(gpu()), &ModuleStatus::default(), &zero, None, now).unwrap();
+    assert_eq!(status.module_loader, None, "nobody knows how many nodes it selects");
+    let said: Vec<_> = status.conditions.iter().map(|is| (&*is.type_, &*is.status, &*is.message)).collect();
+    let ready = "what nodes have stays; the object cannot be read: bad";
+    let rest = [("ImagesResolved", "False", "bad"), ("Progressing", "False", "nothing is on its way")];
+    assert_eq!(said, [rest[0], rest[1], ("Ready", "False", ready)]);
+
+    let finalizers = |module: ModuleBuilder, totals| {
+        let facts = never_read(module);
+        plan(&Observed { facts, images: None, pull_secrets: vec![], totals: Some(totals) }).finalizers
+    };
+    assert_eq!(finalizers(gpu().deleting(), totals(|t| t.holders = ["n".to_owned()].into())), None);
+    assert_eq!(finalizers(gpu().deleting(), zero.clone()), Some(vec![]));
+    let mut bare = gpu();
+    bare.meta.finalizers = None;
+    assert_eq!(finalizers(bare, zero), None, "nothing is written into it");
 }

@@ -60,6 +60,9 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
     if marked != observed.marked {
         actions.push(Action::Mark(marked));
     }
+    // Whose secrets nobody knows, takes none away.
+    let unclear = observed.modules.iter().any(|module| !module.spec_known);
+    let before = observed.role.iter().filter(|_| unclear).flat_map(|role| &role.rules);
     let secrets: BTreeSet<&str> = observed
         .modules
         .iter()
@@ -67,6 +70,7 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
         .filter_map(|module| module.spec.image_repo_secret.as_ref())
         .map(|secret| secret.name.as_str())
         .chain(observed.pull_secrets.iter().map(String::as_str))
+        .chain(before.filter_map(|rule| rule.resource_names.as_ref()).flatten().map(String::as_str))
         .filter(|name| !name.is_empty())
         .collect();
     let (role, subject) = (role_ref(), subject(&observed.worker));
@@ -116,7 +120,9 @@ fn subject(worker: &ObjectKey) -> Subject {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::store::Projection;
     use crate::spoke::testing::a_module;
+    use crate::spoke::view::ModuleView;
     use k8s_openapi::api::core::v1::LocalObjectReference;
 
     fn observed(secrets: &[&str]) -> Observed {
@@ -173,6 +179,16 @@ mod tests {
         let world = applied(world);
         assert!(!world.marked && world.role.is_none() && world.binding.is_none());
         assert!(plan(&world).is_empty());
+    }
+
+    #[test]
+    fn a_module_that_nobody_can_read_takes_no_right_away() {
+        let mut world = applied(observed(&["a", "b"]));
+        let meta = a_module("drivers", "of-a", "u").meta;
+        world.modules[0] = ModuleView::unreadable(&meta, "bad", None).unwrap().facts;
+        assert!(plan(&world).is_empty());
+        world.modules.remove(0);
+        assert!(!plan(&world).is_empty());
     }
 
     #[test]

@@ -38,9 +38,9 @@ pub fn observe(stores: &Stores, name: &str) -> Observed {
     Observed { name: name.to_owned(), node, config, modules, consumers }
 }
 
-/// Whether the Module selects the node.
+/// Whether the Module selects the node. One whose selector nobody knows selects none.
 pub fn selects(module: &ModuleFacts, node: &NodeView) -> bool {
-    selector::matches(Some(&module.spec.selector), Some(&node.labels))
+    module.spec_known && selector::matches(Some(&module.spec.selector), Some(&node.labels))
 }
 
 /// What a Module wants on a node; `pull_secrets` are those of its service account.

@@ -352,6 +352,29 @@ fn an_unreadable_module_keeps_what_it_has_on_every_node() {
 }
 
 #[test]
+fn a_module_that_was_never_read_keeps_what_it_has_and_its_deletion_takes_it_from_nodes() {
+    let never_read = |module: ModuleBuilder| {
+        let view = <crate::spoke::view::ModuleView as crate::runtime::store::Projection>::unreadable;
+        view(&module.meta, "bad", None).unwrap().facts
+    };
+    let mut node = a_node();
+    for key in ["drivers.gpu.ready", "worker"] {
+        node.labels.insert(format!("kmm.node.kubernetes.io/{key}"), String::new());
+    }
+    let stands = planned(node.clone(), Some(running()), &[never_read(gpu())]);
+    assert_eq!((stands.config.clone(), stands.labels.len()), (ConfigAction::Nothing, 0));
+    assert!(stands.outcomes.unwrap()["u1"].holds, "its end waits for what stands");
+    assert_eq!(planned(a_node(), None, &[never_read(gpu())]).config, ConfigAction::Nothing);
+
+    let leaves = planned(node, Some(running()), &[never_read(gpu().deleting())]);
+    let expected =
+        NodeModulesConfigSpec { unload: vec![intent(UnloadReason::Deleted, 1)], ..NodeModulesConfigSpec::default() };
+    assert_eq!(spec(&leaves, None), expected);
+    let nowhere = planned(a_node(), None, &[never_read(gpu().deleting())]);
+    assert_eq!((nowhere.config, nowhere.outcomes), (ConfigAction::Nothing, Some([].into())));
+}
+
+#[test]
 fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_owner() {
     let mut node = a_node();
     node.uid = "node-2".into();

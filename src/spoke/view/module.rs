@@ -35,9 +35,11 @@ pub struct ModuleFacts {
     pub finalizers: Vec<String>,
     /// The Hub's hash of what it sent, copied into the status.
     pub rendered_hash: Option<String>,
-    /// The specification.
+    /// The specification; empty if [`spec_known`](Self::spec_known) is not set.
     pub spec: ModuleSpec,
-    /// Why the object cannot be read; the other fields are then those of its last readable state.
+    /// Whether the specification was ever read. If not, nobody knows which nodes the Module selects.
+    pub spec_known: bool,
+    /// Why the object cannot be read; the specification is then that of its last readable state.
     pub unreadable: Option<String>,
     mappings: OnceLock<Result<Mappings, String>>,
     resolved: Mutex<HashMap<Arc<str>, Arc<Resolved>>>,
@@ -47,12 +49,12 @@ impl PartialEq for ModuleFacts {
     /// Equal if the objects say the same; what was compiled from them follows.
     fn eq(&self, other: &Self) -> bool {
         let plain = |facts: &Self| {
-            let Self { key, uid, generation, deleting, finalizers, rendered_hash, unreadable, .. } = facts;
+            let Self { key, uid, generation, deleting, finalizers, rendered_hash, spec_known, unreadable, .. } = facts;
             (
                 key.clone(),
                 uid.clone(),
                 *generation,
-                *deleting,
+                (*deleting, *spec_known),
                 finalizers.clone(),
                 rendered_hash.clone(),
                 unreadable.clone(),
@@ -84,6 +86,7 @@ impl ModuleFacts {
             finalizers: meta.finalizers.unwrap_or_default(),
             rendered_hash: meta.annotations.and_then(|mut all| all.remove(RENDERED_HASH_ANNOTATION)),
             spec,
+            spec_known: true,
             unreadable: None,
             mappings: OnceLock::new(),
             resolved: Mutex::default(),
@@ -147,14 +150,13 @@ impl Projection for ModuleView {
     }
 
     /// A Module that became unreadable keeps the specification of its last readable state, so that nodes keep what
-    /// they have; its deletion is seen.
+    /// they have; its deletion is seen. One that was never read says nothing of nodes: they keep what they have too.
     fn unreadable(meta: &ObjectMeta, error: &str, last: Option<&Self>) -> Option<Self> {
-        let last = last?;
-        if meta.uid.as_deref().unwrap_or_default() != &*last.facts.uid {
-            return None;
-        }
-        let mut facts = ModuleFacts::new(meta.clone(), last.facts.spec.clone());
+        let last = last.filter(|last| *last.facts.uid == *meta.uid.as_deref().unwrap_or_default());
+        let spec = last.map(|last| last.facts.spec.clone()).unwrap_or_default();
+        let mut facts = ModuleFacts::new(meta.clone(), spec);
+        facts.spec_known = last.is_some_and(|last| last.facts.spec_known);
         facts.unreadable = Some(error.to_owned());
-        Some(Self { facts: Arc::new(facts), status: last.status.clone() })
+        Some(Self { facts: Arc::new(facts), status: last.map(|last| last.status.clone()).unwrap_or_default() })
     }
 }
