@@ -346,7 +346,8 @@ impl Agent {
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
         self.look_for_users(in_use(&observed, &plan), &observed.kernel.listed);
-        let quiet = plan.is_quiet() && self.preparing.is_empty() && self.running.is_empty() && !self.users.looking();
+        let idle = plan.is_quiet() && self.preparing.is_empty() && self.running.is_empty();
+        let quiet = idle && !self.users.looking();
         for spec in plan.prepare {
             let loaded = observed.kernel.listed.keys().cloned().collect();
             self.prepare(spec, loaded);
@@ -359,7 +360,7 @@ impl Agent {
         for (job, reach) in startable(plan.jobs, &observed.record, running) {
             self.work(job, reach);
         }
-        if quiet && self.tidy && scope == Scope::Everything {
+        if idle && self.tidy && scope == Scope::Everything {
             self.tidy_up(&observed);
         }
         self.rest(quiet);

@@ -79,6 +79,13 @@ impl LinuxKernel {
         Ok(fs::read_to_string(self.proc.join(path))?.trim().to_owned())
     }
 
+    /// The kernel's lockdown. Where it is told is mounted for the host; a container's own `/sys` does not have it.
+    fn lockdown(&self) -> Option<String> {
+        let place = Path::new("kernel/security/lockdown");
+        let of_host = self.proc.join("1/root/sys").join(place);
+        text(&of_host).or_else(|| text(&self.sys.join(place)))
+    }
+
     fn firmware_parameter(&self) -> PathBuf {
         self.sys.join("module/firmware_class/parameters/path")
     }
@@ -95,6 +102,23 @@ impl LinuxKernel {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// Whether it is packed by xz with a checksum that the kernel does not know: it knows CRC32 and none.
+///
+/// Source: `dec_stream_header` in `lib/xz/xz_dec_stream.c` of Linux, and 2.1.1.2 of the file format of xz.
+fn has_other_checksum(file: &Path, packing: Packing) -> bool {
+    let mut header = [0; 8];
+    packing == Packing::Xz
+        && File::open(file).and_then(|mut file| file.read_exact(&mut header)).is_ok()
+        && header[7] & 0x0f > 1
+}
+
+/// Whether the kernel says by this that it could not unpack a module. Source: `kernel/module/decompress.c` of Linux.
+fn is_of_unpacking(message: &str) -> bool {
+    ["decompression failed", "decompressor", "compressed module", "ZSTD-compressed data"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 /// A file of sysfs; `None` if it is not there or not readable.
@@ -176,11 +200,18 @@ impl Kernel for LinuxKernel {
         };
         let answer = match packing {
             Packing::Plain => by_descriptor(ModuleInitFlags::empty())?,
-            _ if self.unpacks(packing) => match by_descriptor(COMPRESSED_FILE)? {
-                // Of a kind of compression that only looks like the kernel's own (xz with another checksum).
-                Err(Errno::EOPNOTSUPP | Errno::EINVAL) => by_memory()?,
-                answer => answer,
-            },
+            _ if self.unpacks(packing) => {
+                let mut unpacking = Log::open(&self.kmsg);
+                match by_descriptor(COMPRESSED_FILE)? {
+                    // Of a kind of compression that only looks like the kernel's own. A module's own refusal is none: its
+                    // init function must not run again.
+                    Err(Errno::EOPNOTSUPP) => by_memory()?,
+                    Err(Errno::EINVAL) if has_other_checksum(file, packing) || unpacking.says(is_of_unpacking) => {
+                        by_memory()?
+                    }
+                    answer => answer,
+                }
+            }
             Packing::Gzip | Packing::Xz | Packing::Zstd => by_memory()?,
         };
         answer.map_err(|errno| Refused { errno, log: log.about(name) })
@@ -279,13 +310,12 @@ impl Kernel for LinuxKernel {
 
     fn gates(&self) -> Gates {
         let module = self.sys.join("module");
-        let lockdown = text(&self.sys.join("kernel/security/lockdown"));
         Gates {
             no_modules: !self.proc.join("modules").exists() && self.proc.join("version").exists(),
             disabled: self.line("sys/kernel/modules_disabled").is_ok_and(|value| value == "1"),
             signed_only: gates::signed_only(
                 text(&module.join("module/parameters/sig_enforce")).as_deref(),
-                lockdown.as_deref(),
+                self.lockdown().as_deref(),
             ),
             blacklist: gates::blacklist(text(&module.join("kernel/parameters/module_blacklist")).as_deref()),
         }
@@ -315,13 +345,23 @@ impl Log {
 
     /// What was written meanwhile about the module, or about what modules must be; `None` if it cannot be read.
     fn about(&mut self, module: &str) -> Option<Vec<String>> {
+        self.lines(|record| message_about(record, module))
+    }
+
+    /// Whether a message of that kind was written meanwhile.
+    fn says(&mut self, kind: fn(&str) -> bool) -> bool {
+        let said = self.lines(|record| Some(message(&String::from_utf8_lossy(record))?.to_owned()).filter(|m| kind(m)));
+        said.is_some_and(|lines| !lines.is_empty())
+    }
+
+    fn lines(&mut self, wanted: impl Fn(&[u8]) -> Option<String>) -> Option<Vec<String>> {
         let file = self.0.as_mut()?;
         let mut lines = Vec::new();
         let mut record = [0; 8 * 1024];
         // One read is one record. Bounded, for a kernel that logs faster than it is read.
         for _ in 0..1000 {
             match file.read(&mut record) {
-                Ok(length) if length > 0 => lines.extend(message_about(&record[..length], module)),
+                Ok(length) if length > 0 => lines.extend(wanted(&record[..length])),
                 // Records that were overwritten before they were read.
                 Err(error) if error.raw_os_error() == Some(Errno::EPIPE as i32) => {}
                 _ => break,
@@ -334,11 +374,16 @@ impl Log {
     }
 }
 
-/// The message of one record of `/dev/kmsg` (`priority,sequence,time,flags;message`), if it is about the module or one of
-/// the sentences that the kernel does not begin with a module's name.
+/// The message of one record of `/dev/kmsg`: `priority,sequence,time,flags;message`.
+fn message(record: &str) -> Option<&str> {
+    Some(record.split_once(';')?.1.lines().next()?.trim())
+}
+
+/// The message of a record if it is about the module, or one of the sentences that the kernel does not begin with a
+/// module's name.
 fn message_about(record: &[u8], module: &str) -> Option<String> {
     let record = String::from_utf8_lossy(record);
-    let message = record.split_once(';')?.1.lines().next()?.trim();
+    let message = message(&record)?;
     let named = message.strip_prefix(module).is_some_and(|rest| rest.starts_with(':'));
     let blacklisted = message.ends_with(&format!("odule {module} is blacklisted"));
     // Of `module_sig_check` and of lockdown; prefixed with the part of the kernel in some versions.
@@ -369,6 +414,24 @@ mod tests {
         ] {
             assert_eq!(message_about(record.as_bytes(), "kmm_a").as_deref(), expected, "{record}");
         }
+    }
+
+    #[test]
+    fn only_a_file_that_the_kernel_could_not_unpack_is_handed_over_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |check: u8| {
+            let path = folder.path().join(format!("{check}.ko.xz"));
+            fs::write(&path, [&[0xfd], b"7zXZ\0\0".as_slice(), &[check, 1, 2]].concat()).unwrap();
+            path
+        };
+        for (check, other) in [(0, false), (1, false), (4, true), (10, true)] {
+            assert_eq!(has_other_checksum(&of(check), Packing::Xz), other, "{check}");
+        }
+        assert!(!has_other_checksum(&of(4), Packing::Zstd) && !has_other_checksum(folder.path(), Packing::Xz));
+        let said = |record: &str| message(record).is_some_and(is_of_unpacking);
+        assert!(said("3,1,9,-;decompression failed with status 6\n"));
+        assert!(said("3,1,9,-;module: ZSTD-decompression failed with status 1\n"));
+        assert!(!said("3,1,9,-;kmm_a: wrong mode\n") && !said("nonsense"));
     }
 
     #[test]
@@ -438,5 +501,10 @@ mod tests {
         };
         assert_eq!(kernel.gates(), expected);
         assert_eq!(kernel.available_memory(), Some(4096));
+        // What the host shows counts before what a container does.
+        let of_host = root.path().join("1/root/sys/kernel/security");
+        fs::create_dir_all(&of_host).unwrap();
+        fs::write(of_host.join("lockdown"), "none integrity [confidentiality]\n").unwrap();
+        assert_eq!(kernel.gates().signed_only, Some(gates::SignedOnly::Lockdown("confidentiality".into())));
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{major, minor};
 
-use crate::core::kmod::users::{self, DeviceNumber, Users};
+use crate::core::kmod::users::{self, DeviceNumber, Mount, Users};
 
 /// Most processes and open files that are looked at, and the longest time for it.
 const MAX_PROCESSES: usize = 10_000;
@@ -26,16 +26,23 @@ pub fn look(proc: &Path, sys: &Path, module: &str, filesystems: &[String]) -> Us
     let mut search = Search { sys, module, filesystems, characters, blocks, known: BTreeMap::new() };
     let mut found = Users { interfaces: search.interfaces(), ..Users::default() };
     let begun = Instant::now();
-    let mut spaces = BTreeSet::new();
+    // One table for all processes that see the same mounts; of each, the mounts whose files can be asked about.
+    let mut spaces: BTreeMap<PathBuf, BTreeSet<u64>> = BTreeMap::new();
     let mut files = 0;
     for (count, pid) in pids(proc).into_iter().enumerate() {
         let process = proc.join(pid.to_string());
-        // One table for all processes that see the same mounts.
-        if fs::read_link(process.join("ns/mnt")).is_ok_and(|space| spaces.insert(space)) {
-            found.mounts.extend(search.mounts(&process));
-        }
+        let Ok(space) = fs::read_link(process.join("ns/mnt")) else { continue };
+        let local = spaces.entry(space).or_insert_with(|| {
+            let table = users::parse_mounts(&fs::read_to_string(process.join("mountinfo")).unwrap_or_default());
+            found.mounts.extend(search.mounts(&table));
+            table.iter().filter(|mount| mount.is_local()).map(|mount| mount.id).collect()
+        });
         for file in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
             files += 1;
+            let info = fs::read_to_string(process.join("fdinfo").join(file.file_name())).unwrap_or_default();
+            if users::parse_mount_id(&info).is_none_or(|mount| !local.contains(&mount)) {
+                continue;
+            }
             let Ok(about) = fs::metadata(file.path()) else { continue };
             let kind = about.file_type();
             if (kind.is_char_device() || kind.is_block_device()) && search.is_ours(about.rdev(), kind.is_block_device())
@@ -80,8 +87,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn mounts(&mut self, process: &Path) -> Vec<String> {
-        let table = users::parse_mounts(&fs::read_to_string(process.join("mountinfo")).unwrap_or_default());
+    fn mounts(&mut self, table: &[Mount]) -> Vec<String> {
         let mut ours = Vec::new();
         for mount in table {
             let provided = crate::core::kmod::kernel_name(&mount.filesystem) == self.module
@@ -137,7 +143,6 @@ impl Search<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
 
     use super::*;
 
@@ -160,9 +165,11 @@ mod tests {
         symlink(sys.join("devices/pci0/0000:01:00.0"), sys.join("class/net/eth7/device")).unwrap();
         for pid in ["7", "8"] {
             make(proc.join(pid).join("fd"));
+            make(proc.join(pid).join("fdinfo"));
             make(proc.join(pid).join("ns"));
             symlink("mnt:[1]", proc.join(pid).join("ns/mnt")).unwrap();
-            let mounts = "1 1 0:9 / /data rw - kmmfs none rw\n2 1 7:1 / /image rw - ext4 /dev/loop1 rw\n";
+            let mounts = "1 1 0:9 / /data rw - kmmfs none rw\n2 1 7:1 / /image rw - ext4 /dev/loop1 rw\n\
+                          3 1 0:5 / /dev rw - devtmpfs udev rw\n4 1 0:6 / /far rw - nfs4 far:/ rw\n";
             fs::write(proc.join(pid).join("mountinfo"), mounts).unwrap();
             fs::write(proc.join(pid).join("comm"), "reader\n").unwrap();
         }
@@ -170,6 +177,11 @@ mod tests {
         symlink("/dev/null", proc.join("7/fd/3")).unwrap();
         symlink("/etc/passwd", proc.join("7/fd/4")).unwrap();
         symlink("/nowhere/at/all", proc.join("8/fd/0")).unwrap();
+        // Through a mount of another machine: it is not asked about.
+        symlink("/dev/null", proc.join("8/fd/1")).unwrap();
+        for (file, mount) in [("7/fdinfo/3", 3), ("7/fdinfo/4", 2), ("8/fdinfo/0", 2), ("8/fdinfo/1", 4)] {
+            fs::write(proc.join(file), format!("pos:\t0\nmnt_id:\t{mount}\n")).unwrap();
+        }
         fs::write(proc.join("devices"), "Character devices:\n  1 mem\n\nBlock devices:\n  7 loop\n").unwrap();
         let of = |module: &str, filesystems: &[&str]| {
             let filesystems: Vec<String> = filesystems.iter().map(|kind| (*kind).to_owned()).collect();

@@ -13,6 +13,8 @@ pub type DeviceNumber = (u32, u32);
 /// A line of `/proc/<pid>/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mount {
+    /// By which open files name it.
+    pub id: u64,
     /// Device of the filesystem; major 0 if it is on none.
     pub device: DeviceNumber,
     /// Where it is mounted.
@@ -28,16 +30,31 @@ pub struct Mount {
 pub fn parse_mounts(text: &str) -> Vec<Mount> {
     let mount = |line: &str| {
         let (own, filesystem) = line.split_once(" - ")?;
-        let mut fields = own.split(' ').skip(2);
-        let (major, minor) = fields.next()?.split_once(':')?;
+        let mut fields = own.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
         let device = (major.parse().ok()?, minor.parse().ok()?);
         let point = fields.nth(1)?.to_owned();
         let kind = filesystem.split(' ').next()?;
         // `fuse.sshfs` is a type of fuse.
         let filesystem = kind.split('.').next()?.to_owned();
-        Some(Mount { device, point, filesystem })
+        Some(Mount { id, device, point, filesystem })
     };
     text.lines().filter_map(mount).collect()
+}
+
+impl Mount {
+    /// Whether asking about a file of it asks nobody outside of this machine and no process in it, who might never answer.
+    pub fn is_local(&self) -> bool {
+        const WITHOUT_DEVICE: [&str; 8] =
+            ["bcachefs", "btrfs", "devpts", "devtmpfs", "overlay", "ramfs", "tmpfs", "zfs"];
+        (self.device.0 != 0 && self.filesystem != "fuseblk") || WITHOUT_DEVICE.contains(&self.filesystem.as_str())
+    }
+}
+
+/// The mount that a file was opened through, from `/proc/<pid>/fdinfo/<fd>`.
+pub fn parse_mount_id(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }
 
 /// Names under which drivers have major numbers, from `/proc/devices`: of character devices, then of block devices.
@@ -109,7 +126,8 @@ mod tests {
                     37 35 0:31 / /proc rw - proc proc rw\n\
                     38 35 0:40 / /remote rw shared:2 - fuse.sshfs host:/ rw\n\
                     garbage\n1 2 x:y / / rw - ext4 d rw\n1 2 3:4 - ext4\n";
-        let mount = |device, point: &str, filesystem: &str| Mount {
+        let mount = |id, device, point: &str, filesystem: &str| Mount {
+            id,
             device,
             point: point.into(),
             filesystem: filesystem.into(),
@@ -117,11 +135,17 @@ mod tests {
         assert_eq!(
             parse_mounts(text),
             [
-                mount((98, 0), "/mnt/a\\040b", "ext3"),
-                mount((0, 31), "/proc", "proc"),
-                mount((0, 40), "/remote", "fuse")
+                mount(36, (98, 0), "/mnt/a\\040b", "ext3"),
+                mount(37, (0, 31), "/proc", "proc"),
+                mount(38, (0, 40), "/remote", "fuse")
             ]
         );
+        let local: Vec<bool> = parse_mounts(text).iter().map(Mount::is_local).collect();
+        assert_eq!(local, [true, false, false]);
+        assert!(parse_mounts("1 2 0:5 / /dev rw - devtmpfs udev rw\n")[0].is_local());
+        assert!(!parse_mounts("1 2 8:1 / /stick rw - fuseblk /dev/sda1 rw\n")[0].is_local());
+        assert_eq!(parse_mount_id("pos:\t0\nflags:\t0100002\nmnt_id:\t38\nino:\t5\n"), Some(38));
+        assert_eq!((parse_mount_id("mnt_id:\tx\n"), parse_mount_id("")), (None, None));
         let (characters, blocks) = parse_majors(
             "Character devices:\n  1 mem\n195 nvidia-frontend\nx y\n\nBlock devices:\n  7 loop\n259 blkext\n",
         );

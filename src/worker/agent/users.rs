@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+use tracing::debug;
+
 use super::Agent;
 use super::tasks::{FIRST_PAUSE, Finished, LONGEST_PAUSE};
 use crate::core::kmod::proc_modules::Listed;
@@ -91,13 +94,19 @@ impl Agent {
             return;
         }
         let kernel = Arc::clone(&self.kernel);
-        self.tasks.spawn_blocking(move || {
+        let (done, ended) = oneshot::channel();
+        // Not on the runtime's threads for blocking work: the process could not end before they do.
+        let begun = std::thread::Builder::new().name("users".to_owned()).spawn(move || {
             let looked = due.into_iter().map(|(name, count, filesystems)| {
                 let users = kernel.users(&name, &filesystems).describe();
                 Looked { name, count, users }
             });
-            Finished::Users(looked.collect())
+            let _ = done.send(looked.collect());
         });
+        if let Err(error) = begun {
+            debug!("no thread to look for users: {error}");
+        }
+        self.tasks.spawn(async move { Finished::Users(ended.await.unwrap_or_default()) });
     }
 }
 
