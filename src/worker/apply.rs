@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -130,6 +131,7 @@ fn carry_out(
         let _ = change(store, record, |record| {
             if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
                 entry.took_ms = u64::try_from(took.as_millis()).ok();
+                entry.loaded_at = Some(Timestamp::now());
                 entry.complete = true;
             }
         });

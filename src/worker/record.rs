@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
@@ -118,6 +119,9 @@ pub struct Entry {
     /// How long the last load took, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
+    /// When that load ended; it tells one load from the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded_at: Option<Timestamp>,
     /// Its firmware, if it brings any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<Firmware>,
@@ -137,6 +141,7 @@ impl Entry {
             modules: Vec::new(),
             adopted: false,
             took_ms: None,
+            loaded_at: None,
             generated: None,
             complete: false,
             firmware: None,

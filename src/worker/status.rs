@@ -84,6 +84,7 @@ fn entry(report: &Report, old: Option<&NodeModuleStatus>, node: &Node<'_>, now: 
         duration: loaded.and_then(|loaded| loaded.entry.took_ms).map(seconds),
         image_repo_secret: spec.image_repo_secret.clone(),
         last_transition_time: Some(since.unwrap_or(Time(now))),
+        load_time: loaded.and_then(|loaded| loaded.entry.loaded_at).map(Time),
         message: (!report.message.is_empty()).then(|| conditions::truncate(&report.message, MAX_MESSAGE)),
         module_uid: report.spec.module_uid.clone(),
         name: report.spec.name.clone(),

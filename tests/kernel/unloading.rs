@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use kmm::api::ModuleState::{Failed, Loaded, Orphaned, UnloadFailed};
+use kmm::api::NodeModulesConfigStatus;
 
 use crate::world::{Options, PATIENCE, World, build_id, of};
 
@@ -14,7 +15,7 @@ async fn only_an_order_replaces_or_unloads_and_a_module_in_use_is_waited_for() -
     world.start_worker().await?;
     let top = world.entry("top", "kmm_top", &one, 1);
     let generation = world.want(vec![world.entry("plain", "kmm_plain", &one, 1), top.clone()], vec![]).await?;
-    world.settled(generation, &[("plain", Loaded, "Loaded"), ("top", Loaded, "Loaded")]).await?;
+    let first = world.settled(generation, &[("plain", Loaded, "Loaded"), ("top", Loaded, "Loaded")]).await?;
 
     // A changed image alone replaces nothing, and readiness ends.
     let generation = world.want(vec![world.entry("plain", "kmm_plain", &two, 2), top.clone()], vec![]).await?;
@@ -27,6 +28,8 @@ async fn only_an_order_replaces_or_unloads_and_a_module_in_use_is_waited_for() -
     let generation = world.want(vec![world.entry("plain", "kmm_plain", &two, 2), top.clone()], orders.clone()).await?;
     let status = world.settled(generation, &[("plain", Loaded, "Loaded"), ("top", Loaded, "Loaded")]).await?;
     assert_eq!(of(&status, "plain")?.build_id, Some(build_id(&mods.plain_v2()?)?));
+    let load_time = |status: &NodeModulesConfigStatus, name| anyhow::Ok(of(status, name)?.load_time.clone());
+    ensure!(load_time(&status, "plain")? > load_time(&first, "plain")?, "no other load: {status:?}");
     assert_eq!(world.vm.run("cat /sys/module/kmm_plain/version").await?.trim(), "2.0");
 
     // No longer wanted and no order: it stays and is told.
@@ -42,6 +45,8 @@ async fn only_an_order_replaces_or_unloads_and_a_module_in_use_is_waited_for() -
     world.vm.run("rmmod kmm_top; rmmod kmm_base; insmod /mods/kmm_base.ko").await?;
     // What vanished is loaded again from the node's own disk.
     world.vm.wait_for(PATIENCE, "cat /proc/modules", |out| out.text().contains("kmm_top ")).await?;
+    let before = load_time(&first, "top")?;
+    world.status("another load of top", |now| load_time(now, "top").is_ok_and(|time| time > before)).await?;
     let generation = world.want(vec![], vec![world.intent("top", 1)]).await?;
     world.settled(generation, &[]).await?;
     ensure!(!world.loaded().await?.contains(&"kmm_top".to_owned()), "an order unloads without a registry");

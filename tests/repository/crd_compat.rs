@@ -99,6 +99,7 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
     ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.modules[].lastTransitionTime", "since when"),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.modules[].duration", "how long it took"),
+    ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.modules[].loadTime", "tells one load from the next"),
     // ModuleImagesConfig
     (
         "moduleimagesconfigs.kmm.sigs.x-k8s.io",

@@ -2,6 +2,7 @@
 
 use crate::api::names::{EventReason, NodeReason};
 use crate::api::{ModuleState, NodeModuleStatus};
+use crate::core::load::same_in_kernel;
 use crate::runtime::events::Severity;
 use crate::spoke::view::{ConfigView, ReportView};
 
@@ -41,17 +42,28 @@ pub(crate) fn transitions(node: &str, old: Option<&ConfigView>, new: Option<&Con
         return Vec::new();
     }
     let find =
-        |report: &ReportView, of: &NodeModuleStatus| report.modules.iter().find(|other| is_same(other, of)).cloned();
-    let now = new.report.modules.iter();
-    let mut all: Vec<_> = now.filter_map(|is| of_state(node, find(&old.report, is).as_ref(), is)).collect();
+        |report: &'_ ReportView, of: &NodeModuleStatus| report.modules.iter().find(|other| is_same(other, of)).cloned();
+    let unloaded = |was: &NodeModuleStatus| {
+        transition(EventReason::ModuleUnloaded, was, format!("module unloaded from the kernel of node {node}"))
+    };
     // What vanished with a reboot was not unloaded by anybody.
-    if old.report.boot_id == new.report.boot_id {
-        let gone = old.report.modules.iter().filter(|was| find(&new.report, was).is_none());
-        all.extend(gone.filter(|was| was_in_kernel(was)).map(|was| {
-            transition(EventReason::ModuleUnloaded, was, format!("module unloaded from the kernel of node {node}"))
-        }));
-    }
+    let one_boot = old.report.boot_id == new.report.boot_id;
+    let gone = old.report.modules.iter().filter(|was| one_boot && was_in_kernel(was));
+    let mut all: Vec<_> =
+        gone.filter(|was| find(&new.report, was).is_none_or(|is| made_room(was, &is))).map(unloaded).collect();
+    all.extend(new.report.modules.iter().filter_map(|is| of_state(node, find(&old.report, is).as_ref(), is)));
     all
+}
+
+/// Whether what was loaded left for another file, or for other parameters. What a worker tells that knows no times of
+/// loads is not clear enough.
+fn made_room(was: &NodeModuleStatus, is: &NodeModuleStatus) -> bool {
+    let same = match (&was.config, &is.config) {
+        (Some(was), Some(is)) => same_in_kernel(was, is),
+        (was, is) => was.is_some() == is.is_some(),
+    };
+    let taken_out = is.reason.as_deref() == Some(NodeReason::Missing.as_str());
+    was.load_time.is_some() && was.load_time != is.load_time && !same && !taken_out
 }
 
 fn is_same(a: &NodeModuleStatus, b: &NodeModuleStatus) -> bool {
@@ -67,9 +79,14 @@ fn was_in_kernel(status: &NodeModuleStatus) -> bool {
 
 fn of_state(node: &str, old: Option<&NodeModuleStatus>, new: &NodeModuleStatus) -> Option<Transition> {
     let key = |status: &NodeModuleStatus| {
-        (status.state, status.reason.clone(), status.digest.clone(), status.boot_id.clone())
+        (status.state, status.reason.clone(), status.digest.clone(), status.boot_id.clone(), status.load_time.clone())
     };
     if old.map(key) == Some(key(new)) {
+        return None;
+    }
+    let since = |status: &NodeModuleStatus| (status.boot_id.clone(), status.load_time.clone());
+    if new.state == Some(ModuleState::Loaded) && new.load_time.is_some() && old.map(since) == Some(since(new)) {
+        // It has been there all along; an order was taken back, for instance.
         return None;
     }
     let is = |reason: NodeReason| new.reason.as_deref() == Some(reason.as_str());
@@ -117,6 +134,9 @@ fn transition(reason: EventReason, of: &NodeModuleStatus, note: String) -> Trans
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
     use crate::spoke::testing::{a_config, an_entry, loaded};
 
@@ -188,6 +208,29 @@ mod tests {
             let found = transitions("n", Some(&config(old.0, old.1)), Some(&config(new.0, new.1)));
             let found: Vec<_> = found.iter().map(|found| (found.reason, found.note.as_str())).collect();
             assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{old:?} to {new:?}");
+        }
+    }
+
+    #[test]
+    fn a_load_that_follows_another_at_once_is_told_and_one_that_is_still_there_is_not() {
+        let at = |second: i64| Some(Time(Timestamp::from_second(second).unwrap()));
+        let of = |state, second, parameter: &str| {
+            let mut config = config(Some(state), if state == ModuleState::Loaded { "Loaded" } else { "InUse" });
+            let report = &mut config.report.modules[0];
+            report.load_time = at(second);
+            report.config.as_mut().unwrap().modprobe.parameters = vec![parameter.to_owned()];
+            config
+        };
+        use ModuleState::{Loaded, UnloadFailed};
+        let (loaded, unloaded) = (EventReason::ModuleLoaded, EventReason::ModuleUnloaded);
+        for (what, old, new, expected) in [
+            ("reloaded with another parameter", of(Loaded, 1, "a=1"), of(Loaded, 2, "a=2"), vec![unloaded, loaded]),
+            ("taken out by hand and loaded again", of(Loaded, 1, "a=1"), of(Loaded, 2, "a=1"), vec![loaded]),
+            ("an order taken back", of(UnloadFailed, 1, "a=1"), of(Loaded, 1, "a=1"), vec![]),
+            ("nothing", of(Loaded, 1, "a=1"), of(Loaded, 1, "a=1"), vec![]),
+        ] {
+            let found: Vec<_> = transitions("n", Some(&old), Some(&new)).iter().map(|found| found.reason).collect();
+            assert_eq!(found, expected, "{what}");
         }
     }
 

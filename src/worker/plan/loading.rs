@@ -315,7 +315,7 @@ impl Loading<'_> {
             identity: file.identity.clone(),
             filesystems: file.facts.filesystems.clone(),
         });
-        let took_ms = self.entry.and_then(|entry| entry.took_ms);
+        let (took_ms, loaded_at) = self.entry.map_or((None, None), |entry| (entry.took_ms, entry.loaded_at));
         let mut modules: Vec<RecordedModule> = modules.collect();
         // What an earlier version of the entry brought stays this Module's as long as it is there.
         for known in self.entry.iter().flat_map(|entry| &entry.modules) {
@@ -332,7 +332,16 @@ impl Loading<'_> {
         let firmware = self.set.firmware.clone();
         let files = self.set.of_image.clone();
         let generated = self.set.modprobe.as_ref().map(|modprobe| modprobe.folder.clone());
-        Entry { modules, adopted, generated, took_ms, firmware, files, ..Entry::of(self.wanted.spec.clone()) }
+        Entry {
+            modules,
+            adopted,
+            generated,
+            took_ms,
+            loaded_at,
+            firmware,
+            files,
+            ..Entry::of(self.wanted.spec.clone())
+        }
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
