@@ -195,7 +195,7 @@ async fn lock(settings: &WorkerSettings, turn: &Turn, shutdown: &CancellationTok
     let mut waiting_for = None;
     loop {
         if let Some(state) = StateDir::open(&settings.state_dir)? {
-            state.sign(false)?;
+            state.sign(false);
             if waiting_for.is_some() {
                 info!("the other worker has gone");
             }

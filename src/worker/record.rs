@@ -7,18 +7,20 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::firmware::Firmware;
 use super::firmware_folder::FirmwareFolder;
+use super::kernel::Trouble;
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
+use crate::runtime::client::chain;
 use crate::worker::trees;
 
 /// Version of the files; a higher one in a file is of a later worker.
@@ -240,10 +242,10 @@ impl KeptPlan {
         Self { version: VERSION, uid: uid.into(), generation, spec }
     }
 
-    /// What may be carried out before the API server answers: entries that ask to be loaded at boot and that no order
-    /// takes back. Orders themselves are not part of it: while nobody can take one back, nothing goes.
+    /// What may be carried out while the API server does not answer: entries that no order takes back. Orders themselves
+    /// are not part of it: while nobody can take one back, nothing goes.
     #[must_use]
-    pub fn at_boot(&self) -> Self {
+    pub fn without_orders(&self) -> NodeModulesConfigSpec {
         let taken_back = |spec: &NodeModuleSpec| {
             let owner = Owner::of(spec);
             self.spec.unload.iter().any(|intent| {
@@ -251,9 +253,16 @@ impl KeptPlan {
                     && intent.generation >= spec.generation.unwrap_or(0)
             })
         };
-        let asks = |spec: &&NodeModuleSpec| spec.policy.is_some_and(|policy| policy.load_at_boot) && !taken_back(spec);
-        let modules = self.spec.modules.iter().filter(asks).cloned().collect();
-        Self { spec: NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }, ..self.clone() }
+        let modules = self.spec.modules.iter().filter(|spec| !taken_back(spec)).cloned().collect();
+        NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }
+    }
+
+    /// What of it may be carried out at once: entries that ask to be loaded at boot.
+    #[must_use]
+    pub fn at_boot(&self) -> NodeModulesConfigSpec {
+        let mut spec = self.without_orders();
+        spec.modules.retain(|spec| spec.policy.is_some_and(|policy| policy.load_at_boot));
+        spec
     }
 }
 
@@ -287,6 +296,12 @@ pub struct StoreError {
     pub source: io::Error,
 }
 
+impl From<&StoreError> for Trouble {
+    fn from(error: &StoreError) -> Self {
+        Self::of_store(&error.source, chain(error))
+    }
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError { action, path: path.to_owned(), source }
 }
@@ -310,7 +325,7 @@ fn keep(folder: &Path, names: &BTreeSet<String>) -> Result<usize, StoreError> {
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    lock: Flock<File>,
+    _lock: Flock<File>,
 }
 
 impl StateDir {
@@ -319,24 +334,33 @@ impl StateDir {
         let trees = root.join(TREES);
         fs::create_dir_all(&trees).map_err(failed("create", &trees))?;
         let path = root.join(LOCK);
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        // Read only: a disk that cannot be written any more, or is to be made so, does not concern the lock.
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                OpenOptions::new().create(true).truncate(false).write(true).open(&path).and_then(|_| File::open(&path))
+            }
+            opened => opened,
+        };
+        let file = file.map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { root: root.to_owned(), lock })),
+            Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
             Err((_, Errno::EAGAIN)) => Ok(None),
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }
     }
 
-    /// Writes into the lock who has it, for those who wait.
-    pub fn sign(&self, once: bool) -> Result<(), StoreError> {
+    /// Writes into the lock who has it, for those who wait. They wait as well if it cannot be written.
+    pub fn sign(&self, once: bool) {
+        if let Err(error) = self.write_holder(once) {
+            warn!("{}", chain(&error));
+        }
+    }
+
+    fn write_holder(&self, once: bool) -> Result<(), StoreError> {
         let holder = Holder { version: env!("CARGO_PKG_VERSION").to_owned(), once };
-        let write = || -> io::Result<()> {
-            let text = serde_json::to_vec(&holder).map_err(io::Error::other)?;
-            self.lock.set_len(0)?;
-            self.lock.write_all_at(&text, 0)
-        };
-        write().map_err(failed("write", &self.root.join(LOCK)))
+        let path = self.root.join(LOCK);
+        let write = || fs::write(&path, serde_json::to_vec(&holder).map_err(io::Error::other)?);
+        write().map_err(failed("write", &path))
     }
 
     /// Who has the folder, as far as it has said so.
@@ -500,7 +524,7 @@ mod tests {
         let first = StateDir::open(folder.path()).unwrap();
         assert_eq!(StateDir::holder(folder.path()).to_string(), "`kmm worker`");
         for (once, told) in [(true, "`kmm worker --once`"), (false, "`kmm worker`")] {
-            first.as_ref().unwrap().sign(once).unwrap();
+            first.as_ref().unwrap().sign(once);
             let version = env!("CARGO_PKG_VERSION");
             assert_eq!(StateDir::holder(folder.path()).to_string(), format!("{told}, version {version}"));
         }

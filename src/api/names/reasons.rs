@@ -167,7 +167,7 @@ closed_list! {
         UnsupportedArgs,
         /// The worker's own files could not be read or written.
         StoreFailed,
-        /// The disk of the worker's files has less room than the image needs.
+        /// The disk of the worker's files has no room, or less than the image needs.
         StoreFull,
         /// The configuration of the node's container runtime, from which mirrors and certificates come, cannot be used.
         RegistryConfigInvalid,
