@@ -32,7 +32,7 @@ use super::plan::{
 };
 use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Beginning, Error, WorkerSettings, apply, observe, wanted};
-use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
+use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
 use crate::runtime::guarded::Guarded;
 use crate::runtime::memory;
@@ -74,6 +74,8 @@ pub struct Agent {
     keeping: Keeping,
     /// The API server has said in this process what is wanted.
     answered: bool,
+    /// Entries of the plan that was kept, where the record was lost.
+    before_loss: Vec<NodeModuleSpec>,
     prepared: BTreeMap<Owner, Prepared>,
     /// Number of the latest preparation of each Module; what an earlier one brings is dropped.
     preparing: BTreeMap<Owner, (u64, tokio::task::AbortHandle)>,
@@ -132,6 +134,7 @@ impl Agent {
             Ok(removed) => info!(removed, "removed what an interrupted unpacking left"),
             Err(error) => warn!("{}", chain(&error)),
         }
+        let before_loss = kept.as_ref().filter(|_| record.lost).map(|kept| kept.spec.modules.clone());
         info!(node = settings.node_name, boot_id, release, recorded = record.entries.len(), "started");
         Ok(Self {
             settings,
@@ -149,6 +152,7 @@ impl Agent {
             kept,
             keeping: Keeping::default(),
             answered: false,
+            before_loss: before_loss.unwrap_or_default(),
             prepared: BTreeMap::new(),
             preparing: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -333,6 +337,9 @@ impl Agent {
     /// One look at the kernel and what follows from it.
     fn pass(&mut self) {
         let Some((desired, scope)) = self.carried_out() else { return };
+        if let Err(error) = self.make_up_for_record(&desired) {
+            return warn!("the kernel cannot be looked at: {error}");
+        }
         // Before the kernel: what a job does meanwhile is then seen as done and not as undone by somebody else.
         let record = apply::lock(&self.record).clone();
         let names = Observed::interesting(&record, &desired, &self.prepared);

@@ -129,6 +129,10 @@ pub struct Entry {
     /// The kernel had all of it since it was written: a module that is missing was taken out by somebody else.
     #[serde(default)]
     pub complete: bool,
+    /// The record was lost, and nothing proves that what the kernel has under the name is this Module's: only its
+    /// presence counts, and it is not touched.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproved: bool,
 }
 
 impl Entry {
@@ -143,6 +147,7 @@ impl Entry {
             complete: false,
             firmware: None,
             files: Vec::new(),
+            unproved: false,
         }
     }
 
@@ -183,6 +188,9 @@ pub struct Record {
     /// Modules of the kernel itself that were taken out, in that order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_tree: Vec<TakenOut>,
+    /// What an earlier worker recorded in this boot may be lost, and was not made up for yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 impl Record {
@@ -194,6 +202,7 @@ impl Record {
             entries: Vec::new(),
             firmware_before: None,
             in_tree: Vec::new(),
+            lost: false,
         }
     }
 
@@ -368,12 +377,15 @@ impl StateDir {
         fs::read(root.join(LOCK)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
-    /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel.
+    /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel. Where
+    /// there is none that can be read, whatever its boot, it counts as lost.
     ///
     /// A file that cannot be read is put aside under another name and told by the second value.
     pub fn record(&self, boot_id: &str) -> Result<(Record, Option<PathBuf>), StoreError> {
         let (record, aside) = self.load::<Record>(RECORD, Lasts::ThisBoot, |record| record.version)?;
-        Ok((record.filter(|record| record.boot_id == boot_id).unwrap_or_else(|| Record::new(boot_id)), aside))
+        let lost = record.is_none();
+        let record = record.filter(|record| record.boot_id == boot_id);
+        Ok((record.unwrap_or_else(|| Record { lost, ..Record::new(boot_id) }), aside))
     }
 
     /// Replaces the record; on return every later worker of this boot finds it.
@@ -488,6 +500,10 @@ enum Lasts {
 mod tests {
     use super::*;
 
+    fn lost(boot_id: &str) -> Record {
+        Record { lost: true, ..Record::new(boot_id) }
+    }
+
     fn entry(name: &str) -> Entry {
         Entry {
             modules: vec![RecordedModule {
@@ -507,7 +523,7 @@ mod tests {
     fn a_record_is_read_back_in_the_same_boot_and_empty_in_another() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
-        assert_eq!(state.record("b1").unwrap(), (Record::new("b1"), None));
+        assert_eq!(state.record("b1").unwrap(), (lost("b1"), None));
         let mut record = Record::new("b1");
         record.put(entry("a"));
         record.put(entry("b"));
@@ -542,7 +558,7 @@ mod tests {
         {
             fs::write(folder.path().join(RECORD), text).unwrap();
             let (record, aside) = state.record("b").unwrap();
-            assert_eq!(record, Record::new("b"));
+            assert_eq!(record, lost("b"));
             let aside = aside.unwrap();
             assert_eq!(aside, folder.path().join(format!("record.json.unreadable-{n}")));
             assert_eq!(fs::read_to_string(aside).unwrap(), *text);
@@ -554,7 +570,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
         fs::write(folder.path().join(RECORD), "").unwrap();
-        assert_eq!(state.record("b").unwrap(), (Record::new("b"), None));
+        assert_eq!(state.record("b").unwrap(), (lost("b"), None));
         fs::write(folder.path().join(PLAN), "").unwrap();
         assert_eq!(state.plan().unwrap(), (None, Some(folder.path().join("plan.json.unreadable-0"))));
     }

@@ -1,7 +1,7 @@
-//! The worker's own disk: full, or read only.
+//! The worker's own disk: full, read only, or with its record lost.
 
-use anyhow::Result;
-use kmm::api::ModuleState::Loaded;
+use anyhow::{Result, ensure};
+use kmm::api::ModuleState::{Loaded, Orphaned, UnloadFailed};
 use kmm::api::NodeModulesConfigStatus;
 
 use crate::world::{Options, World, told};
@@ -63,5 +63,52 @@ async fn a_full_or_read_only_disk_is_told_and_what_was_asked_meanwhile_is_done_b
     world.settled(generation, &[("param", Loaded, "Loaded"), ("plain", Loaded, "Loaded")]).await?;
     assert_eq!(world.vm.run("cat /sys/module/kmm_plain/version").await?.trim(), "1.0");
     assert_eq!(pid(&world).await?, process, "another process");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_record_that_was_lost_makes_nothing_be_told_as_gone_that_is_loaded() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let mods = &world.mods;
+    let image = world.push("one", &[mods.plain()?, mods.base()?, mods.top()?]).await?;
+    let plain = || world.entry("plain", "kmm_plain", &image, 1);
+    world.start_worker().await?;
+    let generation = world.want(vec![plain(), world.entry("top", "kmm_top", &image, 1)], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded"), ("top", Loaded, "Loaded")]).await?;
+    let birth = world.birth("kmm_plain").await?;
+
+    // The order finds by the status what the record does not know any more.
+    world.end_worker("KILL").await?;
+    world.vm.run("rm /var/lib/kmm/record.json").await?;
+    let generation = world.want(vec![plain()], vec![world.intent("top", 1)]).await?;
+    world.start_worker().await?;
+    world.settled(generation, &[("plain", Loaded, "Adopted")]).await?;
+    assert_eq!(world.loaded().await?, ["kmm_base", "kmm_plain"]);
+    assert_eq!(world.birth("kmm_plain").await?, birth);
+
+    // Neither wanted nor to go, with all of the folder lost; then the order comes.
+    world.end_worker("TERM").await?;
+    world.vm.run("rm -rf /var/lib/kmm").await?;
+    let generation = world.want(vec![], vec![world.intent("other", 1)]).await?;
+    world.start_worker().await?;
+    world.settled(generation, &[("plain", Orphaned, "NotWanted")]).await?;
+    let generation = world.want(vec![], vec![world.intent("plain", 1)]).await?;
+    world.settled(generation, &[]).await?;
+    assert_eq!(world.loaded().await?, ["kmm_base"]);
+
+    // The status is lost as well: nothing proves whose the module is, so it stays and is told until it has gone.
+    let generation = world.want(vec![plain()], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    world.end_worker("TERM").await?;
+    world.vm.run("echo nonsense >/var/lib/kmm/record.json").await?;
+    world.forget().await?;
+    let generation = world.want(vec![], vec![world.intent("plain", 1)]).await?;
+    world.start_worker().await?;
+    let status = world.settled(generation, &[("plain", UnloadFailed, "RecordLost")]).await?;
+    let message = status.modules[0].message.clone().unwrap_or_default();
+    ensure!(message.contains("rmmod kmm_plain"), "{message}");
+    assert_eq!(world.loaded().await?, ["kmm_base", "kmm_plain"]);
+    world.vm.run("rmmod kmm_plain").await?;
+    world.settled(generation, &[]).await?;
     Ok(())
 }

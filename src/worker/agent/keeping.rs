@@ -1,13 +1,19 @@
-//! Keeps on the disk what is wanted; where that fails it is tried again, more and more seldom.
+//! Keeps on the disk what is wanted; where that fails it is tried again, more and more seldom. Makes up for a record that
+//! was lost.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::Agent;
+use crate::api::NodeModulesConfigSpec;
 use crate::api::names::NodeReason;
+use crate::runtime::client::chain;
 use crate::worker::kernel::Trouble;
 use crate::worker::record::KeptPlan;
+use crate::worker::{apply, observe, rebuild};
 
 /// First and longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -85,5 +91,31 @@ impl Agent {
         if self.keeping.due().is_some_and(|again| self.now() >= again) {
             self.keep();
         }
+    }
+
+    /// Makes up for a record that was lost, once the API server shows what was reported. Until then it counts as lost.
+    ///
+    /// # Errors
+    /// The kernel does not tell what it runs.
+    pub(super) fn make_up_for_record(&mut self, desired: &NodeModulesConfigSpec) -> io::Result<()> {
+        let Some(object) = self.reporting.object() else { return Ok(()) };
+        let mut record = apply::lock(&self.record);
+        if !record.lost {
+            return Ok(());
+        }
+        let reported = object.status.clone().unwrap_or_default();
+        let candidates = rebuild::candidates(&record, &reported, &self.before_loss, desired);
+        let names = candidates.iter().map(|candidate| (candidate.main().to_owned(), BTreeSet::new())).collect();
+        let kernel = observe::kernel(self.kernel.as_ref(), &names, false)?;
+        for entry in candidates.iter().filter_map(|candidate| candidate.entry(kernel.running.get(candidate.main()))) {
+            warn!(module = %entry.owner(), proved = !entry.unproved, "the record was lost; taken from what was reported");
+            record.put(entry);
+        }
+        record.lost = false;
+        // Should this fail, a later start makes up for it in the same way.
+        if let Err(error) = self.state.save_record(&record) {
+            warn!("{}", chain(&error));
+        }
+        Ok(())
     }
 }
