@@ -127,10 +127,16 @@ impl Error {
             Self::InvalidImage { .. } => "InvalidResponse",
             Self::Endpoints { main, .. } => main.reason(),
             Self::NoSpace { .. } => "StoreFull",
+            Self::Storage { source, .. } if is_full(source) => "StoreFull",
             Self::Storage { .. } => "StoreFailed",
             Self::Cancelled => "Timeout",
         }
     }
+}
+
+/// Whether there was no room to write.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// An operating system and an architecture as images name them; the operating system is always Linux.

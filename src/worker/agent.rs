@@ -2,6 +2,9 @@
 
 #[cfg(test)]
 mod away;
+#[cfg(test)]
+mod disk;
+mod keeping;
 mod reporting;
 mod tasks;
 mod users;
@@ -18,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use self::keeping::Keeping;
 use self::reporting::Reporting;
 use self::tasks::{Backoff, Finished};
 use self::users::UsersFound;
@@ -28,7 +32,7 @@ use super::plan::{
 };
 use super::record::{KeptPlan, Owner, Record, StateDir};
 use super::{Beginning, Error, WorkerSettings, apply, observe, wanted};
-use crate::api::{ModuleState, NodeModulesConfig, NodeModulesConfigSpec};
+use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;
 use crate::runtime::guarded::Guarded;
 use crate::runtime::memory;
@@ -66,6 +70,12 @@ pub struct Agent {
     wanted: Option<KeptPlan>,
     /// A kept plan that waits for its time.
     kept: Option<KeptPlan>,
+    /// Whether what is wanted is on the disk.
+    keeping: Keeping,
+    /// The API server has said in this process what is wanted.
+    answered: bool,
+    /// Entries of the plan that was kept, where the record was lost.
+    before_loss: Vec<NodeModuleSpec>,
     prepared: BTreeMap<Owner, Prepared>,
     /// Number of the latest preparation of each Module; what an earlier one brings is dropped.
     preparing: BTreeMap<Owner, (u64, tokio::task::AbortHandle)>,
@@ -119,10 +129,12 @@ impl Agent {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let Beginning { boot_id, release, record, kept } = Beginning::of(kernel.as_ref(), &state)?;
-        match state.sweep_trees()? {
-            0 => {}
-            removed => info!(removed, "removed what an interrupted unpacking left"),
+        match state.sweep_trees() {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "removed what an interrupted unpacking left"),
+            Err(error) => warn!("{}", chain(&error)),
         }
+        let before_loss = kept.as_ref().filter(|_| record.lost).map(|kept| kept.spec.modules.clone());
         info!(node = settings.node_name, boot_id, release, recorded = record.entries.len(), "started");
         Ok(Self {
             settings,
@@ -138,6 +150,9 @@ impl Agent {
             running: BTreeMap::new(),
             wanted: None,
             kept,
+            keeping: Keeping::default(),
+            answered: false,
+            before_loss: before_loss.unwrap_or_default(),
             prepared: BTreeMap::new(),
             preparing: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -178,7 +193,7 @@ impl Agent {
                 Woken::Shutdown => return self.end().await,
                 Woken::Watch(None) => return Err(Error::WatchEnded(self.settings.node_name)),
                 Woken::Watch(Some(event)) => match *event {
-                    Ok(event) => self.hear(event)?,
+                    Ok(event) => self.hear(event),
                     Err(error) => warn!("watch: {}", chain(&error)),
                 },
                 Woken::Task(Ok(finished)) => self.finish(finished)?,
@@ -187,6 +202,7 @@ impl Agent {
                 Woken::Time => {}
             }
             self.use_kept_plan();
+            self.keep_again();
             self.pass();
             self.write_status();
         }
@@ -205,12 +221,18 @@ impl Agent {
             Preparation::Running | Preparation::Ready(_) => None,
         });
         let kept = self.kept.is_some().then_some(self.settings.kept_plan_after);
-        let due = retries.chain(fetches).chain(kept).chain(self.reporting.due()).filter(|at| *at > now).min();
+        let due = retries
+            .chain(fetches)
+            .chain(kept)
+            .chain(self.reporting.due())
+            .chain(self.keeping.due())
+            .filter(|at| *at > now)
+            .min();
         due.map_or(self.settings.look_every, |at| at.saturating_sub(now).max(Duration::from_millis(10)))
     }
 
     /// Takes in what the API server says.
-    fn hear(&mut self, event: watcher::Event<Watched>) -> Result<(), Error> {
+    fn hear(&mut self, event: watcher::Event<Watched>) {
         match event {
             watcher::Event::Init => self.listing = Listing::Empty,
             watcher::Event::InitApply(object) => {
@@ -218,25 +240,24 @@ impl Agent {
                     self.readable(object).map_or(Listing::Unreadable, |object| Listing::Found(Box::new(object)));
             }
             watcher::Event::InitDone => match std::mem::take(&mut self.listing) {
-                Listing::Found(object) => self.want(Some(*object))?,
+                Listing::Found(object) => self.want(Some(*object)),
                 Listing::Empty => {
                     self.reporting.unreadable = None;
-                    self.want(None)?;
+                    self.want(None);
                 }
                 // It is there all the same: it must not be taken for a missing one.
                 Listing::Unreadable => {}
             },
             watcher::Event::Apply(object) => {
                 if let Some(object) = self.readable(object) {
-                    self.want(Some(object))?;
+                    self.want(Some(object));
                 }
             }
             watcher::Event::Delete(_) => {
                 self.reporting.unreadable = None;
-                self.want(None)?;
+                self.want(None);
             }
         }
-        Ok(())
     }
 
     fn readable(&mut self, object: Watched) -> Option<NodeModulesConfig> {
@@ -256,8 +277,8 @@ impl Agent {
         }
     }
 
-    /// Keeps the specification on the disk, then makes it what is wanted. Nothing of it is carried out before.
-    fn want(&mut self, object: Option<NodeModulesConfig>) -> Result<(), Error> {
+    /// Makes the specification what is wanted, and keeps it on the disk. Nothing of it is carried out before it is there.
+    fn want(&mut self, object: Option<NodeModulesConfig>) {
         let next = if let Some(object) = object {
             let generation = object.metadata.generation.unwrap_or_default();
             let next = KeptPlan::new(object.uid().unwrap_or_default(), generation, object.spec.clone());
@@ -268,20 +289,24 @@ impl Agent {
             KeptPlan::new("", 0, NodeModulesConfigSpec::default())
         };
         let kept = self.kept.take();
+        if kept.is_some() {
+            self.keeping.is_kept(kept.as_ref());
+        }
+        self.answered = true;
         if self.wanted.as_ref() != Some(&next) {
-            if self.wanted.is_some() || kept.as_ref() != Some(&next) {
-                self.state.save_plan(&next)?;
-            }
             info!(
                 generation = next.generation,
                 modules = next.spec.modules.len(),
                 unload = next.spec.unload.len(),
                 "wanted"
             );
+            let is_kept = self.wanted.is_none() && kept.as_ref() == Some(&next);
             self.wanted = Some(next);
             self.tidy = true;
+            if !is_kept {
+                self.keep();
+            }
         }
-        Ok(())
     }
 
     /// The API server did not answer for long enough: what it said last counts.
@@ -292,25 +317,29 @@ impl Agent {
         {
             info!(
                 generation = kept.generation,
-                "no answer from the API server; carrying out the last plan that was kept"
+                "no answer from the API server; carrying out the last plan that was kept, apart from its orders to unload"
             );
+            self.keeping.is_kept(Some(&kept));
             self.wanted = Some(kept);
         }
     }
 
-    /// What is carried out now: what is wanted, and before that is known the entries of the kept plan that are to be
-    /// loaded at boot.
-    fn carried_out(&self) -> Option<(i64, NodeModulesConfigSpec, Scope)> {
+    /// What is carried out now: what is wanted, without orders while nobody can take one back, and before that is known
+    /// the entries of the kept plan that are to be loaded at boot.
+    fn carried_out(&self) -> Option<(NodeModulesConfigSpec, Scope)> {
         if let Some(wanted) = &self.wanted {
-            return Some((wanted.generation, wanted.spec.clone(), Scope::Everything));
+            let spec = if self.answered { wanted.spec.clone() } else { wanted.without_orders() };
+            return Some((spec, Scope::Everything));
         }
-        let kept = self.kept.as_ref()?.at_boot();
-        Some((kept.generation, kept.spec, Scope::AtBoot))
+        Some((self.kept.as_ref()?.at_boot(), Scope::AtBoot))
     }
 
     /// One look at the kernel and what follows from it.
     fn pass(&mut self) {
-        let Some((generation, desired, scope)) = self.carried_out() else { return };
+        let Some((desired, scope)) = self.carried_out() else { return };
+        if let Err(error) = self.make_up_for_record(&desired) {
+            return warn!("the kernel cannot be looked at: {error}");
+        }
         // Before the kernel: what a job does meanwhile is then seen as done and not as undone by somebody else.
         let record = apply::lock(&self.record).clone();
         let names = Observed::interesting(&record, &desired, &self.prepared);
@@ -342,6 +371,7 @@ impl Agent {
             published,
             generated,
             running: self.running.clone(),
+            unkept: self.keeping.trouble(),
         };
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
@@ -354,6 +384,7 @@ impl Agent {
         }
         // What is said of a part alone would be read as if it were all.
         if scope == Scope::Everything {
+            let generation = self.keeping.generation(self.wanted.as_ref());
             self.reporting.reports(plan.reports, generation, quiet, self.started.elapsed());
         }
         let running = self.running.values().map(|job| &job.reach);
@@ -385,7 +416,8 @@ impl Agent {
         let mut settled = BTreeSet::new();
         for report in &plan.reports {
             let owner = Owner::of(&report.spec);
-            if report.state == ModuleState::Loaded && !plan.jobs.iter().any(|job| job.owner == owner) {
+            let open = plan.held.contains(&owner) || plan.jobs.iter().any(|job| job.owner == owner);
+            if report.state == ModuleState::Loaded && !open {
                 settled.insert(owner);
             }
         }
@@ -429,20 +461,20 @@ impl Agent {
         self.tidy = false;
     }
 
-    /// The disk is full: images that nobody needs now go, whatever the limit allows.
-    fn make_room(&self) {
-        if let Some(wanted) = &self.wanted {
-            let needed = self.tree_keys(&wanted.spec, &apply::lock(&self.record));
-            self.remove_trees(&needed, 0);
-        }
+    /// The disk is full: images that nobody needs now go, whatever the limit allows. Tells whether there were any.
+    fn make_room(&self) -> bool {
+        let Some(wanted) = &self.wanted else { return false };
+        let needed = self.tree_keys(&wanted.spec, &apply::lock(&self.record));
+        self.remove_trees(&needed, 0)
     }
 
-    fn remove_trees(&self, needed: &BTreeSet<String>, limit: u64) {
+    fn remove_trees(&self, needed: &BTreeSet<String>, limit: u64) -> bool {
         match self.state.keep_trees(needed, limit) {
-            Ok(0) => {}
+            Ok(0) => return false,
             Ok(removed) => info!(removed, "removed unpacked images that are not needed"),
             Err(error) => warn!("{}", chain(&error)),
         }
+        true
     }
 
     fn tree_keys(&self, desired: &NodeModulesConfigSpec, record: &Record) -> BTreeSet<String> {

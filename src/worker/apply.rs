@@ -18,7 +18,6 @@ use super::refusal::{load_trouble, unload_trouble};
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::{Identity, Sameness, names, params};
-use crate::runtime::client::chain;
 
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +46,7 @@ pub trait RecordStore {
 
 impl RecordStore for StateDir {
     fn save(&self, record: &Record) -> Result<(), Trouble> {
-        self.save_record(record).map_err(|error| Trouble::new(NodeReason::StoreFailed, chain(&error)))
+        self.save_record(record).map_err(|error| Trouble::from(&error))
     }
 
     fn search_path(&self) -> String {
@@ -68,7 +67,7 @@ impl RecordStore for StateDir {
 }
 
 fn links_failed(error: &std::io::Error) -> Trouble {
-    Trouble::new(NodeReason::StoreFailed, format!("the folder of links to firmware cannot be written: {error}"))
+    Trouble::of_store(error, format!("the folder of links to firmware cannot be written: {error}"))
 }
 
 /// The record for a moment. A panic elsewhere cannot have left it half changed: it is replaced whole.
@@ -107,6 +106,12 @@ fn carry_out(
     shutdown: &CancellationToken,
 ) -> Outcome {
     let begun = Instant::now();
+    // What leaves is recorded afterwards: where nothing can be recorded, nothing leaves.
+    if job.steps.iter().any(Step::unloads)
+        && let Err(trouble) = change(store, record, |_| {})
+    {
+        return Outcome::Failed(trouble);
+    }
     let mut undo: &[Step] = &[];
     for step in &job.steps {
         if shutdown.is_cancelled() {

@@ -134,7 +134,7 @@ fn folders(place: &Place<'_>, identity: &LoadIdentity) -> Result<(Folder, Folder
 }
 
 fn store_failed(error: &io::Error) -> Trouble {
-    Trouble::new(NodeReason::StoreFailed, format!("the unpacked image cannot be read: {error}"))
+    Trouble::of_store(error, format!("the unpacked image cannot be read: {error}"))
 }
 
 /// `<dirName>/lib/modules/<release>`, or with the release as the planner writes it.

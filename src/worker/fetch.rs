@@ -232,6 +232,7 @@ fn reason(error: &pull::Error) -> NodeReason {
         pull::Error::InvalidImage { .. } => NodeReason::ImageInvalidResponse,
         pull::Error::Endpoints { main, .. } => reason(main),
         pull::Error::NoSpace { .. } => NodeReason::StoreFull,
+        pull::Error::Storage { source, .. } if pull::is_full(source) => NodeReason::StoreFull,
         pull::Error::Storage { .. } => NodeReason::StoreFailed,
         pull::Error::Cancelled => NodeReason::ImageTimeout,
     }

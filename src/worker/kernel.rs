@@ -14,6 +14,7 @@ use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::proc_modules::Listed;
 use crate::core::kmod::users::Users;
+use crate::oci::pull::is_full;
 
 /// What proves which file a loaded module is, and how it was set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,5 +111,15 @@ impl Trouble {
     /// Both parts together.
     pub fn new(reason: NodeReason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
+    }
+
+    /// That one of the worker's own files could not be read or written.
+    pub fn of_store(error: &io::Error, message: impl Into<String>) -> Self {
+        Self::new(if is_full(error) { NodeReason::StoreFull } else { NodeReason::StoreFailed }, message)
+    }
+
+    /// Whether the worker's own files are what is in the way.
+    pub fn is_of_store(&self) -> bool {
+        matches!(self.reason, NodeReason::StoreFull | NodeReason::StoreFailed)
     }
 }

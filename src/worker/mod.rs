@@ -5,7 +5,8 @@
 //! the worker or its end unload nothing. It asks the kernel, never its memory, and says so in the status.
 //!
 //! - [`observe`] reads the kernel, [`plan`] decides, [`apply`] carries out, [`status`] tells; [`agent`] connects them.
-//! - [`record`] is what survives the process: what was inserted, the last plan, unpacked images.
+//! - [`record`] is what survives the process: what was inserted, the last plan, unpacked images; [`rebuild`] makes up for
+//!   a record that was lost.
 //! - [`once`] is a single pass before the kubelet: from the node's own store, without an API server.
 //! - [`fetch`] and [`examine`] bring an image onto the node and read its modules.
 //! - [`firmware`] lets the kernel find the firmware of Modules.
@@ -25,6 +26,7 @@ pub mod once;
 pub mod plan;
 pub mod prepare;
 pub mod publish;
+pub mod rebuild;
 pub mod record;
 pub mod refusal;
 pub mod status;
@@ -195,7 +197,7 @@ async fn lock(settings: &WorkerSettings, turn: &Turn, shutdown: &CancellationTok
     let mut waiting_for = None;
     loop {
         if let Some(state) = StateDir::open(&settings.state_dir)? {
-            state.sign(false)?;
+            state.sign(false);
             if waiting_for.is_some() {
                 info!("the other worker has gone");
             }

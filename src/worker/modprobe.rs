@@ -194,9 +194,8 @@ fn generate(
         // Its name sorts before `modules.softdep`: of two lines for one module modprobe takes the first.
         fs::write(beside.join(CONFIG).join("kmm.conf"), modprobe_d::file(order, &soft, config))
     };
-    let failed = |error: io::Error| {
-        Trouble::new(NodeReason::StoreFailed, format!("the files for modprobe cannot be written: {error}"))
-    };
+    let failed =
+        |error: io::Error| Trouble::of_store(&error, format!("the files for modprobe cannot be written: {error}"));
     write().map_err(failed)?;
     let path = |part: &str| beside.join(part).display().to_string();
     let arguments = ["-b".into(), path(ROOT), "-C".into(), path("depmod.d"), place.release.to_owned()];

@@ -51,10 +51,10 @@ pub fn run(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Pa
     let Some(state) = StateDir::open(&settings.state_dir)? else {
         return Ok(Pass::Elsewhere(StateDir::holder(&settings.state_dir)));
     };
-    state.sign(true)?;
+    state.sign(true);
     let kernel = LinuxKernel::of(settings);
     let Beginning { boot_id, release, record, kept } = Beginning::of(&kernel, &state)?;
-    let desired = kept.map(|kept| kept.at_boot().spec).unwrap_or_default();
+    let desired = kept.map(|kept| kept.at_boot()).unwrap_or_default();
     info!(boot_id, release, asking = desired.modules.len(), "loading what asks to be loaded at boot");
     let from_store = |spec: &NodeModuleSpec, observed: &Observed| from_store(settings, &state, spec, observed);
     let reports = carry_out(&kernel, &state, &from_store, Start { release, record, desired }, shutdown)
@@ -99,8 +99,9 @@ fn carry_out(
             published: None,
             generated: observe::generated(&apply::lock(&record)),
             running: BTreeMap::new(),
+            unkept: None,
         };
-        let Plan { prepare, jobs, reports } = plan(&observed);
+        let Plan { prepare, jobs, reports, .. } = plan(&observed);
         let rests = prepare.is_empty() && jobs.is_empty();
         let passing = reports.iter().any(|report| report.state == ModuleState::Loading);
         if shutdown.is_cancelled() || (rests && !passing) || begun.elapsed() > PATIENCE {
@@ -194,7 +195,7 @@ mod tests {
             let files = vec![file("base", "b1", Needed, &[]), file(&spec.name, "m1", Named, &["base"])];
             Ok(LoadSet { files, ..LoadSet::default() })
         };
-        let desired = KeptPlan::new("uid", 7, spec).at_boot().spec;
+        let desired = KeptPlan::new("uid", 7, spec).at_boot();
         let start = Start { release: RELEASE.into(), record: Record::new("boot-1"), desired };
         let reports = carry_out(kernel, store, &from_store, start, &CancellationToken::new()).unwrap();
         let Pass::Done { loaded, failed } = told(reports) else { panic!("the lock is not part of this") };

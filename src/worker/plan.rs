@@ -4,6 +4,7 @@
 //! Carried out in the observed world, the next plan does nothing.
 
 mod checks;
+mod hold;
 mod in_tree;
 mod in_use;
 mod loading;
@@ -163,6 +164,8 @@ pub struct Observed {
     pub generated: BTreeSet<PathBuf>,
     /// Jobs that run now, by Module.
     pub running: BTreeMap<Owner, RunningJob>,
+    /// Why what is wanted could not be kept on the node's disk, if it could not.
+    pub unkept: Option<Trouble>,
 }
 
 /// One step of a job. Steps carry all that they need and are not judged again.
@@ -295,6 +298,14 @@ pub struct Report {
     pub loaded: Option<InKernel>,
 }
 
+impl Report {
+    /// Says besides what is wrong beside the load: the state stays what it is.
+    fn add(&mut self, trouble: &Trouble) {
+        let before = if self.message.is_empty() { String::new() } else { format!("{}; ", self.message) };
+        self.message = format!("{before}{}: {}", trouble.reason.as_str(), trouble.message);
+    }
+}
+
 /// What a Module has in the kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InKernel {
@@ -313,6 +324,8 @@ pub struct Plan {
     pub jobs: Vec<Job>,
     /// What holds now. A Module that is in neither list and not in the kernel is not in here: it is gone.
     pub reports: Vec<Report>,
+    /// Modules of which something is to be done that could not be remembered.
+    pub held: BTreeSet<Owner>,
 }
 
 impl Plan {
@@ -347,6 +360,7 @@ pub fn plan(observed: &Observed) -> Plan {
     }
     together::wait_for_running(observed, &mut plan);
     upkeep::plan(observed, &mut plan);
+    hold::plan(observed, &mut plan);
     plan.reports.sort_by_key(|report| Owner::of(&report.spec));
     plan
 }

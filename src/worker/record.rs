@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -15,11 +14,14 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::firmware::Firmware;
 use super::firmware_folder::FirmwareFolder;
+use super::kernel::Trouble;
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 use crate::core::kmod::Identity;
+use crate::runtime::client::chain;
 use crate::worker::trees;
 
 /// Version of the files; a higher one in a file is of a later worker.
@@ -131,6 +133,10 @@ pub struct Entry {
     /// The kernel had all of it since it was written: a module that is missing was taken out by somebody else.
     #[serde(default)]
     pub complete: bool,
+    /// The record was lost, and nothing proves that what the kernel has under the name is this Module's: only its
+    /// presence counts, and it is not touched.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproved: bool,
 }
 
 impl Entry {
@@ -146,6 +152,7 @@ impl Entry {
             complete: false,
             firmware: None,
             files: Vec::new(),
+            unproved: false,
         }
     }
 
@@ -186,6 +193,9 @@ pub struct Record {
     /// Modules of the kernel itself that were taken out, in that order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_tree: Vec<TakenOut>,
+    /// What an earlier worker recorded in this boot may be lost, and was not made up for yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 impl Record {
@@ -197,6 +207,7 @@ impl Record {
             entries: Vec::new(),
             firmware_before: None,
             in_tree: Vec::new(),
+            lost: false,
         }
     }
 
@@ -245,10 +256,10 @@ impl KeptPlan {
         Self { version: VERSION, uid: uid.into(), generation, spec }
     }
 
-    /// What may be carried out before the API server answers: entries that ask to be loaded at boot and that no order
-    /// takes back. Orders themselves are not part of it: while nobody can take one back, nothing goes.
+    /// What may be carried out while the API server does not answer: entries that no order takes back. Orders themselves
+    /// are not part of it: while nobody can take one back, nothing goes.
     #[must_use]
-    pub fn at_boot(&self) -> Self {
+    pub fn without_orders(&self) -> NodeModulesConfigSpec {
         let taken_back = |spec: &NodeModuleSpec| {
             let owner = Owner::of(spec);
             self.spec.unload.iter().any(|intent| {
@@ -256,9 +267,16 @@ impl KeptPlan {
                     && intent.generation >= spec.generation.unwrap_or(0)
             })
         };
-        let asks = |spec: &&NodeModuleSpec| spec.policy.is_some_and(|policy| policy.load_at_boot) && !taken_back(spec);
-        let modules = self.spec.modules.iter().filter(asks).cloned().collect();
-        Self { spec: NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }, ..self.clone() }
+        let modules = self.spec.modules.iter().filter(|spec| !taken_back(spec)).cloned().collect();
+        NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }
+    }
+
+    /// What of it may be carried out at once: entries that ask to be loaded at boot.
+    #[must_use]
+    pub fn at_boot(&self) -> NodeModulesConfigSpec {
+        let mut spec = self.without_orders();
+        spec.modules.retain(|spec| spec.policy.is_some_and(|policy| policy.load_at_boot));
+        spec
     }
 }
 
@@ -292,6 +310,12 @@ pub struct StoreError {
     pub source: io::Error,
 }
 
+impl From<&StoreError> for Trouble {
+    fn from(error: &StoreError) -> Self {
+        Self::of_store(&error.source, chain(error))
+    }
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError { action, path: path.to_owned(), source }
 }
@@ -315,7 +339,7 @@ fn keep(folder: &Path, names: &BTreeSet<String>) -> Result<usize, StoreError> {
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    lock: Flock<File>,
+    _lock: Flock<File>,
 }
 
 impl StateDir {
@@ -324,24 +348,33 @@ impl StateDir {
         let trees = root.join(TREES);
         fs::create_dir_all(&trees).map_err(failed("create", &trees))?;
         let path = root.join(LOCK);
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        // Read only: a disk that cannot be written any more, or is to be made so, does not concern the lock.
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                OpenOptions::new().create(true).truncate(false).write(true).open(&path).and_then(|_| File::open(&path))
+            }
+            opened => opened,
+        };
+        let file = file.map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { root: root.to_owned(), lock })),
+            Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
             Err((_, Errno::EAGAIN)) => Ok(None),
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }
     }
 
-    /// Writes into the lock who has it, for those who wait.
-    pub fn sign(&self, once: bool) -> Result<(), StoreError> {
+    /// Writes into the lock who has it, for those who wait. They wait as well if it cannot be written.
+    pub fn sign(&self, once: bool) {
+        if let Err(error) = self.write_holder(once) {
+            warn!("{}", chain(&error));
+        }
+    }
+
+    fn write_holder(&self, once: bool) -> Result<(), StoreError> {
         let holder = Holder { version: env!("CARGO_PKG_VERSION").to_owned(), once };
-        let write = || -> io::Result<()> {
-            let text = serde_json::to_vec(&holder).map_err(io::Error::other)?;
-            self.lock.set_len(0)?;
-            self.lock.write_all_at(&text, 0)
-        };
-        write().map_err(failed("write", &self.root.join(LOCK)))
+        let path = self.root.join(LOCK);
+        let write = || fs::write(&path, serde_json::to_vec(&holder).map_err(io::Error::other)?);
+        write().map_err(failed("write", &path))
     }
 
     /// Who has the folder, as far as it has said so.
@@ -349,12 +382,15 @@ impl StateDir {
         fs::read(root.join(LOCK)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
-    /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel.
+    /// The record, if it is of this boot; otherwise an empty one, because nothing survives a boot in the kernel. Where
+    /// there is none that can be read, whatever its boot, it counts as lost.
     ///
     /// A file that cannot be read is put aside under another name and told by the second value.
     pub fn record(&self, boot_id: &str) -> Result<(Record, Option<PathBuf>), StoreError> {
         let (record, aside) = self.load::<Record>(RECORD, Lasts::ThisBoot, |record| record.version)?;
-        Ok((record.filter(|record| record.boot_id == boot_id).unwrap_or_else(|| Record::new(boot_id)), aside))
+        let lost = record.is_none();
+        let record = record.filter(|record| record.boot_id == boot_id);
+        Ok((record.unwrap_or_else(|| Record { lost, ..Record::new(boot_id) }), aside))
     }
 
     /// Replaces the record; on return every later worker of this boot finds it.
@@ -469,6 +505,10 @@ enum Lasts {
 mod tests {
     use super::*;
 
+    fn lost(boot_id: &str) -> Record {
+        Record { lost: true, ..Record::new(boot_id) }
+    }
+
     fn entry(name: &str) -> Entry {
         Entry {
             modules: vec![RecordedModule {
@@ -488,7 +528,7 @@ mod tests {
     fn a_record_is_read_back_in_the_same_boot_and_empty_in_another() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
-        assert_eq!(state.record("b1").unwrap(), (Record::new("b1"), None));
+        assert_eq!(state.record("b1").unwrap(), (lost("b1"), None));
         let mut record = Record::new("b1");
         record.put(entry("a"));
         record.put(entry("b"));
@@ -505,7 +545,7 @@ mod tests {
         let first = StateDir::open(folder.path()).unwrap();
         assert_eq!(StateDir::holder(folder.path()).to_string(), "`kmm worker`");
         for (once, told) in [(true, "`kmm worker --once`"), (false, "`kmm worker`")] {
-            first.as_ref().unwrap().sign(once).unwrap();
+            first.as_ref().unwrap().sign(once);
             let version = env!("CARGO_PKG_VERSION");
             assert_eq!(StateDir::holder(folder.path()).to_string(), format!("{told}, version {version}"));
         }
@@ -523,7 +563,7 @@ mod tests {
         {
             fs::write(folder.path().join(RECORD), text).unwrap();
             let (record, aside) = state.record("b").unwrap();
-            assert_eq!(record, Record::new("b"));
+            assert_eq!(record, lost("b"));
             let aside = aside.unwrap();
             assert_eq!(aside, folder.path().join(format!("record.json.unreadable-{n}")));
             assert_eq!(fs::read_to_string(aside).unwrap(), *text);
@@ -535,7 +575,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap().unwrap();
         fs::write(folder.path().join(RECORD), "").unwrap();
-        assert_eq!(state.record("b").unwrap(), (Record::new("b"), None));
+        assert_eq!(state.record("b").unwrap(), (lost("b"), None));
         fs::write(folder.path().join(PLAN), "").unwrap();
         assert_eq!(state.plan().unwrap(), (None, Some(folder.path().join("plan.json.unreadable-0"))));
     }

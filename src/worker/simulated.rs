@@ -364,6 +364,8 @@ pub(super) struct World {
     pub(super) now: Duration,
     /// Nothing is left of what was generated for modprobe.
     pub(super) lost_generated: bool,
+    /// What is wanted could not be kept.
+    pub(super) unkept: Option<Trouble>,
 }
 
 impl World {
@@ -400,6 +402,7 @@ impl World {
                 .filter(|_| !self.lost_generated)
                 .collect(),
             running: self.running.clone(),
+            unkept: self.unkept.clone(),
         }
     }
 

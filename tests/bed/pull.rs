@@ -173,7 +173,7 @@ async fn a_full_disk_is_told_and_nothing_half_stays() -> Result<()> {
     for (what, layer, reason, message) in [
         ("more than fits when unpacked", large, "StoreFull", "needs 16777216 bytes at least, and there is room for "),
         ("more than fits when packed", packed, "StoreFull", "bytes at least, and there is room for "),
-        ("more files than fit", many, "StoreFailed", "cannot be written"),
+        ("more files than fit", many, "StoreFull", "cannot be written"),
     ] {
         let disk = tempfile::tempdir()?;
         let mount = ["-t", "tmpfs", "-o", "size=8m,nr_inodes=100", "tmpfs"];

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use kmm::api::NodeModulesConfig;
+use kube::Api;
 use serde_json::json;
 
 use crate::support::asking::asking;
 use crate::support::images::{Image, Layer, kmod_layer};
-use crate::world::{MODULE, World};
+use crate::support::{eventually, kmods};
+use crate::world::{MODULE, NODE, World};
 
 const NAME: &str = "kmm-host";
 const SEARCH_PATH: &str = "cat /sys/module/firmware_class/parameters/path";
@@ -54,6 +57,40 @@ pub(crate) async fn firmware_and_files_come_and_go(world: &World) -> Result<()> 
         .context("the firmware and the file to go")?;
     ensure!(self::birth(world).await? == birth, "the other Module's kernel module was touched");
     world.wait_loaded(MODULE).await?;
+    Ok(())
+}
+
+/// Under lockdown a file without a signature is refused while the one that it would replace is still loaded. A kernel stays
+/// locked down until it boots again.
+pub(crate) async fn a_locked_down_kernel_keeps_what_it_has(world: &World) -> Result<()> {
+    let release = world.node.kernel();
+    let module = kmods::for_kernel(&release)?.plain_v2()?;
+    let layer = kmod_layer(&release, &[(module.file_name, module.bytes)], "/opt")?;
+    world.registry.push("kmods/plain", "unsigned", &Image::new().layer(layer).build()?).await?;
+    let lockdown = "/sys/kernel/security/lockdown";
+    world
+        .node
+        .run(&format!(
+            "[ -e {lockdown} ] || mount -t securityfs securityfs /sys/kernel/security; echo integrity >{lockdown}"
+        ))
+        .await?;
+    let birth = birth(world).await?;
+    let container = json!({
+        "registryTLS": {"insecure": true}, "modprobe": {"moduleName": "kmm_plain"},
+        "kernelMappings": [{"regexp": "^.+$", "containerImage": format!("{}/kmods/plain:unsigned", world.registry.address())}],
+    });
+    world.apply(MODULE, &json!({"container": container})).await?;
+    let api: Api<NodeModulesConfig> = Api::all(world.cluster.admin().await?);
+    eventually(Duration::from_mins(2), "the refusal under lockdown", || async {
+        let status = api.get(NODE).await?.status.unwrap_or_default();
+        let entry = status.modules.into_iter().find(|entry| entry.name == MODULE).context("no entry")?;
+        let message = entry.message.clone().unwrap_or_default();
+        let refused =
+            entry.reason.as_deref() == Some("SignatureMissing") && message.contains("lockdown is `integrity`");
+        if refused { Ok(Some(())) } else { bail!("{entry:?}") }
+    })
+    .await?;
+    ensure!(self::birth(world).await? == birth, "the loaded file was given up for one that cannot be loaded");
     Ok(())
 }
 

@@ -115,6 +115,8 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     ensure!(third.digest == Some(world.digest_of_running_kernel().await?), "the image of another kernel: {third:?}");
     ensure!(third.digest != first.digest, "two kernels share one image");
 
+    host::a_locked_down_kernel_keeps_what_it_has(&world).await?;
+
     // The Module is deleted: unloaded, confirmed, label and NodeModulesConfig and worker gone, then the Module itself.
     world.delete_module_and_wait(MODULE).await?;
     ensure!(!world.in_kernel().await?, "the Module is gone, but the kernel still has the module");

@@ -95,8 +95,8 @@ fn states_and_reasons_are_the_documented_ones() {
          WrongKernel VermagicMismatch SymbolMissing SignatureMissing SignatureRejected NotPermitted OutOfMemory
          ParameterRefused KernelRefused
          LoadNotProved LoadedOtherFile LoadedOtherParameters Conflict
-         FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs StoreFailed
-         StoreFull RegistryConfigInvalid RegistryBlocked"
+         FirmwareNotFound FirmwarePathRefused InTreeModuleStays NotPublished InTreeModuleNotRestored InUse UnsupportedArgs RecordLost
+         StoreFailed StoreFull RegistryConfigInvalid RegistryBlocked"
     );
     assert_list!(
         names::NodeConfigReason,

@@ -165,9 +165,12 @@ closed_list! {
         InUse,
         /// Arguments that this worker does not carry out.
         UnsupportedArgs,
+        /// The worker's record of this boot was lost, and nothing proves that the loaded module is the Module's; it is not
+        /// touched.
+        RecordLost,
         /// The worker's own files could not be read or written.
         StoreFailed,
-        /// The disk of the worker's files has less room than the image needs.
+        /// The disk of the worker's files has no room, or less than the image needs.
         StoreFull,
         /// The configuration of the node's container runtime, from which mirrors and certificates come, cannot be used.
         RegistryConfigInvalid,

@@ -1,7 +1,7 @@
 //! An API server that is away for long, by a clock that does not wait.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -12,11 +12,11 @@ use super::*;
 use crate::api::NodeModuleSpec;
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, RecordedModule};
-use crate::worker::simulated::{Loaded, SimulatedKernel, identity, spec};
+use crate::worker::simulated::{Loaded, SimulatedKernel, identity, intent, spec};
 
 /// Nothing can be fetched: the registry is away as well.
 #[derive(Debug)]
-struct NoRegistry;
+pub(super) struct NoRegistry;
 
 impl Fetch for NoRegistry {
     fn fetch(
@@ -30,7 +30,7 @@ impl Fetch for NoRegistry {
     }
 }
 
-fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
+pub(super) fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
     let id = format!("{module}1");
     kernel.with(|modules| {
         modules.insert(module.into(), Loaded { id: id.clone(), ..Loaded::default() });
@@ -86,4 +86,48 @@ async fn an_hour_without_the_api_server_touches_nothing_and_asks_seldom() {
         let kept = StateDir::open(folder.path()).unwrap().unwrap().record("boot-1").unwrap().0;
         assert_eq!(kept, record);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_were_kept_wait_until_the_api_server_says_them_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::open(folder.path()).unwrap().unwrap();
+    let kernel = Arc::new(SimulatedKernel::default());
+    let mut record = Record::new("boot-1");
+    for module in ["gpu", "net"] {
+        record.put(loaded(&kernel, module));
+    }
+    state.save_record(&record).unwrap();
+    // The one is to be replaced, the other is to go.
+    let wanted = NodeModulesConfigSpec {
+        modules: vec![spec("gpu", "gpu", 'b', 2)],
+        unload: vec![intent("gpu", 1), intent("net", 1)],
+        ..Default::default()
+    };
+    state.save_plan(&KeptPlan::new("u", 1, wanted.clone())).unwrap();
+    let back = Arc::new(AtomicBool::new(false));
+    let is_back = Arc::clone(&back);
+    let server = Router::new().fallback(move || {
+        let status = if is_back.load(Ordering::Relaxed) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let mut object = NodeModulesConfig::new("n", wanted.clone());
+        object.metadata.uid = Some("u".into());
+        object.metadata.generation = Some(1);
+        let list = serde_json::json!({"apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "NodeModulesConfigList",
+            "metadata": {"resourceVersion": "1"}, "items": [object]});
+        async move { (status, list.to_string()) }
+    });
+    let shutdown = CancellationToken::new();
+    let (settings, client) = (WorkerSettings::new("n"), Client::new(server, "default"));
+    let agent = Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown.clone()).unwrap();
+    let running = tokio::spawn(agent.run());
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    assert_eq!((kernel.names(), kernel.take_calls()), (vec!["gpu".to_owned(), "net".to_owned()], vec![]));
+    back.store(true, Ordering::Relaxed);
+    let begun = std::time::Instant::now();
+    while kernel.names().len() > 1 && begun.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(kernel.take_calls(), ["-net"]);
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
 }

@@ -45,6 +45,11 @@ impl Reporting {
         self.object = Some(object);
     }
 
+    /// The object as the API server showed it last.
+    pub(super) fn object(&self) -> Option<&NodeModulesConfig> {
+        self.object.as_ref()
+    }
+
     /// There is no object to write to.
     pub(super) fn forget(&mut self) {
         self.object = None;

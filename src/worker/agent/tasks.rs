@@ -195,7 +195,12 @@ impl Agent {
     fn worked(&mut self, job: &Job, outcome: &Outcome) {
         let loads = job.steps.iter().any(Step::loads);
         let trouble = match outcome {
-            Outcome::Failed(trouble) => trouble.clone(),
+            Outcome::Failed(trouble) => {
+                if trouble.reason == NodeReason::StoreFull {
+                    self.make_room();
+                }
+                trouble.clone()
+            }
             // Held against a module that leaves again at once; forgotten when it has lasted.
             Outcome::Done(took) if loads => {
                 info!(module = %job.owner, took_ms = took.as_millis(), "loaded");

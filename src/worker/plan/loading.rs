@@ -17,7 +17,7 @@ use crate::worker::wanted::{self, LoadIdentity, Wanted};
 
 /// Plans for a wanted entry.
 pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
-    let entry = observed.record.entry(&wanted.owner);
+    let entry = observed.record.entry(&wanted.owner).filter(|entry| !entry.unproved);
     if let Some(entry) = entry.filter(|entry| wanted::identity(&entry.spec).as_ref() == Ok(&wanted.identity))
         && is_there(observed, entry)
     {

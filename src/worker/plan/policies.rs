@@ -30,7 +30,7 @@ fn before_the_api_server_answers_nothing_but_the_entries_that_ask_for_it_is_touc
         unload: vec![],
         ..NodeModulesConfigSpec::default()
     };
-    let at_boot = KeptPlan::new("u", 1, all.clone()).at_boot().spec;
+    let at_boot = KeptPlan::new("u", 1, all.clone()).at_boot();
     world.desired = at_boot.clone();
     world.scope = Scope::AtBoot;
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);

@@ -9,10 +9,14 @@ use crate::core::kmod::proc_modules::{InitState, Listed};
 use crate::core::kmod::{Identity, Sameness, modprobe};
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, Owner, Record, RecordedModule};
+use crate::worker::wanted;
 
 /// Plans for an entry that is not wanted.
 pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
     let owner = entry.owner();
+    if entry.unproved {
+        return unproved(observed, entry, plan);
+    }
     let loaded = observed.in_kernel(&owner);
     let Some(intent) = observed.intent(&owner, entry.generation()) else {
         // Somebody else took it out, or a Module made again under the name took it over: nothing is left to speak of.
@@ -69,6 +73,29 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
         }
     }
+}
+
+/// What stands in for an entry of a lost record is told until the kernel has no such module any more.
+fn unproved(observed: &Observed, entry: &Entry, plan: &mut Plan) {
+    let owner = entry.owner();
+    let name = wanted::identity(&entry.spec).map(|identity| identity.main().to_owned()).unwrap_or_default();
+    if !observed.kernel.listed.contains_key(&name) {
+        let steps = vec![Step::Forget(owner.clone())];
+        return plan.jobs.push(Job { owner, identity: None, steps });
+    }
+    let intent = observed.intent(&owner, entry.generation());
+    let message = format!(
+        "the worker's record of this boot was lost, and nothing proves that module {name} in the kernel is this Module's; \
+         it is not touched: take it out by hand (rmmod {name}), or boot the node"
+    );
+    plan.reports.push(Report {
+        spec: entry.spec.clone(),
+        state: if intent.is_some() { ModuleState::UnloadFailed } else { ModuleState::Orphaned },
+        reason: NodeReason::RecordLost,
+        message,
+        generation: Some(intent.unwrap_or(entry.generation())),
+        loaded: None,
+    });
 }
 
 /// The step by which modprobe takes an entry's modules out, where the Module has arguments for that.

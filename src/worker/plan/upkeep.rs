@@ -51,8 +51,7 @@ fn tell(plan: &mut Plan, trouble: &Trouble, concerned: &dyn Fn(&Entry) -> bool) 
     for report in &mut plan.reports {
         let is_concerned = report.loaded.as_ref().is_some_and(|loaded| concerned(&loaded.entry));
         if is_concerned && report.state == ModuleState::Loaded {
-            let before = if report.message.is_empty() { String::new() } else { format!("{}; ", report.message) };
-            report.message = format!("{before}{}: {}", trouble.reason.as_str(), trouble.message);
+            report.add(trouble);
         }
     }
 }

@@ -1,0 +1,128 @@
+//! A disk that cannot be written, by a clock that does not wait.
+
+use std::fs;
+use std::sync::Mutex;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Method;
+
+use super::away::{NoRegistry, loaded};
+use super::*;
+use crate::api::NodeModulesConfigStatus;
+use crate::worker::simulated::{SimulatedKernel, intent, spec};
+
+/// An API server with one NodeModulesConfig, of generation 2.
+struct Server {
+    client: Client,
+    told: Arc<Mutex<NodeModulesConfigStatus>>,
+}
+
+impl Server {
+    fn start(spec: NodeModulesConfigSpec) -> Self {
+        let told = Arc::new(Mutex::new(NodeModulesConfigStatus::default()));
+        let status = Arc::clone(&told);
+        let server = Router::new().fallback(move |request: Request| {
+            let (status, spec) = (Arc::clone(&status), spec.clone());
+            async move {
+                if request.uri().query().is_some_and(|query| query.contains("watch=")) {
+                    return std::future::pending().await;
+                }
+                let is_list = request.method() == Method::GET;
+                if !is_list {
+                    let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap();
+                    let patch: NodeModulesConfig = serde_json::from_value({
+                        let mut patch: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                        patch["spec"] = serde_json::json!({});
+                        patch
+                    })
+                    .unwrap();
+                    *status.lock().unwrap() = patch.status.unwrap();
+                }
+                let mut object = NodeModulesConfig::new("n", spec);
+                object.metadata.uid = Some("u".into());
+                object.metadata.generation = Some(2);
+                object.status = Some(status.lock().unwrap().clone());
+                if !is_list {
+                    return serde_json::to_string(&object).unwrap();
+                }
+                let list = serde_json::json!({"apiVersion": "kmm.sigs.x-k8s.io/v1beta1",
+                    "kind": "NodeModulesConfigList", "metadata": {"resourceVersion": "1"}, "items": [object]});
+                list.to_string()
+            }
+        });
+        Self { client: Client::new(server, "default"), told }
+    }
+
+    /// `generation: module state reason, …`, as soon as it is `good`.
+    async fn tells(&self, good: impl Fn(&str) -> bool) -> String {
+        let begun = std::time::Instant::now();
+        loop {
+            let status = self.told.lock().unwrap().clone();
+            let mut modules: Vec<String> = status
+                .modules
+                .iter()
+                .map(|module| {
+                    let reason = module.reason.clone().unwrap_or_default();
+                    format!("{} {:?} {reason}", module.name, module.state.unwrap_or_default())
+                })
+                .collect();
+            modules.sort();
+            let told = format!("{}: {}", status.observed_generation.unwrap_or_default(), modules.join(", "));
+            // By a real clock: jobs are on real threads.
+            if good(&told) || begun.elapsed() > Duration::from_secs(10) {
+                return told;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_cannot_be_kept_are_told_and_carried_out_as_soon_as_they_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::open(folder.path()).unwrap().unwrap();
+    let kernel = Arc::new(SimulatedKernel::default());
+    let mut record = Record::new("boot-1");
+    record.put(loaded(&kernel, "gpu"));
+    record.put(loaded(&kernel, "net"));
+    state.save_record(&record).unwrap();
+    let before = NodeModulesConfigSpec {
+        modules: vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)],
+        ..NodeModulesConfigSpec::default()
+    };
+    state.save_plan(&KeptPlan::new("u", 1, before)).unwrap();
+    let in_the_way = ["plan.json.new", "lock"].map(|name| folder.path().join(name));
+    fs::remove_file(&in_the_way[1]).unwrap();
+    for path in &in_the_way {
+        fs::create_dir(path).unwrap();
+    }
+    state.sign(false);
+
+    let server = Server::start(NodeModulesConfigSpec {
+        modules: vec![spec("gpu", "gpu", 'a', 1)],
+        unload: vec![intent("net", 1)],
+        ..NodeModulesConfigSpec::default()
+    });
+    let shutdown = CancellationToken::new();
+    let client = server.client.clone();
+    let settings = WorkerSettings::new("n");
+    let agent = Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown.clone()).unwrap();
+    let running = tokio::spawn(agent.run());
+    let told = server.tells(|told| told.contains("net UnloadFailed")).await;
+    assert_eq!(told, "1: gpu Loaded Loaded, net UnloadFailed StoreFailed");
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    assert_eq!(kernel.names(), ["gpu", "net"]);
+    // What somebody else does is seen all the same.
+    kernel.with(|modules| drop(modules.remove("gpu")));
+    let told = server.tells(|told| told.contains("gpu Failed")).await;
+    assert_eq!(told, "1: gpu Failed StoreFailed, net UnloadFailed StoreFailed");
+
+    fs::remove_dir(&in_the_way[0]).unwrap();
+    let told = server.tells(|told| !told.contains("net")).await;
+    assert!(told.starts_with("2: gpu "), "{told}");
+    assert_eq!(kernel.names(), [""; 0]);
+    assert_eq!(kernel.take_calls(), ["-net"]);
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+}
