@@ -164,6 +164,26 @@ fn after_a_crash_at_any_step_the_path_is_mended_and_comes_back() {
 }
 
 #[test]
+fn a_removal_is_over_when_the_path_is_what_it_was_and_says_what_is_in_the_way() {
+    let mut world = node();
+    world.desired.modules.push(wants("net", 'b', 1, Some("/net")));
+    world.settle();
+    world.desired.modules.clear();
+    world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
+    world.kernel.fail("firmware_class", Errno::EACCES);
+    let told = world.settle();
+    assert!(told.iter().any(|told| told.ends_with("UnloadFailed FirmwarePathRefused")), "{told:?}");
+    assert_eq!((world.kernel.names().len(), value(&world).as_str()), (0, OURS));
+    world.restart();
+    let told = world.settle();
+    assert!(told.iter().any(|told| told.ends_with("UnloadFailed FirmwarePathRefused")), "{told:?}");
+    world.kernel.heal();
+    world.wait();
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!((value(&world).as_str(), links(&world).len(), world.record.entries.len()), ("/opt/fw", 0, 0));
+}
+
+#[test]
 fn a_lost_record_leaves_no_path_to_nowhere() {
     let mut world = node();
     world.settle();

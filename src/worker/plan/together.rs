@@ -57,12 +57,11 @@ impl Reach {
                     });
                     reach.modules.extend(names);
                 }
-                Step::Memory { .. }
-                | Step::Firmware
-                | Step::ForgetTakenOut(_)
-                | Step::Publish { .. }
-                | Step::Unpublish { .. }
-                | Step::Index(_) => {}
+                // The index of a release is one for all Modules.
+                Step::Publish { .. } | Step::Unpublish { .. } | Step::Index(_) => {
+                    reach.owners.insert(Owner::node("published"));
+                }
+                Step::Memory { .. } | Step::Firmware | Step::ForgetTakenOut(_) => {}
                 Step::Unload { name, .. } => {
                     reach.modules.insert(name.clone());
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Job, KernelView, Observed, Plan, Report, Step, in_tree};
+use super::{Job, KernelView, Observed, Plan, Report, Step, in_tree, upkeep};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, OnRemoval};
 use crate::core::kmod::proc_modules::{InitState, Listed};
@@ -68,6 +68,7 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             if observed.is_removal(&owner, intent) {
                 steps.extend(in_tree::after_removal(observed, &entry.spec));
             }
+            steps.extend(upkeep::before_forgetting(observed, entry));
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));

@@ -7,7 +7,7 @@ use crate::api::ModuleState;
 use crate::api::names::NodeReason;
 use crate::worker::kernel::Trouble;
 use crate::worker::publish;
-use crate::worker::record::{Entry, Owner};
+use crate::worker::record::{Entry, Owner, Record};
 
 /// Plans for the search path of firmware, for what is published on the host, and for in-tree modules without a Module.
 pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
@@ -16,7 +16,7 @@ pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
     let steps = firmware.map(|_| vec![Step::Firmware]).unwrap_or_default();
     keep(observed, plan, rests, "firmware", steps, &|entry| entry.firmware.is_some());
     keep(observed, plan, rests, "in-tree", in_tree::left_over(observed), &|_| false);
-    let steps = publishing(observed);
+    let steps = publishing(observed, &observed.record);
     if let (Some(view), false) = (&observed.published, steps.is_empty())
         && !view.writable
     {
@@ -24,6 +24,32 @@ pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
         return tell(plan, &Trouble::new(NodeReason::NotPublished, message), &|entry| publish::asks(&entry.spec));
     }
     keep(observed, plan, rests, "published", steps, &|entry| publish::asks(&entry.spec));
+}
+
+/// Steps after which the host shows nothing of an entry that has nothing in the kernel any more.
+///
+/// They are part of its removal: once it is forgotten the node may be done with, and the worker gone, before anything else
+/// is begun. What the search path holds of other Modules is brought right for them.
+pub(super) fn before_forgetting(observed: &Observed, entry: &Entry) -> Vec<Step> {
+    let mut left = observed.record.clone();
+    left.remove(&entry.owner());
+    let mut steps = Vec::new();
+    // That it has no firmware any more is recorded before the search path is touched: the last one of all also finishes
+    // what was interrupted there.
+    let concerned = entry.firmware.is_some() || left.entries.iter().all(|other| other.firmware.is_none());
+    if concerned && observed.firmware.as_ref().is_some_and(|view| !view.is_right(&left)) {
+        steps.extend([Step::write(Entry { firmware: None, ..entry.clone() }), Step::Firmware]);
+    }
+    if publish::asks(&entry.spec) && observed.published.as_ref().is_some_and(|view| view.writable) {
+        let folder = publish::folder(&entry.owner());
+        let of_others = |step: &Step| match step {
+            Step::Publish { .. } => true,
+            Step::Unpublish { name, .. } => *name != folder,
+            _ => false,
+        };
+        steps.extend(publishing(observed, &left).into_iter().filter(|step| !of_others(step)));
+    }
+    steps
 }
 
 /// A job for these steps, or why they are not tried now, told at the loaded Modules that are concerned.
@@ -56,13 +82,12 @@ fn tell(plan: &mut Plan, trouble: &Trouble, concerned: &dyn Fn(&Entry) -> bool) 
     }
 }
 
-/// Steps after which the host shows what the record says: of the running kernel, and nothing of others.
+/// Steps after which the host shows what this record says: of the running kernel, and nothing of others.
 ///
 /// What a wanted Module has there from an earlier boot stays until it is loaded again.
-fn publishing(observed: &Observed) -> Vec<Step> {
+fn publishing(observed: &Observed, record: &Record) -> Vec<Step> {
     let Some(view) = &observed.published else { return Vec::new() };
-    let recorded: BTreeMap<String, &Entry> = observed
-        .record
+    let recorded: BTreeMap<String, &Entry> = record
         .entries
         .iter()
         .filter(|entry| publish::asks(&entry.spec) && !entry.files.is_empty())
@@ -97,9 +122,13 @@ fn publishing(observed: &Observed) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::api::{LoadPolicy, NodeModuleSpec};
     use crate::core::kmod::order::Role::Named;
+    use crate::worker::plan::startable;
     use crate::worker::simulated::{RELEASE, World, file, intent, spec};
 
     fn asking(generation: i64, publish_on_host: bool) -> NodeModuleSpec {
@@ -177,6 +206,44 @@ mod tests {
         world.wait();
         assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
         assert_eq!(*world.kernel.published.lock().unwrap(), before);
+    }
+
+    #[test]
+    fn a_removal_is_over_when_the_host_shows_nothing_of_it_and_says_what_is_in_the_way() {
+        for interrupted in [false, true] {
+            let mut world = node();
+            world.settle();
+            world.desired.modules.clear();
+            world.desired.unload = vec![intent("gpu", 1)];
+            if interrupted {
+                let mut plan = world.plan();
+                let index = plan.jobs[0].steps.iter().position(|step| matches!(step, Step::Index(_))).unwrap();
+                plan.jobs[0].steps.truncate(index);
+                world.carry_out(&plan, &CancellationToken::new());
+                world.restart();
+            }
+            world.kernel.fail("depmod", Errno::EIO);
+            assert_eq!(world.settle(), ["gpu UnloadFailed NotPublished"], "{interrupted}");
+            assert_eq!((world.kernel.names().len(), world.record.entries.len()), (0, 1));
+            world.kernel.heal();
+            world.wait();
+            assert_eq!(world.settle(), [""; 0]);
+            assert_eq!((shown(&world).len(), world.record.entries.len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn two_removals_do_not_index_at_the_same_time() {
+        let mut world = node();
+        world.image('c', vec![file("net", "net1", Named, &[])]);
+        world.desired.modules.push(NodeModuleSpec { policy: asking(1, true).policy, ..spec("net", "net", 'c', 1) });
+        world.settle();
+        world.desired.modules.clear();
+        world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
+        let plan = world.plan();
+        assert_eq!((plan.jobs.len(), startable(plan.jobs, &world.record, []).len()), (2, 1));
+        assert_eq!(world.settle(), [""; 0]);
+        assert_eq!(shown(&world), [""; 0]);
     }
 
     #[test]
