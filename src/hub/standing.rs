@@ -55,8 +55,8 @@ pub struct Gaps {
     pub held_back: Vec<(Arc<str>, String)>,
     /// Kernels without a mapping, or for which the mapping's templates fail.
     pub unmapped: Vec<(Arc<str>, String)>,
-    /// Some image was not asked for yet, or its registry has not answered yet.
-    pub unanswered: bool,
+    /// Images that were not asked for yet, or whose registry has not answered yet.
+    pub unanswered: usize,
 }
 
 /// Names in a message before the rest is counted.

@@ -1,4 +1,4 @@
-//! Since when works wait for answers about their images.
+//! How long works have been waiting for answers about their images.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,42 +10,56 @@ use crate::hub::manifest_work::Target;
 
 /// The waits of all works. Only what waits is remembered.
 #[derive(Debug, Default)]
-pub struct Waits(Mutex<HashMap<Target, Wait>>);
+pub struct Waits(Mutex<HashMap<Target, (Waited, Instant)>>);
 
-/// A wait begins anew with each generation of the ManagedClusterModule.
-#[derive(Debug)]
-struct Wait {
-    generation: i64,
-    since: Instant,
+/// The wait of one work, as it was when somebody looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// Generation of the ManagedClusterModule.
+    pub generation: i64,
+    /// Images of which the registry has said nothing.
+    pub unanswered: usize,
+    /// How long it has been waiting.
+    pub in_all: Duration,
+    /// How long it has been waiting since the last answer.
+    pub still: Duration,
+}
+
+impl Waited {
+    /// The wait that follows from the one before. It begins anew with another generation, and where more is to be asked.
+    pub fn after(before: Option<Self>, generation: i64, unanswered: usize) -> Self {
+        match before.filter(|before| before.generation == generation && unanswered <= before.unanswered) {
+            None => Self { generation, unanswered, ..Self::default() },
+            Some(before) if unanswered < before.unanswered => Self { unanswered, still: Duration::ZERO, ..before },
+            Some(before) => before,
+        }
+    }
 }
 
 impl Waits {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Target, Wait>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Target, (Waited, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the work has been waiting with this generation; zero if it was not.
-    pub fn so_far(&self, target: &Target, generation: i64) -> Duration {
-        let since = self.lock().get(target).filter(|wait| wait.generation == generation).map(|wait| wait.since);
-        since.map_or(Duration::ZERO, |since| since.elapsed())
+    /// How long the work has been waiting; `None` if it was not.
+    pub fn so_far(&self, target: &Target) -> Option<Waited> {
+        let (waited, at) = *self.lock().get(target)?;
+        let since = at.elapsed();
+        Some(Waited { in_all: waited.in_all + since, still: waited.still + since, ..waited })
     }
 
-    /// The work waits with this generation, from now on if it did not before.
-    pub fn begin(&self, target: &Target, generation: i64) {
-        let new = || Wait { generation, since: Instant::now() };
+    /// The work waits like this now, or for nothing any more.
+    pub fn set(&self, target: &Target, waited: Option<Waited>) {
         let mut waits = self.lock();
-        let wait = waits.entry(target.clone()).or_insert_with(new);
-        if wait.generation != generation {
-            *wait = new();
-        }
-    }
-
-    /// The work waits for nothing.
-    pub fn end(&self, target: &Target) {
-        let mut waits = self.lock();
-        if waits.remove(target).is_some() && waits.is_empty() {
-            // A fleet that waited together leaves no room behind.
-            waits.shrink_to_fit();
+        match waited {
+            Some(waited) => {
+                waits.insert(target.clone(), (waited, Instant::now()));
+            }
+            None if waits.remove(target).is_some() && waits.is_empty() => {
+                // A fleet that waited together leaves no room behind.
+                waits.shrink_to_fit();
+            }
+            None => {}
         }
     }
 
@@ -61,23 +75,30 @@ mod tests {
     use crate::hub::testing::{MODULE, target};
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_is_as_long_as_its_generation_and_ends_once() {
+    async fn a_wait_goes_on_until_the_last_answer_and_begins_anew_with_another_wish() {
         let (waits, target) = (Waits::default(), target("c1"));
-        let pass = |generation| {
-            waits.begin(&target, generation);
-            waits.so_far(&target, generation).as_secs()
+        let pass = |generation, unanswered| {
+            let waited = Waited::after(waits.so_far(&target), generation, unanswered);
+            waits.set(&target, Some(waited));
+            (waited.in_all.as_secs(), waited.still.as_secs())
         };
-        assert_eq!(pass(1), 0);
-        tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!((pass(1), waits.so_far(&target, 2), pass(2)), (3, Duration::ZERO, 0));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(pass(2), 1);
-        waits.end(&target);
-        assert_eq!(pass(2), 0);
-        tokio::time::advance(Duration::from_secs(1)).await;
+        let second = || tokio::time::advance(Duration::from_secs(1));
+        assert_eq!(pass(1, 3), (0, 0));
+        second().await;
+        assert_eq!(pass(1, 3), (1, 1), "a look changes nothing");
+        second().await;
+        assert_eq!(pass(1, 2), (2, 0), "an answer came");
+        second().await;
+        assert_eq!(pass(1, 2), (3, 1));
+        assert_eq!(pass(1, 3), (0, 0), "a kernel more");
+        second().await;
+        assert_eq!(pass(2, 3), (0, 0), "another generation");
+        second().await;
         waits.forget("another");
-        assert_eq!(pass(2), 1);
+        assert_eq!(pass(2, 3), (1, 1));
+        waits.set(&target, None);
+        assert_eq!(pass(2, 3), (0, 0));
         waits.forget(MODULE);
-        assert!(waits.lock().is_empty());
+        assert_eq!(waits.so_far(&target), None);
     }
 }

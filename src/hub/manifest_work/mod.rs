@@ -75,10 +75,7 @@ async fn pass(client: &kube::Client, fleet: &Fleet, target: &Target) -> Result<O
     if wants_images {
         fleet.images_queue.add(Arc::clone(&target.module));
     }
-    match waits {
-        Some(generation) => fleet.waits.begin(target, generation),
-        None => fleet.waits.end(target),
-    }
+    fleet.waits.set(target, waits);
     match apply::apply(client, target, &action).await {
         Ok(Done::AsPlanned) => {
             match action {

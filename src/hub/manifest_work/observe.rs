@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::hub::fleet::Fleet;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
+use crate::hub::waits::Waited;
 use crate::runtime::store::ObjectKey;
 
 /// One ManagedClusterModule in one cluster: the key of a work.
@@ -36,19 +36,18 @@ pub(super) struct Observed {
     pub images: Option<Arc<Images>>,
     /// The work of that name, if it has the label of ours.
     pub work: Option<Arc<Work>>,
-    /// How long the present wish has been waiting for answers about its images.
-    pub waited: Duration,
+    /// How long it has been waiting for answers about its images, if it was.
+    pub waited: Option<Waited>,
 }
 
 /// Reads the stores.
 pub(super) fn observe(fleet: &Fleet, target: &Target) -> Observed {
-    let module = fleet.modules.get(&ObjectKey::cluster(&*target.module));
     Observed {
-        waited: module.as_ref().map_or(Duration::ZERO, |module| fleet.waits.so_far(target, module.generation)),
-        module,
+        module: fleet.modules.get(&ObjectKey::cluster(&*target.module)),
         cluster: fleet.clusters.get(&ObjectKey::cluster(&*target.cluster)),
         images: fleet.images.get(&fleet.images_key(&target.module)),
         work: fleet.works.get(&ObjectKey::new(&*target.cluster, &*target.module)),
+        waited: fleet.waits.so_far(target),
         target: target.clone(),
     }
 }

@@ -15,10 +15,13 @@ use crate::core::mapping::{Mappings, Resolution, Resolved};
 use crate::hub::intern;
 use crate::hub::standing::{Gaps, Nodes, Phase, Standing};
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, fingerprint};
+use crate::hub::waits::Waited;
 
-/// Digests arrive one by one: for so long a work waits until every look-up has come to something, good or bad, and is
-/// written once. After that it holds what is known, so that no registry holds up the kernels of another.
+/// Digests arrive one by one. A work is held back until every look-up has come to something, good or bad, and is then
+/// written once; but no longer than this after the last answer, so that no registry holds up the kernels of another.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
+/// And no longer than this in all.
+pub(super) const LONGEST: Duration = Duration::from_secs(10);
 
 /// What is to be done, and how the cluster stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +32,8 @@ pub(super) struct Plan {
     pub standing: Option<Standing>,
     /// Some image that the cluster needs was not asked for yet.
     pub wants_images: bool,
-    /// The ManagedClusterModule's generation, while some look-up for the cluster has come to nothing yet.
-    pub waits: Option<i64>,
+    /// The wait, while some look-up for the cluster has come to nothing yet.
+    pub waits: Option<Waited>,
     /// When to look again although nothing changes.
     pub again: Option<Duration>,
 }
@@ -97,7 +100,8 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         Some(mappings) => lines(module, mappings, cluster, observed.images.as_deref(), work),
         None => (Vec::new(), Gaps::default(), false),
     };
-    let waits = gaps.unanswered.then_some(module.generation);
+    let waited = Waited::after(observed.waited, module.generation, gaps.unanswered);
+    let waits = (gaps.unanswered > 0).then_some(waited);
     let has_loader = spec.module_loader.is_some();
     let unknown_kernels = matches!(cluster.kernels, Kernels::Absent | Kernels::Invalid(_));
     // Nothing to send, or nobody can tell: what was sent before stays.
@@ -106,8 +110,8 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     }
     // Without a loader, kernels do not matter.
     let kernels = if has_loader { &cluster.kernels } else { &Kernels::Complete(intern::texts(&[])) };
-    let rest = GRACE.saturating_sub(observed.waited);
-    if gaps.unanswered && !rest.is_zero() {
+    let rest = GRACE.saturating_sub(waited.still).min(LONGEST.saturating_sub(waited.in_all));
+    if gaps.unanswered > 0 && !rest.is_zero() {
         return Ok(Plan { wants_images, waits, again: Some(rest), ..Plan::nothing(Some(as_it_is(&gaps))) });
     }
     planned(module, spec, observed, &lines).map(|action| Plan {
@@ -222,7 +226,8 @@ fn lines(
                     Err(why) => {
                         let fact = images.and_then(|images| images.fact(&kernel, &resolved.image));
                         let answered = fact.is_some_and(|fact| *fact.reason != *ImageReason::Pending.as_str());
-                        gaps.unanswered |= !answered && taken.is_none() && resolved.image.parse::<ImageRef>().is_ok();
+                        let asked = taken.is_none() && resolved.image.parse::<ImageRef>().is_ok();
+                        gaps.unanswered += usize::from(asked && !answered);
                         gaps.held_back.push((kernel, taken.clone().unwrap_or(why)));
                     }
                 }

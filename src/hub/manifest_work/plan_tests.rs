@@ -1,11 +1,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use super::plan::{Action, GRACE, Plan, plan};
+use super::plan::{Action, GRACE, LONGEST, Plan, plan};
 use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
 use crate::hub::standing::Phase;
@@ -14,6 +13,7 @@ use crate::hub::testing::{
     stored, target, work,
 };
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
+use crate::hub::waits::Waited;
 
 fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work: Option<Arc<Work>>) -> Observed {
     Observed {
@@ -22,7 +22,7 @@ fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work:
         cluster: Some(Arc::new(cluster)),
         images: images.map(Arc::new),
         work,
-        waited: Duration::ZERO,
+        waited: None,
     }
 }
 
@@ -194,6 +194,7 @@ fn a_kernel_without_image_holds_back_only_itself_and_is_named() {
 #[test]
 fn a_silent_registry_holds_the_work_back_for_a_moment_and_then_only_its_own_kernel() {
     let (a, b) = (("6.1.0-a", "registry.test/gpu:6.1.0-a"), ("6.1.0-b", "registry.test/gpu:6.1.0-b"));
+    let waited = |unanswered, in_all, still| Some(Waited { generation: 1, unanswered, in_all, still });
     let planned = |known: Images, waited, work| {
         let observed = observed(module(&spec()), cluster(&[a.0, b.0]), Some(known), work);
         plan(&Observed { waited, ..observed }).unwrap()
@@ -202,23 +203,36 @@ fn a_silent_registry_holds_the_work_back_for_a_moment_and_then_only_its_own_kern
     let digest_of_a = digest('a');
     let found = (a.0, a.1, Ok(&*digest_of_a));
     let silent = || [images(&[found]), images(&[found, (b.0, b.1, Err("Pending"))])];
+    let (half, long) = (GRACE / 2, LONGEST / 2);
+    for (before, rest) in [
+        (None, GRACE),
+        (waited(1, half, half), half),
+        // The other answer has come just now, late or not.
+        (waited(2, half, half), GRACE),
+        (waited(2, long, long), GRACE),
+        (waited(2, 4 * GRACE + half, long), half),
+    ] {
+        for known in silent() {
+            let held = planned(known, before, None);
+            assert_eq!((&held.action, held.again), (&Action::Nothing, Some(rest)), "{before:?}");
+            assert_eq!(held.waits.unwrap().unanswered, 1);
+            assert_eq!(standing(&held).1, ClusterReason::ImagesNotReady);
+        }
+    }
     let mut late = Vec::new();
-    for known in silent() {
-        let held = planned(known, GRACE / 2, None);
-        assert_eq!((&held.action, held.waits, held.again), (&Action::Nothing, Some(1), Some(GRACE / 2)));
-        assert_eq!(standing(&held).1, ClusterReason::ImagesNotReady);
+    for before in [waited(1, GRACE, GRACE), waited(2, LONGEST, half)] {
+        for known in silent() {
+            let plan = planned(known, before, None);
+            assert_eq!((sent(&plan), plan.again), (vec![pair(a.0, 'a')], None));
+            let (phase, reason, message) = standing(&plan);
+            assert_eq!((phase, reason), (Phase::Waiting, ClusterReason::ImagesNotReady));
+            assert!(message.starts_with("no image yet for kernel 6.1.0-b (registry.test/gpu:6.1.0-b"), "{message}");
+            late.push(stored(applied(&plan)));
+        }
     }
-    for known in silent() {
-        let plan = planned(known, GRACE, None);
-        assert_eq!((sent(&plan), plan.waits, plan.again), (vec![pair(a.0, 'a')], Some(1), None));
-        let (phase, reason, message) = standing(&plan);
-        assert_eq!((phase, reason), (Phase::Waiting, ClusterReason::ImagesNotReady));
-        assert!(message.starts_with("no image yet for kernel 6.1.0-b (registry.test/gpu:6.1.0-b"), "{message}");
-        late.push(stored(applied(&plan)));
-    }
-    assert_eq!(late[0], late[1]);
+    assert!(late.windows(2).all(|works| works[0] == works[1]));
     // With the answer the work is whole, at once; nothing is waited for any more.
-    let whole = planned(two_images(), 3 * GRACE, Some(work(late[0].clone())));
+    let whole = planned(two_images(), waited(1, long, long), Some(work(late[0].clone())));
     assert_eq!((sent(&whole), whole.waits), (vec![pair(a.0, 'a'), pair(b.0, 'b')], None));
 
     // A change of an existing work waits no longer either, and what was sent of the silent registry stays in it.
@@ -231,8 +245,8 @@ fn a_silent_registry_holds_the_work_back_for_a_moment_and_then_only_its_own_kern
         assert_eq!((sent(&plan), plan.waits), (vec![pair(a.0, 'a'), pair(b.0, 'b')], None));
     }
     // Where nothing is known at all there is nothing to send, however long that is so.
-    let nothing = planned(images(&[]), 3 * GRACE, None);
-    assert_eq!((nothing.action, nothing.waits, nothing.again), (Action::Nothing, Some(1), None));
+    let nothing = planned(images(&[]), waited(2, LONGEST, LONGEST), None);
+    assert_eq!((nothing.action, nothing.waits.is_some(), nothing.again), (Action::Nothing, true, None));
 }
 
 #[test]

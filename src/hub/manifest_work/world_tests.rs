@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use super::plan::{Action, GRACE, plan};
+use super::plan::{Action, plan};
 use super::render::source_id;
 use crate::hub::testing::{cluster, cluster_of, digest, images, module, spec, stored, target, work};
 use crate::hub::view::FleetModule;
@@ -91,7 +91,7 @@ impl World {
             }),
             images: Some(Arc::new(images(&facts))),
             work: self.works.get(name).map(|value| work(value.clone())),
-            waited: GRACE,
+            waited: None,
         }
     }
 
@@ -175,7 +175,7 @@ fn rendering_is_the_same_byte_for_byte_in_every_order_of_clusters_and_kernels() 
             cluster: Some(Arc::new(cluster(kernels))),
             images: Some(Arc::new(images(&facts))),
             work: None,
-            waited: GRACE,
+            waited: None,
         };
         match plan(&seen).unwrap().action {
             Action::Apply { work, .. } => serde_json::to_string(&work).unwrap(),
