@@ -59,6 +59,19 @@ async fn modules_of_every_kind_are_loaded_and_proved() -> Result<()> {
     assert_eq!(of(&status, "plain")?.observed_generation, Some(7));
     assert_eq!(status.conditions[0].status, "True");
     assert_eq!(status.kernel_version.as_deref(), Some(mods.release.as_str()));
+
+    // A parameter that somebody changes is told, and nothing is touched for it.
+    let birth = world.birth("kmm_param").await?;
+    let told = |reason| {
+        [("param", Loaded, reason), ("top", Loaded, "Loaded"), ("dash", Loaded, "Loaded"), ("plain", Loaded, "Loaded")]
+    };
+    world.vm.run("echo 7 >/sys/module/kmm_param/parameters/number").await?;
+    let status = world.settled(generation, &told("ParametersDiffer")).await?;
+    let message = of(&status, "param")?.message.clone().unwrap_or_default();
+    ensure!(message.contains("number is `7`, asked for `0x2a`"), "{message}");
+    assert_eq!((world.birth("kmm_param").await?, status.conditions[0].status.as_str()), (birth, "True"));
+    world.vm.run("echo 42 >/sys/module/kmm_param/parameters/number").await?;
+    world.settled(generation, &told("Loaded")).await?;
     Ok(())
 }
 

@@ -87,7 +87,7 @@ fn states_and_reasons_are_the_documented_ones() {
     );
     assert_list!(
         names::NodeReason,
-        "Loaded Adopted Pending Pulling Loading Unloading Unloaded NotWanted Kept WaitingForReboot Missing
+        "Loaded Adopted ParametersDiffer Pending Pulling Loading Unloading Unloaded NotWanted Kept WaitingForReboot Missing
          ImageNotFound ImageUnauthorized ImageForbidden ImageRateLimited ImageRegistryError ImageInvalidResponse
          ImageTimeout ImageUnreachable ImageTlsError ImageInvalidReference ImagePlatformMissing
          PullSecretMissing PullSecretForbidden PullSecretInvalid

@@ -67,6 +67,8 @@ closed_list! {
         Loaded,
         /// The kernel runs the file that the image holds; it was loaded before this worker came.
         Adopted,
+        /// The kernel runs the file that the image holds, and a parameter shows something else than was asked for.
+        ParametersDiffer,
         /// Nothing done yet.
         Pending,
         /// The image is being fetched.

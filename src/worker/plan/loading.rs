@@ -26,17 +26,11 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
             let steps = vec![Step::write(Entry { spec: wanted.spec.clone(), complete: true, ..entry.clone() })];
             plan.jobs.push(Job { owner: wanted.owner.clone(), identity: Some(wanted.identity.clone()), steps });
         }
-        let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
         let mut loaded = observed.in_kernel(&wanted.owner);
         if let Some(loaded) = &mut loaded {
             loaded.entry.spec = wanted.spec.clone();
         }
-        plan.reports.push(report(
-            &wanted.spec,
-            ModuleState::Loaded,
-            Trouble::new(reason, drift(observed, wanted)),
-            loaded,
-        ));
+        plan.reports.push(report(&wanted.spec, ModuleState::Loaded, as_it_is(observed, wanted, entry.adopted), loaded));
         return;
     }
     if let Some(trouble) = entry.and_then(|entry| left_missing(observed, wanted, entry)) {
@@ -79,6 +73,18 @@ fn left_missing(observed: &Observed, wanted: &Wanted, entry: &Entry) -> Option<T
         missing.name
     );
     Some(Trouble::new(NodeReason::Missing, message))
+}
+
+/// How a loaded module is told. A parameter that somebody changed is told whatever `policy.onDrift` says: nothing is taken
+/// out for it, and what the module takes while it runs is not known.
+fn as_it_is(observed: &Observed, wanted: &Wanted, adopted: bool) -> Trouble {
+    let drift = drift(observed, wanted);
+    let reason = match (drift.is_empty(), adopted) {
+        (false, _) => NodeReason::ParametersDiffer,
+        (true, true) => NodeReason::Adopted,
+        (true, false) => NodeReason::Loaded,
+    };
+    Trouble::new(reason, drift)
 }
 
 /// Parameters that are readable and show something else than was asked for.
@@ -283,14 +289,13 @@ impl Loading<'_> {
     fn adopt(&self, plan: &mut Plan) {
         let adopted = self.entry.is_none_or(|entry| entry.adopted);
         let entry = Entry { complete: true, ..self.new_entry(adopted, &[]) };
-        let reason = if entry.adopted { NodeReason::Adopted } else { NodeReason::Loaded };
+        let trouble = as_it_is(self.observed, self.wanted, entry.adopted);
         let identity = self.identity_of_main();
         plan.jobs.push(Job {
             owner: self.wanted.owner.clone(),
             identity: Some(self.wanted.identity.clone()),
             steps: std::iter::once(Step::write(entry.clone())).chain(self.firmware_step()).collect(),
         });
-        let trouble = Trouble::new(reason, drift(self.observed, self.wanted));
         let loaded = Some(super::InKernel { entry, identity });
         plan.reports.push(report(&self.wanted.spec, ModuleState::Loaded, trouble, loaded));
     }

@@ -82,6 +82,26 @@ fn a_module_that_somebody_took_out_is_loaded_again_or_reported() {
 }
 
 #[test]
+fn a_parameter_that_somebody_changed_is_told_and_nothing_is_done_for_it() {
+    for on_drift in OnDrift::ALL.iter().copied() {
+        let mut world = gpu(LoadPolicy { on_drift, ..LoadPolicy::default() });
+        world.desired.modules[0].config.modprobe.parameters = vec!["level=3".into()];
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        world.kernel.take_calls();
+        let set = |world: &World, value: &str| {
+            let change = |loaded: &mut Loaded| drop(loaded.parameters.insert("level".into(), value.into()));
+            world.kernel.with(|modules| modules.get_mut("gpu").into_iter().for_each(change));
+        };
+        set(&world, "4");
+        assert_eq!(world.settle(), ["gpu Loaded ParametersDiffer"]);
+        assert_eq!(world.plan().reports[0].message, "parameters differ: level is `4`, asked for `3`");
+        set(&world, "3");
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!(world.kernel.take_calls(), [""; 0]);
+    }
+}
+
+#[test]
 fn what_is_missing_while_something_else_is_wanted_is_loaded() {
     let mut world = gpu(LoadPolicy { on_drift: OnDrift::Report, ..LoadPolicy::default() });
     world.settle();
