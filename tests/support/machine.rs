@@ -306,8 +306,8 @@ impl Machine {
     pub async fn reboot(&self) -> Result<()> {
         let before = self.starts();
         // The answer may or may not arrive before the machine is gone.
-        self.exec("sync; (sleep 0.2; reboot -f) >/dev/null 2>&1 &").await?;
-        self.wait_started(before).await?;
+        let asked = self.exec("sync; (sleep 0.2; reboot -f) >/dev/null 2>&1 &").await;
+        self.wait_started(before).await.with_context(|| format!("asked to reboot: {asked:?}"))?;
         self.wait_obeys().await
     }
 
