@@ -19,7 +19,7 @@ mod schema;
 mod wire;
 
 pub use k8s_openapi::api::core::v1::{LocalObjectReference, Toleration};
-pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 pub use managed_cluster_module::{
     FailingCluster, ManagedClusterModule, ManagedClusterModuleSpec, ManagedClusterModuleStatus, NodeTotals,
 };

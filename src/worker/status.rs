@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::plan::Report;
 use super::record::Owner;
 use crate::api::names::{ConditionType, NodeConfigReason, NodeReason};
-use crate::api::{ModuleState, NodeModuleStatus, NodeModulesConfigStatus, Time};
+use crate::api::{MicroTime, ModuleState, NodeModuleStatus, NodeModulesConfigStatus, Time};
 use crate::core::conditions::{self, State};
 
 /// Longest message of an entry, characters: 50 modules must stay far below the size of an object.
@@ -84,7 +84,7 @@ fn entry(report: &Report, old: Option<&NodeModuleStatus>, node: &Node<'_>, now: 
         duration: loaded.and_then(|loaded| loaded.entry.took_ms).map(seconds),
         image_repo_secret: spec.image_repo_secret.clone(),
         last_transition_time: Some(since.unwrap_or(Time(now))),
-        load_time: loaded.and_then(|loaded| loaded.entry.loaded_at).map(Time),
+        load_time: loaded.and_then(|loaded| loaded.entry.loaded_at).and_then(micro),
         message: (!report.message.is_empty()).then(|| conditions::truncate(&report.message, MAX_MESSAGE)),
         module_uid: report.spec.module_uid.clone(),
         name: report.spec.name.clone(),
@@ -97,6 +97,11 @@ fn entry(report: &Report, old: Option<&NodeModuleStatus>, node: &Node<'_>, now: 
         tolerations: spec.tolerations.clone(),
         version: spec.version.clone(),
     }
+}
+
+/// As exact as it is written: anything finer would look like a change each time.
+fn micro(at: Timestamp) -> Option<MicroTime> {
+    Timestamp::from_microsecond(at.as_microsecond()).ok().map(MicroTime)
 }
 
 /// Seconds with one digit after the point.
@@ -171,7 +176,8 @@ mod tests {
 
     fn loaded() -> Report {
         let spec = spec("gpu", "gpu", 'a', 3);
-        let entry = Entry { took_ms: Some(1234), complete: true, ..Entry::of(spec.clone()) };
+        let loaded_at = Timestamp::from_nanosecond(1_700_000_000_123_456_789).ok();
+        let entry = Entry { took_ms: Some(1234), loaded_at, complete: true, ..Entry::of(spec.clone()) };
         let identity = Identity { build_id: Some("abc".into()), srcversion: None };
         Report {
             spec,
@@ -205,7 +211,9 @@ mod tests {
         assert_eq!(module.digest, Some(format!("sha256:{}", "a".repeat(64))));
         assert_eq!(module.boot_id.as_deref(), Some("boot-1"));
         assert_eq!(ready(&status), "True AllLoaded 1 loaded");
-        assert_eq!(super::status(&status, &NODE, &[loaded()], None, at(500)), None);
+        // As it comes back from the API server.
+        let told: NodeModulesConfigStatus = serde_json::from_value(serde_json::to_value(&status).unwrap()).unwrap();
+        assert_eq!(super::status(&told, &NODE, &[loaded()], None, at(500)), None);
     }
 
     #[test]

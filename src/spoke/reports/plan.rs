@@ -135,7 +135,7 @@ fn transition(reason: EventReason, of: &NodeModuleStatus, note: String) -> Trans
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     use super::*;
     use crate::spoke::testing::{a_config, an_entry, loaded};
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_load_that_follows_another_at_once_is_told_and_one_that_is_still_there_is_not() {
-        let at = |second: i64| Some(Time(Timestamp::from_second(second).unwrap()));
+        let at = |second: i64| Some(MicroTime(Timestamp::from_second(second).unwrap()));
         let of = |state, second, parameter: &str| {
             let mut config = config(Some(state), if state == ModuleState::Loaded { "Loaded" } else { "InUse" });
             let report = &mut config.report.modules[0];
