@@ -54,6 +54,9 @@ async fn a_managed_cluster_module_is_loaded_on_a_spoke_costs_nothing_at_rest_and
     world.label_cluster("other").await?;
     world.leaves_the_kernel().await?;
     eventually(LIMIT, "the work to go", || async { Ok(world.work().await?.is_none().then_some(())) }).await?;
+    // What it says from here on is of the new selection.
+    eventually(LIMIT, "no cluster to be counted", || async { Ok((world.ready_clusters().await? == 0).then_some(())) })
+        .await?;
     world.label_cluster(CLUSTER).await?;
     world.becomes_ready().await?;
     ensure!(world.in_kernel().await?, "ready again, and the kernel has no such module");

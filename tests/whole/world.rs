@@ -155,6 +155,12 @@ impl World {
         }
     }
 
+    /// How many clusters the Hub counts as ready.
+    pub(crate) async fn ready_clusters(&self) -> Result<i32> {
+        let status = self.managed_cluster_modules().get(NAME).await?.status.unwrap_or_default();
+        Ok(status.number_ready.unwrap_or_default())
+    }
+
     /// What the worker says of the Module.
     pub(crate) async fn told(&self) -> Result<NodeModuleStatus> {
         let configs: Api<NodeModulesConfig> = Api::all(self.spoke_client.clone());
