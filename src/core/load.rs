@@ -209,11 +209,12 @@ pub fn in_tree(config: &ModuleConfig) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::api::{ModprobeArgs, TLSOptions};
 
-    fn config(change: impl FnOnce(&mut ModuleConfig)) -> ModuleConfig {
+    /// A configuration that can be carried out, with this change.
+    pub(crate) fn config(change: impl FnOnce(&mut ModuleConfig)) -> ModuleConfig {
         let mut config = ModuleConfig {
             container_image: format!("registry.example/drivers/kmm@sha256:{}", "a".repeat(64)),
             kernel_version: "6.12.1".into(),

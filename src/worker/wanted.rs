@@ -47,18 +47,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::api::{LoadPolicy, ModprobeArgs, ModprobeSpec, ModuleConfig, OnChange};
+    use crate::api::{LoadPolicy, ModprobeArgs, ModuleConfig, OnChange};
     use crate::core::kmod::order::Role;
+    use crate::core::load::tests::config;
     use crate::worker::simulated::{self, Loaded, World};
 
     fn spec(change: impl FnOnce(&mut ModuleConfig)) -> NodeModuleSpec {
-        let mut config = ModuleConfig {
-            container_image: format!("registry.example/drivers/kmm@sha256:{}", "a".repeat(64)),
-            kernel_version: "6.12.1".into(),
-            modprobe: ModprobeSpec { module_name: Some("kmm-a".into()), ..ModprobeSpec::default() },
-            ..ModuleConfig::default()
-        };
-        change(&mut config);
+        let config = config(change);
         NodeModuleSpec { config, name: "gpu".into(), namespace: "drivers".into(), ..NodeModuleSpec::default() }
     }
 

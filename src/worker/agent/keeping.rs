@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::Agent;
+use super::tasks::pause;
 use crate::api::NodeModulesConfigSpec;
 use crate::api::names::NodeReason;
 use crate::runtime::client::chain;
@@ -43,7 +44,7 @@ impl Keeping {
 
     fn failed(&mut self, trouble: Trouble, now: Duration) {
         let failures = self.unkept.as_ref().map_or(0, |unkept| unkept.failures);
-        let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+        let pause = pause(FIRST_PAUSE, LONGEST_PAUSE, failures);
         self.unkept = Some(Unkept { trouble, again: now + pause, failures: failures.saturating_add(1) });
     }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use tracing::{debug, warn};
 
 use super::Agent;
-use super::tasks::Finished;
+use super::tasks::{Finished, pause};
 use crate::api::NodeModulesConfig;
 use crate::api::names::field_manager;
 use crate::runtime::client::{self, ApiError, chain};
@@ -85,7 +85,7 @@ impl Reporting {
                 }
             }
             Err(error) => {
-                let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
+                let pause = pause(FIRST_PAUSE, LONGEST_PAUSE, self.failures);
                 self.failures = self.failures.saturating_add(1);
                 self.not_before = now + pause;
                 if error.is_not_found() {

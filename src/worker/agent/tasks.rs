@@ -40,6 +40,11 @@ pub(super) enum Finished {
     Written(Result<Box<NodeModulesConfig>, ApiError>),
 }
 
+/// The pause after so many failures before this one: it doubles with each, up to the longest.
+pub(super) fn pause(first: Duration, longest: Duration, failures: u32) -> Duration {
+    first.saturating_mul(2u32.saturating_pow(failures)).min(longest)
+}
+
 /// Pauses that double with every failure of the same thing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backoff {
@@ -52,7 +57,7 @@ impl Backoff {
         if self.what.as_ref() != what {
             *self = Self { what: what.cloned(), failures: 0 };
         }
-        let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
+        let pause = pause(FIRST_PAUSE, LONGEST_PAUSE, self.failures);
         self.failures = self.failures.saturating_add(1);
         pause
     }
