@@ -26,11 +26,13 @@ use self::reporting::Reporting;
 use self::tasks::{Backoff, Finished};
 use self::users::UsersFound;
 use super::fetch::Fetch;
+use super::kept_plan::KeptPlan;
 use super::kernel::Kernel;
 use super::plan::{
     Attempt, KernelView, Observed, Plan, Preparation, Prepared, RunningJob, Scope, in_use, plan, startable,
 };
-use super::record::{KeptPlan, Owner, Record, StateDir};
+use super::record::{Owner, Record};
+use super::state_dir::StateDir;
 use super::{Beginning, Error, WorkerSettings, apply, observe, wanted};
 use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::client::chain;

@@ -18,6 +18,7 @@ pub mod examine;
 pub mod fetch;
 pub mod firmware;
 pub mod firmware_folder;
+pub mod kept_plan;
 pub mod kernel;
 pub mod kernel_linux;
 pub mod modprobe;
@@ -29,6 +30,7 @@ pub mod publish;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;
+pub mod state_dir;
 pub mod status;
 mod trees;
 pub mod unpack;
@@ -50,9 +52,11 @@ use tracing::{info, warn};
 
 use self::agent::Agent;
 use self::fetch::{Network, RegistryFetch};
+use self::kept_plan::KeptPlan;
 use self::kernel::Kernel;
 use self::kernel_linux::LinuxKernel;
-use self::record::{KeptPlan, Owner, Record, StateDir, StoreError};
+use self::record::{Owner, Record};
+use self::state_dir::{StateDir, StoreError};
 use crate::oci::proxies::Proxies;
 use crate::runtime::readiness::Gate;
 

@@ -16,7 +16,8 @@ use super::kernel::{Kernel, Trouble};
 use super::kernel_linux::LinuxKernel;
 use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan, startable};
 use super::prepare::Host;
-use super::record::{Holder, Owner, Record, StateDir};
+use super::record::{Owner, Record};
+use super::state_dir::{Holder, StateDir};
 use super::{Beginning, Error, WorkerSettings, observe, wanted};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
@@ -178,7 +179,7 @@ mod tests {
     use super::*;
     use crate::api::LoadPolicy;
     use crate::core::kmod::order::Role::{Named, Needed};
-    use crate::worker::record::KeptPlan;
+    use crate::worker::kept_plan::KeptPlan;
     use crate::worker::simulated::{Loaded, MemoryStore, RELEASE, SimulatedKernel, file, intent, spec};
 
     fn asking(module: &str, digest: char) -> NodeModuleSpec {

@@ -133,7 +133,7 @@ pub enum Scope {
     /// Before the API server has answered, those that are to be loaded at boot ([`KeptPlan::at_boot`]). Whatever they do
     /// not name is left alone and not spoken of.
     ///
-    /// [`KeptPlan::at_boot`]: super::record::KeptPlan::at_boot
+    /// [`KeptPlan::at_boot`]: super::kept_plan::KeptPlan::at_boot
     AtBoot,
 }
 

@@ -17,8 +17,6 @@ pub struct Wanted {
     pub spec: NodeModuleSpec,
     /// What it asks for.
     pub identity: LoadIdentity,
-    /// Modules of the kernel itself that are to be gone before, as the kernel has them, in the order of the entry.
-    pub in_tree: Vec<String>,
 }
 
 /// Reads what an entry asks for, without looking at the kernel.
@@ -26,7 +24,7 @@ pub fn identity(spec: &NodeModuleSpec) -> Result<LoadIdentity, Trouble> {
     load::identity(&spec.config).map_err(|refusal| Trouble::new(refusal.reason, refusal.message))
 }
 
-/// Modules of the kernel itself that an entry wants gone, as the kernel has them.
+/// Modules of the kernel itself that are to be gone before an entry is loaded, as the kernel has them, in its order.
 pub fn in_tree(spec: &NodeModuleSpec) -> Vec<String> {
     load::in_tree(&spec.config)
 }
@@ -39,7 +37,7 @@ pub fn check(spec: &NodeModuleSpec, release: &str) -> Result<Wanted, Trouble> {
         return Err(Trouble::new(NodeReason::WrongKernel, message));
     }
     let identity = identity(spec)?;
-    Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity, in_tree: in_tree(spec) })
+    Ok(Wanted { owner: Owner::of(spec), spec: spec.clone(), identity })
 }
 
 #[cfg(test)]
@@ -97,7 +95,7 @@ mod tests {
     #[test]
     fn a_wanted_entry_says_what_makes_room_for_it() {
         let one = spec(|c| c.in_tree_modules_to_remove = vec!["old-a".into(), "b".into()]);
-        assert_eq!(check(&one, "6.12.1").unwrap().in_tree, ["old_a", "b"]);
+        assert_eq!(in_tree(&one), ["old_a", "b"]);
     }
 
     /// Ways to ask for a module, in many words; some cannot be carried out.

@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ocm;
 use crate::ocm::kinds::{manifest_works, to_json};
+use crate::support::audit;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually;
 use crate::support::images::{Image, Layer};
-use crate::support::manager::{Edition, NAMESPACE, install};
+use crate::support::manager::{Edition, NAMESPACE, install, user};
 use crate::support::registry::{Registry, RegistryOptions};
 
 /// Longest wait for anything that takes a few passes.
@@ -169,35 +170,18 @@ impl Bed {
 
     /// Everything that the manager's ServiceAccount wrote so far, events apart.
     pub(crate) fn writes(&self) -> Result<Vec<String>> {
-        let user = format!("system:serviceaccount:{NAMESPACE}:{}", Edition::Hub.manager());
-        let requests = self.cluster.requests()?;
-        let written = requests.iter().filter(|r| r.user == user && r.is_write() && r.resource != "events");
-        Ok(written.map(|r| format!("{} {}/{}/{} {}", r.verb, r.resource, r.namespace, r.name, r.code)).collect())
+        audit::writes(&[&self.cluster], &user(Edition::Hub.manager()), &["events"])
+    }
+
+    /// The same, once nothing was added for `seconds`.
+    pub(crate) async fn settled(&self, seconds: u64) -> Result<Vec<String>> {
+        audit::settled(Duration::from_secs(seconds), || self.writes()).await
     }
 
     /// Requests of the manager's ServiceAccount that the server refused for lack of rights.
     pub(crate) fn forbidden(&self) -> Result<Vec<String>> {
-        let user = format!("system:serviceaccount:{NAMESPACE}:{}", Edition::Hub.manager());
-        let requests = self.cluster.requests()?;
-        Ok(requests
-            .iter()
-            .filter(|r| r.user == user && r.code == 403)
-            .map(|r| format!("{} {}", r.verb, r.uri))
-            .collect())
-    }
-
-    /// Waits until `seconds` have passed without a write, and gives what was written before.
-    pub(crate) async fn settled(&self, seconds: u64) -> Result<Vec<String>> {
-        let mut last = self.writes()?;
-        for _ in 0..30 {
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
-            let now = self.writes()?;
-            if now == last {
-                return Ok(now);
-            }
-            last = now;
-        }
-        anyhow::bail!("writes never end, the last are {:?}", &last[last.len().saturating_sub(10)..])
+        let refused = audit::forbidden(&[&self.cluster], &user(Edition::Hub.manager()))?;
+        Ok(refused.iter().map(|r| format!("{} {}", r.verb, r.uri)).collect())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::ocm;
 use crate::spoke_bed::{Bed, DIGEST, LIMIT};
 use crate::support::eventually;
 use crate::support::images::{Image, Layer};
+use crate::support::kubelet::Kubelet;
 use crate::support::manager::{Edition, NAMESPACE};
 use crate::support::registry::{Registry, RegistryOptions};
 
@@ -233,10 +234,7 @@ async fn kernels_become_claims_as_soon_as_there_are_claims_and_follow_the_nodes(
     kernels(vec!["6.12.0+".to_owned()]).await?;
     let many: Vec<String> = (10..70).map(|n| format!("6.6.{n}-100.some.flavour.x86_64")).collect();
     for (n, kernel) in many.iter().enumerate() {
-        let node = json!({"metadata": {"name": format!("m{n}")}});
-        let api: Api<Node> = Api::all(bed.admin.clone());
-        api.create(&kube::api::PostParams::default(), &serde_json::from_value(node)?).await?;
-        bed.boot(&format!("m{n}"), kernel, 1).await?;
+        Kubelet::join(bed.admin.clone(), &format!("m{n}"), &json!({}), kernel, "boot-1").await?;
     }
     let all: Vec<String> = std::iter::once("6.12.0+".to_owned()).chain(many).collect();
     kernels(all).await?;

@@ -6,22 +6,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kmm::api::{
     Module, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, NodeModulesConfigStatus, OnChange,
     OnRemoval,
 };
 use kmm::spoke::node::same_in_kernel;
-use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use crate::support::audit;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually;
-use crate::support::manager::{Edition, Manager, NAMESPACE, install, worker_kubeconfig};
+use crate::support::kubelet::Kubelet;
+use crate::support::manager::{Edition, Manager, install, user, worker_kubeconfig};
 
 /// Longest wait for anything that takes a few passes.
 pub(crate) const LIMIT: Duration = Duration::from_secs(45);
@@ -134,15 +134,15 @@ impl Kernel {
 }
 
 /// A node without a machine.
-#[derive(Debug)]
 pub(crate) struct FakeNode {
     pub(crate) kernel: Arc<Mutex<Kernel>>,
-    tasks: Vec<JoinHandle<()>>,
+    pub(crate) kubelet: Kubelet,
+    worker: JoinHandle<()>,
 }
 
 impl Drop for FakeNode {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.worker.abort();
     }
 }
 
@@ -163,17 +163,13 @@ impl Bed {
         Ok(Self { cluster, admin, manager, nodes: BTreeMap::new() })
     }
 
-    /// A node that is Ready, heartbeats every two seconds, and whose worker looks five times a second.
+    /// A node that is Ready, whose kubelet tells so, and whose worker looks five times a second.
     pub(crate) async fn node(&mut self, name: &str, kernel: &str, labels: Value) -> Result<()> {
-        let api: Api<Node> = Api::all(self.admin.clone());
-        let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}}))?;
-        api.create(&PostParams::default(), &node).await?;
-        self.boot(name, kernel, 1).await?;
+        let kubelet = Kubelet::join(self.admin.clone(), name, &labels, kernel, "boot-1").await?;
         let held = Arc::new(Mutex::new(Kernel { boot: 1, release: kernel.to_owned(), ..Kernel::default() }));
-        let kubelet = tokio::spawn(heartbeat(self.admin.clone(), name.to_owned()));
         let worker = self.cluster.client(&worker_kubeconfig(&self.cluster, name).await?).await?;
         let worker = tokio::spawn(work(worker, name.to_owned(), Arc::clone(&held)));
-        self.nodes.insert(name.to_owned(), FakeNode { kernel: held, tasks: vec![kubelet, worker] });
+        self.nodes.insert(name.to_owned(), FakeNode { kernel: held, kubelet, worker });
         Ok(())
     }
 
@@ -186,22 +182,7 @@ impl Bed {
             held.loaded.clear();
             held.boot
         };
-        self.boot(name, kernel, boot).await
-    }
-
-    /// The node's status after a boot.
-    pub(crate) async fn boot(&self, name: &str, kernel: &str, boot: u32) -> Result<()> {
-        let info = json!({
-            "kernelVersion": kernel, "bootID": format!("boot-{boot}"), "architecture": "amd64", "machineID": "m",
-            "systemUUID": "s", "osImage": "o", "containerRuntimeVersion": "containerd://2", "kubeletVersion": "v1.35.0",
-            "kubeProxyVersion": "v1.35.0", "operatingSystem": "linux",
-        });
-        let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
-            "lastHeartbeatTime": Timestamp::now(), "lastTransitionTime": Timestamp::now()});
-        let api: Api<Node> = Api::all(self.admin.clone());
-        let body = json!({"status": {"nodeInfo": info, "conditions": [ready]}});
-        api.patch_status(name, &PatchParams::default(), &Patch::Strategic(body)).await?;
-        Ok(())
+        self.nodes[name].kubelet.tell_boot(kernel, &format!("boot-{boot}")).await
     }
 
     pub(crate) async fn patch_node(&self, name: &str, body: Value) -> Result<()> {
@@ -300,33 +281,18 @@ impl Bed {
 
     /// Everything that the manager wrote, its lease and events apart.
     pub(crate) fn writes(&self, edition: Edition) -> Result<Vec<String>> {
-        let user = format!("system:serviceaccount:{NAMESPACE}:{}", edition.manager());
-        let apart = ["events", "leases"];
-        let requests = self.cluster.requests()?;
-        let written = requests.iter().filter(|r| r.user == user && r.is_write() && !apart.contains(&&*r.resource));
-        Ok(written.map(|r| format!("{} {}/{}/{} {}", r.verb, r.resource, r.namespace, r.name, r.code)).collect())
+        audit::writes(&[&self.cluster], &user(edition.manager()), &["events", "leases"])
     }
 
     /// The same, once nothing was added for three seconds.
     pub(crate) async fn settled(&self, edition: Edition) -> Result<Vec<String>> {
-        let mut last = self.writes(edition)?;
-        for _ in 0..20 {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let now = self.writes(edition)?;
-            if now == last {
-                return Ok(now);
-            }
-            last = now;
-        }
-        anyhow::bail!("writes never end, the last are {:?}", &last[last.len().saturating_sub(10)..])
+        audit::settled(Duration::from_secs(3), || self.writes(edition)).await
     }
 
     /// Requests of manager and workers that were refused for want of a right.
     pub(crate) fn forbidden(&self) -> Result<Vec<String>> {
-        let of = format!("system:serviceaccount:{NAMESPACE}:");
-        let requests = self.cluster.requests()?;
-        let refused = requests.iter().filter(|r| r.user.starts_with(&of) && r.code == 403);
-        Ok(refused.map(|r| format!("{} {}", r.verb, r.uri)).collect())
+        let refused = audit::forbidden(&[&self.cluster], &user(""))?;
+        Ok(refused.iter().map(|r| format!("{} {}", r.verb, r.uri)).collect())
     }
 
     pub(crate) async fn count<K>(&self) -> Result<usize>
@@ -335,22 +301,6 @@ impl Bed {
         K::DynamicType: Default,
     {
         Ok(Api::<K>::all(self.admin.clone()).list(&ListParams::default()).await?.items.len())
-    }
-}
-
-async fn heartbeat(client: Client, name: String) {
-    let nodes: Api<Node> = Api::all(client.clone());
-    let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
-    let lease =
-        Lease { metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() }, ..Lease::default() };
-    loop {
-        let _ = leases.create(&PostParams::default(), &lease).await;
-        let renewed = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
-            "renewTime": format!("{:.6}", Timestamp::now())}});
-        let _ = leases.patch(&name, &PatchParams::default(), &Patch::Merge(renewed)).await;
-        let beat = json!({"status": {"conditions": [{"type": "Ready", "lastHeartbeatTime": Timestamp::now()}]}});
-        let _ = nodes.patch_status(&name, &PatchParams::default(), &Patch::Strategic(beat)).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kmm::api::{LoadPolicy, ModprobeSpec, ModuleConfig, NodeModuleSpec, NodeModulesConfigSpec};
-use kmm::worker::record::KeptPlan;
+use kmm::worker::kept_plan::KeptPlan;
 use kmm::worker::wanted;
 
 use crate::support::bed;

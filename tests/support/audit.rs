@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+
+use super::control_plane::ControlPlane;
 
 /// A request as the API server's audit log has it, after it was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +119,44 @@ pub fn read(path: &Path) -> Result<Vec<Request>> {
             uri: event.request_uri,
         });
     }
+    Ok(requests)
+}
+
+/// What users whose names begin with `user` wrote, except into the resources `apart`, in the order of the requests.
+pub fn writes(planes: &[&ControlPlane], user: &str, apart: &[&str]) -> Result<Vec<String>> {
+    let mut written = Vec::new();
+    for plane in planes {
+        written.extend(plane.requests()?);
+    }
+    written.retain(|r| r.user.starts_with(user) && r.is_write() && !apart.contains(&&*r.resource));
+    written.sort_by(|a, b| a.received.cmp(&b.received));
+    Ok(written.iter().map(|r| format!("{} {}/{}/{} {}", r.verb, r.resource, r.namespace, r.name, r.code)).collect())
+}
+
+/// Asks for `writes` until `pause` has passed without a new one, at most twenty times; gives them all.
+pub async fn settled(pause: Duration, writes: impl Fn() -> Result<Vec<String>>) -> Result<Vec<String>> {
+    let mut last = writes()?;
+    for _ in 0..20 {
+        tokio::time::sleep(pause).await;
+        let now = writes()?;
+        if now == last {
+            return Ok(now);
+        }
+        last = now;
+    }
+    bail!("writes never end, the last are {:?}", &last[last.len().saturating_sub(10)..])
+}
+
+/// Requests of users whose names begin with `user` that were refused for want of a right. A log without such a user is
+/// an error: it would show nothing.
+pub fn forbidden(planes: &[&ControlPlane], user: &str) -> Result<Vec<Request>> {
+    let mut requests = Vec::new();
+    for plane in planes {
+        requests.extend(plane.requests()?);
+    }
+    requests.retain(|r| r.user.starts_with(user));
+    anyhow::ensure!(!requests.is_empty(), "the audit logs do not know {user}");
+    requests.retain(|r| r.code == 403);
     Ok(requests)
 }
 

@@ -20,6 +20,11 @@ use super::{HOST, eventually};
 /// Namespace of every edition.
 pub const NAMESPACE: &str = "kmm-operator-system";
 
+/// The user name of a ServiceAccount of the product; of an empty name what the names of all begin with.
+pub fn user(service_account: &str) -> String {
+    format!("system:serviceaccount:{NAMESPACE}:{service_account}")
+}
+
 /// What is installed by which overlay of `config/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Edition {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use kmm::api::ocm::{ManagedCluster, ManifestWork};
 use kmm::api::{ManagedClusterModule, NodeModuleStatus, NodeModulesConfig};
@@ -14,9 +14,9 @@ use crate::ocm::{HubSide, Ocm, OcmOptions, SpokeSide};
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
 use crate::support::kubelet::Kubelet;
-use crate::support::manager::{Edition, Manager, NAMESPACE, executable, install, stripped, worker_kubeconfig};
+use crate::support::manager::{Edition, Manager, NAMESPACE, executable, install, stripped, user, worker_kubeconfig};
 use crate::support::registry::{Registry, RegistryOptions};
-use crate::support::{eventually, images, kmods};
+use crate::support::{audit, eventually, images, kmods};
 
 /// Longest time of anything, on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_mins(3);
@@ -207,45 +207,20 @@ impl World {
 
     /// Everything that managers and worker wrote, their leases apart.
     pub(crate) fn writes(&self) -> Result<Vec<String>> {
-        let mut written = Vec::new();
-        for plane in [&self.hub, &self.spoke] {
-            let requests = plane.requests()?;
-            let ours = requests.iter().filter(|request| is_ours(&request.user) && request.is_write());
-            let ours = ours.filter(|request| request.resource != "leases");
-            written.extend(
-                ours.map(|r| (r.received.clone(), format!("{} {} {}/{}", r.verb, r.resource, r.namespace, r.name))),
-            );
-        }
-        written.sort();
-        Ok(written.into_iter().map(|(_, what)| what).collect())
+        audit::writes(&[&self.hub, &self.spoke], &user(""), &["leases"])
     }
 
-    /// The same, once nothing was added for ten seconds: OCM's agents tell what they see late.
+    /// The same, once nothing was added for twenty seconds: OCM's agents tell what they see late.
     pub(crate) async fn settled_writes(&self) -> Result<Vec<String>> {
-        let mut last = self.writes()?;
-        for _ in 0..12 {
-            tokio::time::sleep(Duration::from_secs(20)).await;
-            let now = self.writes()?;
-            if now == last {
-                return Ok(now);
-            }
-            last = now;
-        }
-        bail!("writes never end, the last are {:?}", &last[last.len().saturating_sub(10)..])
+        audit::settled(Duration::from_secs(20), || self.writes()).await
     }
 
     /// Requests of managers and worker that were refused for want of a right. The API server may see the right to read a
     /// pull secret a moment after the entry that names it; the worker then asks again, and nothing would be loaded if it
     /// never came.
     pub(crate) fn forbidden(&self) -> Result<Vec<String>> {
-        let (hub, spoke) = (self.hub.requests()?, self.spoke.requests()?);
-        ensure!(hub.iter().chain(&spoke).any(|request| is_ours(&request.user)), "the audit logs do not know us");
-        let refused = hub.iter().chain(&spoke).filter(|request| is_ours(&request.user) && request.code == 403);
-        let refused = refused.filter(|request| request.resource != "secrets");
+        let refused = audit::forbidden(&[&self.hub, &self.spoke], &user(""))?;
+        let refused = refused.iter().filter(|request| request.resource != "secrets");
         Ok(refused.map(|request| format!("{} {}", request.verb, request.uri)).collect())
     }
-}
-
-fn is_ours(user: &str) -> bool {
-    user.starts_with(&format!("system:serviceaccount:{NAMESPACE}:"))
 }

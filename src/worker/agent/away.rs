@@ -30,7 +30,7 @@ impl Fetch for NoRegistry {
     }
 }
 
-pub(super) fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
+fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
     let id = format!("{module}1");
     kernel.with(|modules| {
         modules.insert(module.into(), Loaded { id: id.clone(), ..Loaded::default() });
@@ -41,19 +41,27 @@ pub(super) fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
     Entry { modules, complete: true, ..Entry::of(spec(module, module, 'a', 1)) }
 }
 
+/// A folder whose record says that the kernel holds these modules, each for a Module of its name.
+pub(super) fn holding(modules: &[&str]) -> (tempfile::TempDir, StateDir, Arc<SimulatedKernel>) {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::open(folder.path()).unwrap().unwrap();
+    let kernel = Arc::new(SimulatedKernel::default());
+    let mut record = Record::new("boot-1");
+    for module in modules {
+        record.put(loaded(&kernel, module));
+    }
+    state.save_record(&record).unwrap();
+    (folder, state, kernel)
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_hour_without_the_api_server_touches_nothing_and_asks_seldom() {
     // From the start, or after it has said once what is wanted.
     for answers in [0, 1] {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap().unwrap();
-        let kernel = Arc::new(SimulatedKernel::default());
+        // The orphan is neither wanted nor to go.
+        let (folder, state, kernel) = holding(&["gpu", "orphan"]);
+        let record = state.record("boot-1").unwrap().0;
         let wanted = NodeModulesConfigSpec { modules: vec![spec("gpu", "gpu", 'a', 1)], ..Default::default() };
-        let mut record = Record::new("boot-1");
-        record.put(loaded(&kernel, "gpu"));
-        // Neither wanted nor to go.
-        record.put(loaded(&kernel, "orphan"));
-        state.save_record(&record).unwrap();
         state.save_plan(&KeptPlan::new("u", 1, wanted.clone())).unwrap();
 
         let asked = Arc::new(AtomicUsize::new(0));
@@ -90,14 +98,7 @@ async fn an_hour_without_the_api_server_touches_nothing_and_asks_seldom() {
 
 #[tokio::test(start_paused = true)]
 async fn orders_that_were_kept_wait_until_the_api_server_says_them_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = StateDir::open(folder.path()).unwrap().unwrap();
-    let kernel = Arc::new(SimulatedKernel::default());
-    let mut record = Record::new("boot-1");
-    for module in ["gpu", "net"] {
-        record.put(loaded(&kernel, module));
-    }
-    state.save_record(&record).unwrap();
+    let (_folder, state, kernel) = holding(&["gpu", "net"]);
     // The one is to be replaced, the other is to go.
     let wanted = NodeModulesConfigSpec {
         modules: vec![spec("gpu", "gpu", 'b', 2)],

@@ -7,10 +7,10 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::Method;
 
-use super::away::{NoRegistry, loaded};
+use super::away::{NoRegistry, holding};
 use super::*;
 use crate::api::NodeModulesConfigStatus;
-use crate::worker::simulated::{SimulatedKernel, intent, spec};
+use crate::worker::simulated::{intent, spec};
 
 /// An API server with one NodeModulesConfig, of generation 2.
 struct Server {
@@ -80,13 +80,7 @@ impl Server {
 
 #[tokio::test(start_paused = true)]
 async fn orders_that_cannot_be_kept_are_told_and_carried_out_as_soon_as_they_can() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = StateDir::open(folder.path()).unwrap().unwrap();
-    let kernel = Arc::new(SimulatedKernel::default());
-    let mut record = Record::new("boot-1");
-    record.put(loaded(&kernel, "gpu"));
-    record.put(loaded(&kernel, "net"));
-    state.save_record(&record).unwrap();
+    let (folder, state, kernel) = holding(&["gpu", "net"]);
     let before = NodeModulesConfigSpec {
         modules: vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)],
         ..NodeModulesConfigSpec::default()

@@ -12,8 +12,8 @@ use super::tasks::pause;
 use crate::api::NodeModulesConfigSpec;
 use crate::api::names::NodeReason;
 use crate::runtime::client::chain;
+use crate::worker::kept_plan::KeptPlan;
 use crate::worker::kernel::Trouble;
-use crate::worker::record::KeptPlan;
 use crate::worker::{apply, observe, rebuild};
 
 /// First and longest pause after a failure.

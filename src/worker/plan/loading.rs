@@ -1,7 +1,10 @@
 //! Wanted entries: proved, fetched, loaded, or told why not.
 
+mod differences;
+
 use std::collections::BTreeSet;
 
+use self::differences::drift;
 use super::checks::{before_load, memory_for};
 use super::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, unload_steps};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
@@ -9,11 +12,11 @@ use crate::api::names::NodeReason;
 use crate::api::{LoadPolicy, ModuleState, OnChange, OnDrift, OnOtherFile};
 use crate::core::kmod::order::Role;
 use crate::core::kmod::proc_modules::InitState;
-use crate::core::kmod::{Identity, Sameness, params};
-use crate::worker::firmware::{self, Firmware, View};
+use crate::core::kmod::{Identity, Sameness};
+use crate::worker::firmware::{self, View};
 use crate::worker::kernel::Trouble;
 use crate::worker::record::{Entry, Owner, RecordedModule};
-use crate::worker::wanted::{self, LoadIdentity, Wanted};
+use crate::worker::wanted::{self, Wanted};
 
 /// Plans for a wanted entry.
 pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
@@ -87,20 +90,6 @@ fn as_it_is(observed: &Observed, wanted: &Wanted, adopted: bool) -> Trouble {
     Trouble::new(reason, drift)
 }
 
-/// Parameters that are readable and show something else than was asked for.
-fn drift(observed: &Observed, wanted: &Wanted) -> String {
-    let Some(running) = observed.kernel.running.get(wanted.identity.main()) else { return String::new() };
-    let mut differing = Vec::new();
-    for (name, asked) in params::decode(&wanted.identity.parameters) {
-        if let Some(shown) = running.parameters.get(&name)
-            && !params::shows(asked.as_deref(), shown)
-        {
-            differing.push(format!("{name} is `{shown}`, asked for `{}`", asked.unwrap_or_default()));
-        }
-    }
-    if differing.is_empty() { String::new() } else { format!("parameters differ: {}", differing.join(", ")) }
-}
-
 /// The files, or what to report meanwhile and whether to start fetching them.
 fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (ModuleState, Trouble, bool)> {
     let pulling = |start| {
@@ -164,8 +153,7 @@ impl Loading<'_> {
             return self.tell(plan, ModuleState::Failed, trouble);
         }
         let all_same = named().all(|file| matches!(self.found(file), Found::Same));
-        let parameters = || self.other_parameters().or_else(|| self.other_firmware()).or_else(|| self.other_in_tree());
-        let parameters = if all_same { parameters() } else { None };
+        let parameters = if all_same { self.other_load() } else { None };
         if all_same && parameters.is_none() {
             return self.adopt(plan);
         }
@@ -207,54 +195,6 @@ impl Loading<'_> {
                 if ours { Found::Same } else { Found::Other(running.identity.clone()) }
             }
         }
-    }
-
-    /// In words, how the loaded module's parameters are other than the wanted ones; `None` if they are not.
-    fn other_parameters(&self) -> Option<String> {
-        let (asked, arguments) = (&self.wanted.identity.parameters, self.wanted.identity.arguments());
-        let recorded = self.observed.record.entries.iter().find_map(|entry| {
-            let identity = wanted::identity(&entry.spec).ok()?;
-            let main = entry.module(self.main())?;
-            (identity.main() == self.wanted.identity.main() && main.inserted).then_some(identity)
-        });
-        match recorded {
-            Some(recorded) if params::decode(&recorded.parameters) == params::decode(asked) => {
-                let other = recorded.arguments() != arguments;
-                other.then(|| "it was loaded with other arguments of modprobe than are wanted".to_owned())
-            }
-            Some(LoadIdentity { parameters, .. }) => {
-                Some(format!("it was loaded with parameters `{parameters}`, wanted are `{asked}`"))
-            }
-            None => Some(drift(self.observed, self.wanted)).filter(|text| !text.is_empty()),
-        }
-    }
-
-    /// In words, that the module was loaded with other firmware than the wanted one; `None` if it was not.
-    fn other_firmware(&self) -> Option<String> {
-        let entry = self.entry?;
-        let inserted = entry.module(self.wanted.identity.main()).is_some_and(|module| module.inserted);
-        let files = |firmware: &Option<Firmware>| firmware.as_ref().map(|firmware| firmware.files.clone());
-        (inserted && files(&entry.firmware) != files(&self.set.firmware))
-            .then(|| "it was loaded with other firmware than is wanted".to_owned())
-    }
-
-    /// In words, that other modules of the kernel itself made room for what this Module, or the one before it of the name,
-    /// has loaded; `None` if they did not.
-    fn other_in_tree(&self) -> Option<String> {
-        let of_the_name = |entry: &&Entry| {
-            let (owner, own) = (entry.owner(), &self.wanted.owner);
-            (&owner.namespace, &owner.name) == (&own.namespace, &own.name) && entry.module(self.main()).is_some()
-        };
-        let before = self.entry.or_else(|| self.observed.record.entries.iter().find(of_the_name))?;
-        let before = wanted::identity(&before.spec).ok()?.in_tree;
-        let listed = |names: &BTreeSet<String>| {
-            if names.is_empty() { "none".to_owned() } else { names.iter().cloned().collect::<Vec<_>>().join(", ") }
-        };
-        let wanted = &self.wanted.identity.in_tree;
-        (before != *wanted).then(|| {
-            let (before, wanted) = (listed(&before), listed(wanted));
-            format!("it was loaded with inTreeModulesToRemove {before}, wanted is {wanted}")
-        })
     }
 
     /// Why the firmware cannot be handed to the kernel.
@@ -368,9 +308,8 @@ impl Loading<'_> {
             leaving.extend(if whole { names } else { self.without_what_can_stay(names, stale) });
         }
         let listed = &self.observed.kernel.listed;
-        let in_tree: Vec<&str> = self
-            .wanted
-            .in_tree
+        let unwanted = wanted::in_tree(&self.wanted.spec);
+        let in_tree: Vec<&str> = unwanted
             .iter()
             .map(String::as_str)
             .filter(|name| {
@@ -403,7 +342,7 @@ impl Loading<'_> {
             });
             leaving.push(open.remove(free.unwrap_or(0)).to_owned());
         }
-        let in_tree = leaving[own..].iter().filter(|name| self.wanted.in_tree.contains(name)).cloned().collect();
+        let in_tree = leaving[own..].iter().filter(|name| unwanted.contains(name)).cloned().collect();
         Ok(Room { leaving, in_tree })
     }
 

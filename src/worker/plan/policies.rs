@@ -3,7 +3,7 @@
 use super::*;
 use crate::api::{LoadPolicy, OnChange, OnDrift, OnOtherFile, OnRemoval, UnloadIntent};
 use crate::core::kmod::order::Role::{Named, Needed};
-use crate::worker::record::KeptPlan;
+use crate::worker::kept_plan::KeptPlan;
 use crate::worker::simulated::{Loaded, World, file, intent, spec};
 
 /// A node on which `drivers/gpu` (kernel module `gpu`, needs `base`) of image `a` is wanted under this policy.
