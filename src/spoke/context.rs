@@ -253,24 +253,73 @@ impl Context {
 
     /// Whether every node was planned once since the start: before that, totals say nothing.
     pub(super) fn is_warm(&self) -> bool {
-        if self.warm.load(Ordering::SeqCst) {
-            return true;
-        }
+        self.warm.load(Ordering::SeqCst)
+    }
+
+    fn all_are_planned(&self) -> bool {
         let totals = self.tally.lock();
         // Each of them is asked for only when there may be all: this runs for every node of the cluster.
         let mut all = totals.known() >= self.stores.nodes.len();
         if all {
             self.stores.nodes.for_each(|key, _| all &= totals.knows(&key.name));
         }
-        drop(totals);
-        self.warm.store(all, Ordering::SeqCst);
         all
     }
 
-    /// Wakes every Module at the moment when the totals begin to say something.
+    /// Wakes every Module at the moment when the totals begin to say something: whoever looked before left without having
+    /// decided, so only who sets the flag may look at it first.
     pub(super) fn warm_up(&self) {
-        if !self.warm.load(Ordering::SeqCst) && self.is_warm() {
+        if !self.is_warm() && self.all_are_planned() && !self.warm.swap(true, Ordering::SeqCst) {
             self.stores.modules.for_each(|key, _| self.queues.wake_module(key));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use k8s_openapi::api::core::v1::Node;
+    use kube::api::ObjectMeta;
+    use kube_runtime::watcher::Event;
+
+    use super::*;
+    use crate::runtime::guarded::Guarded;
+    use crate::spoke::Mode;
+    use crate::spoke::testing::a_module;
+
+    fn context() -> (Context, Writers) {
+        let settings = SpokeSettings {
+            mode: Mode::Standalone,
+            operator_namespace: "kmm".into(),
+            worker_image: "kmm:1".into(),
+            worker_service_account: "worker".into(),
+            worker_health_port: 1,
+            worker_variables: Vec::new(),
+            instance: "test".into(),
+        };
+        let worker = Rendered::new(&settings).unwrap();
+        let (stores, writers) = stores(false);
+        let client = Client::new(Router::new(), "default");
+        (Context::new(settings, client, stores, &Metrics::default(), Teller::new().0, worker), writers)
+    }
+
+    #[tokio::test]
+    async fn when_the_last_node_was_planned_every_module_is_looked_at_again_whoever_asks_first() {
+        let (context, mut writers) = context();
+        for name in ["n1", "n2"] {
+            let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+            writers.nodes.update(Event::Apply(Guarded(Ok(Node { metadata, ..Node::default() }))));
+        }
+        let module = a_module("drivers", "gpu", "u1");
+        let module = crate::api::Module { metadata: module.meta, spec: module.spec, status: None };
+        writers.modules.update(Event::Apply(Guarded(Ok(module))));
+        for (name, woken) in [("n1", 0), ("n2", 1)] {
+            context.tally.lock().record(name, Some([].into()));
+            // A pass over a Module between the record and the wake leaves again: it must not use up the wake.
+            assert!(!context.is_warm(), "{name}");
+            context.warm_up();
+            assert_eq!((context.queues.modules.len(), context.queues.statuses.len()), (woken, woken), "{name}");
+        }
+        assert!(context.is_warm());
     }
 }

@@ -125,6 +125,8 @@ impl Spoke {
         }
         info!("every store is complete, planning begins");
         context.leading.store(true, Ordering::SeqCst);
+        // Without nodes nobody else does.
+        context.warm_up();
         let queues = context.queues.clone();
         let pass = || (Arc::clone(&context), shutdown.clone());
         let (of_nodes, stop) = pass();

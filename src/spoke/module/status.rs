@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use crate::api::names::{ConditionType, ModuleReason};
 use crate::api::{DaemonSetStatus, FailingNode, ModuleStatus};
 use crate::core::conditions::{self, State, Wanted};
+use crate::spoke::node::is_label_value;
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::view::ModuleFacts;
@@ -142,7 +143,13 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
     if totals.waiting_for_reboot > 0 {
         return not(ModuleReason::NodesWaitingForReboot, format!("{of}{waiting}"));
     }
-    let kept = clause(totals.kept, "keep it until they boot again");
+    let unlabelled = match facts.version().filter(|version| !is_label_value(version)) {
+        Some(version) => {
+            format!("; moduleLoader.container.version `{version}` cannot be a label of nodes, so none has it")
+        }
+        None => String::new(),
+    };
+    let kept = clause(totals.kept, "keep it until they boot again") + &unlabelled;
     let unmapped = totals.unmapped;
     match (totals.matching, totals.desired) {
         (0, _) => {
@@ -156,7 +163,7 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
             Verdict::new(State::True, ModuleReason::NoMatchingNodes, message)
         }
         _ if unmapped > 0 => {
-            let message = format!("{of}; no kernel mapping fits {unmapped} more matching nodes");
+            let message = format!("{of}; no kernel mapping fits {unmapped} more matching nodes{unlabelled}");
             Verdict::new(State::True, ModuleReason::SomeKernelsUnmapped, message)
         }
         _ => Verdict::new(State::True, ModuleReason::AllNodesReady, format!("{of}{kept}")),

@@ -135,6 +135,8 @@ fn the_status_answers_what_is_missing_where_and_why() {
     bad.container().kernel_mappings[0].regexp = Some("(".into());
     let mut nothing = gpu();
     nothing.spec.module_loader = None;
+    let mut odd = gpu();
+    odd.container().version = Some("1.2+deb12".into());
     let zero = ModuleTotals::default();
     let table = vec![
         (gpu(), with(|_| {}), "True AllNodesReady 3 of 3 nodes have the module"),
@@ -190,6 +192,12 @@ fn the_status_answers_what_is_missing_where_and_why() {
             gpu().deleting(),
             totals(|t| (t.leaving, t.waiting_for_consumers) = (1, trouble())),
             "False WaitingForConsumers n2: used by 2",
+        ),
+        (
+            odd,
+            with(|_| {}),
+            "True AllNodesReady 3 of 3 nodes have the module; moduleLoader.container.version `1.2+deb12` cannot be a label \
+             of nodes, so none has it",
         ),
         (nothing, zero.clone(), "True NoModuleLoader there is nothing to load"),
         (gpu().deleting(), zero, "False Unloading no node has the module any more"),

@@ -13,7 +13,7 @@ use crate::spoke::view::{ConfigView, NodeView};
 use super::consumers::HeldBack;
 use super::standing::{is_loaded, keeps_older};
 
-/// Longest name part of a label key, and longest value, in characters.
+/// Longest name part of a label key, and longest value, in bytes.
 const LABEL_MAX: usize = 63;
 
 /// Changes of the Node's labels, so that they say what the worker proved.
@@ -79,7 +79,8 @@ pub(super) fn changes(
             Some(_) => {}
         }
     }
-    wanted.retain(|key, value| is_valid_key(key) && value.chars().count() <= LABEL_MAX);
+    // The API server takes all changes or none: what is no label must not keep the others from being written.
+    wanted.retain(|key, value| is_valid_key(key) && is_label_value(value));
     let stale = node.labels.keys().filter(|key| is_ready_label(key) || *key == WORKER_NODE_LABEL);
     let mut changes: BTreeMap<String, Option<String>> =
         stale.filter(|key| !wanted.contains_key(*key) && !open.contains(*key)).map(|key| (key.clone(), None)).collect();
@@ -104,6 +105,15 @@ pub(in crate::spoke) fn of_config(
 /// The labels among these that [`of_config`] decides on.
 pub(super) fn ours(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     labels.iter().filter(|(key, _)| is_module_label(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Whether this can be the value of a label: at most 63 letters, digits, `-`, `_` and `.`, the first and last a letter
+/// or digit; or empty.
+pub(in crate::spoke) fn is_label_value(text: &str) -> bool {
+    let ends = text.bytes().next().into_iter().chain(text.bytes().last());
+    text.len() <= LABEL_MAX
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && ends.into_iter().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 fn is_valid_key(key: &str) -> bool {
@@ -136,6 +146,22 @@ mod tests {
         let changes =
             changes(&node(&[WORKER_NODE_LABEL]), Some(&config), &config.spec, &HeldBack::new(), &BTreeSet::new(), true);
         assert_eq!(changes, [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), Some("1.0".into()))].into());
+    }
+
+    #[test]
+    fn a_version_that_is_no_label_value_keeps_no_other_label_from_being_written() {
+        let long = "1".repeat(64);
+        for version in ["1.2+deb12", "1 2", "-1", "1.", "ä", long.as_str()] {
+            let mut entry = an_entry("drivers", "gpu.v2", "u1");
+            entry.version = Some(version.into());
+            let config = a_config(vec![entry.clone()], vec![loaded(&entry)]);
+            let none = (HeldBack::new(), BTreeSet::new());
+            let changes =
+                changes(&node(&[VERSION, WORKER_NODE_LABEL]), Some(&config), &config.spec, &none.0, &none.1, true);
+            let expected = [(READY.to_owned(), Some(String::new())), (VERSION.to_owned(), None)];
+            assert_eq!(changes, expected.into(), "{version}");
+        }
+        assert!(["", "a", "1.0-rc_1", "V2"].into_iter().all(is_label_value));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod standing;
 pub use consumers::Consumer;
 pub use echo::Echo;
 pub use entry::{Belongs, build_entry, same_in_kernel, trimmed};
+pub(super) use labels::is_label_value;
 #[cfg(test)]
 pub(super) use labels::of_config as labels_of;
 pub use observe::{observe, selects, want};

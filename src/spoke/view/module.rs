@@ -104,10 +104,19 @@ impl ModuleFacts {
         Some(ObjectKey::new(self.key.namespace.as_str(), name.unwrap_or(DEFAULT_SERVICE_ACCOUNT)))
     }
 
+    /// The version, where it has one.
+    pub fn version(&self) -> Option<&str> {
+        self.spec.module_loader.as_ref()?.container.version.as_deref()
+    }
+
+    fn mappings(&self) -> Option<&Result<Mappings, String>> {
+        let container = &self.spec.module_loader.as_ref()?.container;
+        Some(self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string())))
+    }
+
     /// What the mappings say about a kernel; `None` if there is nothing to load. Each kernel is looked up once.
     pub fn resolve(&self, kernel: &Arc<str>) -> Option<Arc<Resolved>> {
-        let container = &self.spec.module_loader.as_ref()?.container;
-        let mappings = self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
+        let mappings = self.mappings()?;
         let mut cache = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache.get(kernel) {
             return Some(Arc::clone(known));
@@ -132,9 +141,7 @@ impl ModuleFacts {
         if let Some(error) = &self.unreadable {
             return Some(error);
         }
-        let container = &self.spec.module_loader.as_ref()?.container;
-        let mappings = self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string()));
-        mappings.as_ref().err().map(String::as_str)
+        self.mappings()?.as_ref().err().map(String::as_str)
     }
 }
 
