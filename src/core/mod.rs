@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod kmod;
 pub mod load;
 pub mod mapping;
+pub mod pin;
 pub mod regexp;
 pub mod selector;
 pub mod taints;

@@ -1,23 +1,21 @@
 //! The Hub's stores and queues, and who has to look when something changes.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::api::names::ClusterReason;
-use crate::core::hash::{self, NameForm};
 use crate::hub::intern;
 use crate::hub::manifest_work::Target;
 use crate::hub::standing::{Phase, Standing};
 use crate::hub::tally::Tally;
-use crate::hub::view::{Cluster, FleetModule, Images, Work};
+use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Work};
 use crate::hub::waits::Waits;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::{Change, ObjectKey, Store};
 
-/// Longest name of a ModuleImagesConfig.
-const NAME_MAX: usize = 253;
 /// Events about one cluster that come together cost one pass.
 const WORK_DEBOUNCE: Duration = Duration::from_millis(10);
 /// Clusters with new kernels that come together cost one pass over the fleet.
@@ -42,6 +40,8 @@ pub struct Fleet {
     pub tally: Tally,
     /// Works that wait for answers about their images.
     pub waits: Waits,
+    /// Why the server does not take the ModuleImagesConfig of a ManagedClusterModule.
+    images_refused: Mutex<HashMap<Arc<str>, String>>,
     /// Works to look at.
     pub work_queue: Queue<Target>,
     /// `ManagedClusterModules` whose images are to be looked at.
@@ -77,6 +77,7 @@ impl Fleet {
             works,
             tally: Tally::default(),
             waits: Waits::default(),
+            images_refused: Mutex::default(),
             work_queue: Queue::new(WORK_DEBOUNCE, metrics.queue("manifest_work")),
             images_queue: Queue::new(IMAGES_DEBOUNCE, metrics.queue("module_images")),
             status_queue: Queue::new(STATUS_DEBOUNCE, metrics.queue("fleet_status")),
@@ -84,9 +85,9 @@ impl Fleet {
         }
     }
 
-    /// Where the images of a ManagedClusterModule are.
+    /// Where the images of a ManagedClusterModule are: under its name, which is one for any kind.
     pub fn images_key(&self, module: &str) -> ObjectKey {
-        ObjectKey::new(&*self.operator_namespace, hash::bounded_name(module, NAME_MAX, NameForm::Subdomain))
+        ObjectKey::new(&*self.operator_namespace, module)
     }
 
     /// Waits until every store holds a complete list.
@@ -140,6 +141,27 @@ impl Fleet {
         }
     }
 
+    fn refused(&self) -> MutexGuard<'_, HashMap<Arc<str>, String>> {
+        self.images_refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes down whether the server takes the ModuleImagesConfig, or why not, and wakes the status if that is news.
+    pub fn images_refused(&self, module: &Arc<str>, why: Option<String>) {
+        let mut refused = self.refused();
+        let before = match why.clone() {
+            Some(why) => refused.insert(Arc::clone(module), why),
+            None => refused.remove(module),
+        };
+        if before != why {
+            self.status_queue.add(Arc::clone(module));
+        }
+    }
+
+    /// Why the server does not take the ModuleImagesConfig of a ManagedClusterModule.
+    pub fn why_images_are_refused(&self, module: &str) -> Option<String> {
+        self.refused().get(module).cloned()
+    }
+
     /// A ManagedClusterModule changed.
     pub fn on_module(&self, change: &Change<FleetModule>) {
         if !self.is_leading() {
@@ -150,6 +172,7 @@ impl Fleet {
         let Some(new) = new else {
             self.tally.forget(&name);
             self.waits.forget(&name);
+            self.refused().remove(&name);
             return;
         };
         self.status_queue.add(Arc::clone(&name));
@@ -189,11 +212,8 @@ impl Fleet {
         if !self.is_leading() {
             return;
         }
-        let owner = [&change.new, &change.old].into_iter().flatten().find_map(|images| images.owner.as_ref());
-        let Some(module) = owner.and_then(|(_, name, _)| self.modules.get(&ObjectKey::cluster(name))) else { return };
-        if self.images_key(&module.name) != change.key {
-            return;
-        }
+        // It has the name of its ManagedClusterModule; whose it is may have changed.
+        let Some(module) = self.modules.get(&ObjectKey::cluster(&*change.key.name)) else { return };
         // Somebody else may have changed or deleted it.
         self.images_queue.add(Arc::clone(&module.name));
         self.status_queue.add(Arc::clone(&module.name));
@@ -201,8 +221,11 @@ impl Fleet {
         if kernels.is_empty() {
             return;
         }
-        let affected =
-            |cluster: &Cluster| cluster.kernels.known().iter().any(|kernel| kernels.binary_search(kernel).is_ok());
+        let affected = |cluster: &Cluster| {
+            // What a cluster cannot tell may be in its work.
+            matches!(cluster.kernels, Kernels::Incomplete { .. })
+                || cluster.kernels.known().iter().any(|kernel| kernels.binary_search(kernel).is_ok())
+        };
         for cluster in self.selected(&module, affected) {
             self.work_queue.add(Target { module: Arc::clone(&module.name), cluster });
         }

@@ -42,13 +42,13 @@ where
 }
 
 /// One kernel of a cluster and the image that it was sent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sent {
     /// The kernel, without a trailing `+`.
     pub kernel: Arc<str>,
     /// The image as it stands in the work, with digest.
     pub image: Arc<str>,
-    /// [`source_id`](super::manifest_work::source_id) of the image that the digest was found for.
+    /// [`source_id`](crate::core::pin::source_id) of the image that the digest was found for.
     pub source: Arc<str>,
 }
 

@@ -10,6 +10,7 @@
 //! An event about one cluster costs one pass over that cluster, whatever the size of the fleet. What a cluster
 //! contributes to the status is kept in a [`tally`], so that totals are never counted anew.
 
+mod events;
 mod fleet;
 mod fleet_status;
 pub mod intern;
@@ -125,7 +126,7 @@ impl Hub {
         fleet.begin_to_lead();
         tokio::join!(
             manifest_work::run(client.clone(), Arc::clone(&fleet), shutdown.clone()),
-            module_images::run(client.clone(), Arc::clone(&fleet), shutdown.clone()),
+            module_images::run(client.clone(), events.clone(), Arc::clone(&fleet), shutdown.clone()),
             fleet_status::run(client, events, fleet, shutdown),
         );
     }

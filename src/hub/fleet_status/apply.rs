@@ -1,16 +1,13 @@
-//! Writes the status of one ManagedClusterModule and tells its news.
+//! Writes the status of one ManagedClusterModule.
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Api;
 use kube::api::PartialObjectMeta;
 use serde_json::json;
 
-use super::status::News;
 use crate::api::names::field_manager;
 use crate::api::{ManagedClusterModule, ManagedClusterModuleStatus};
 use crate::hub::view::FleetModule;
 use crate::runtime::client::{self, ApiError};
-use crate::runtime::events::Events;
 
 /// One write. Of the answer only metadata is read, because the object may be one that cannot be decoded.
 pub(super) async fn apply(
@@ -31,16 +28,4 @@ pub(super) async fn apply(
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// One event about the ManagedClusterModule.
-pub(super) async fn publish(events: &Events, module: &FleetModule, news: &News) {
-    let about = ObjectReference {
-        api_version: Some("hub.kmm.sigs.x-k8s.io/v1beta1".to_owned()),
-        kind: Some("ManagedClusterModule".to_owned()),
-        name: Some(module.name.to_string()),
-        uid: Some(module.uid.to_string()),
-        ..ObjectReference::default()
-    };
-    events.publish(&about, news.severity, news.reason.as_str(), "Reconcile", &news.note).await;
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::hub::events::publish;
 use crate::hub::fleet::Fleet;
 use crate::runtime::client::ApiError;
 use crate::runtime::events::Events;
@@ -36,7 +37,7 @@ async fn pass(client: &kube::Client, events: &Events, fleet: &Fleet, module: &Ar
     let Some(new) = status::status(old, &observed, Timestamp::now()) else { return Ok(Outcome::Done) };
     apply::apply(client, &observed.module, &new).await?;
     for news in status::news(old, &new) {
-        apply::publish(events, &observed.module, &news).await;
+        publish(events, &observed.module, news.severity, news.reason, &news.note).await;
     }
     Ok(Outcome::Done)
 }

@@ -17,6 +17,8 @@ pub(super) struct Observed {
     pub(super) totals: Totals,
     /// The first kernels that wait for an image.
     pub(super) missing: Vec<Missing>,
+    /// Why the server does not take the ModuleImagesConfig.
+    pub(super) refused: Option<String>,
 }
 
 /// A kernel that waits for an image.
@@ -55,5 +57,5 @@ pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
         }
     });
     let missing = missing.collect();
-    Some(Observed { module, totals, missing })
+    Some(Observed { module, totals, missing, refused: fleet.why_images_are_refused(name) })
 }

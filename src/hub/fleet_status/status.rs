@@ -24,7 +24,7 @@ pub(super) fn status(
     observed: &Observed,
     now: Timestamp,
 ) -> Option<ManagedClusterModuleStatus> {
-    let Observed { module, totals, missing } = observed;
+    let Observed { module, totals, missing, refused } = observed;
     let mut ours = old.clone();
     ours.conditions.retain(|condition| TYPES.iter().any(|type_| type_.as_str() == condition.type_));
     let mut new = ours.clone();
@@ -37,7 +37,7 @@ pub(super) fn status(
                 Some(fault) => ready(State::False, fault.reason, &fault.message),
                 None => ready_of(totals),
             };
-            vec![ready, images_resolved(missing, totals), applied(totals)]
+            vec![ready, images_resolved(missing, totals, refused.as_deref()), applied(totals)]
         }
     };
     new.observed_generation = Some(module.generation);
@@ -93,8 +93,12 @@ fn named(name: &str, standing: &Standing) -> String {
     }
 }
 
-fn images_resolved(missing: &[Missing], totals: &Totals) -> Wanted {
+fn images_resolved(missing: &[Missing], totals: &Totals, refused: Option<&str>) -> Wanted {
     let type_ = ConditionType::ImagesResolved.as_str();
+    if let Some(why) = refused {
+        let message = format!("images cannot be asked for: the ModuleImagesConfig cannot be written: {why}");
+        return Wanted::new(type_, State::False, ClusterReason::ImagesNotReady.as_str(), message);
+    }
     let Some(first) = missing.first() else {
         return Wanted::new(
             type_,

@@ -35,7 +35,7 @@ fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -
         standing.held_back = missing.iter().map(|missing| Arc::clone(&missing.kernel)).collect();
         tally.put(&name, &format!("c{index}").into(), Some(standing));
     }
-    Observed { module: Arc::new(module), totals: tally.totals(MODULE).unwrap(), missing }
+    Observed { module: Arc::new(module), totals: tally.totals(MODULE).unwrap(), missing, refused: None }
 }
 
 fn missing(reason: &str) -> Vec<Missing> {
@@ -190,4 +190,15 @@ fn conditions_of_others_are_neither_counted_nor_taken_over() {
     old["conditions"].as_array_mut().unwrap().push(foreign);
     let old: ManagedClusterModuleStatus = serde_json::from_value(old).unwrap();
     assert_eq!(status(&old, &seen, time(LATER)), None);
+}
+
+#[test]
+fn images_that_cannot_be_asked_for_are_no_silence() {
+    let clusters = [at(Phase::Waiting, ClusterReason::ImagesNotReady, "")];
+    let refused = Some("etcdserver: request is too large".to_owned());
+    let new = from_nothing(&Observed { refused, ..observed(module(&spec()), &clusters, missing("")) });
+    let images = conditions(&new).into_iter().find(|condition| condition.0 == "ImagesResolved").unwrap();
+    let message =
+        "images cannot be asked for: the ModuleImagesConfig cannot be written: etcdserver: request is too large";
+    assert_eq!(images, ("ImagesResolved", "False", "ImagesNotReady", message));
 }

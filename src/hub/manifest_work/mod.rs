@@ -19,7 +19,7 @@ use tracing::info;
 
 pub use observe::Target;
 pub use plan::resolve;
-pub use render::{label_value, owner_reference, source_id};
+pub use render::{label_value, owner_reference};
 
 use crate::api::names::ClusterReason;
 use crate::core::hash;

@@ -6,13 +6,14 @@ use std::time::Duration;
 use super::observe::Observed;
 use super::render::{self, Line};
 use crate::api::ModuleSpec;
-use crate::api::names::{ClusterReason, ImageReason};
+use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
 use crate::core::hash;
-use crate::core::image::{Digest, ImageRef};
+use crate::core::image::ImageRef;
 use crate::core::kernel::KernelVersion;
 use crate::core::mapping::{Mappings, Resolution, Resolved};
-use crate::hub::intern;
+use crate::core::pin::{self, Known, Pinned};
+use crate::hub::intern::{self, Sent};
 use crate::hub::standing::{Gaps, Nodes, Phase, Standing};
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, fingerprint};
 use crate::hub::waits::Waited;
@@ -200,39 +201,47 @@ fn lines(
     images: Option<&Images>,
     work: Option<&Work>,
 ) -> (Vec<Line>, Gaps, bool) {
-    let taken = images.filter(|images| !images.is_owned_by(&module.uid)).map(taken);
+    let taken = images.filter(|images| images.is_foreign_to(&module.uid)).map(taken);
     let images = images.filter(|_| taken.is_none());
+    let sent = || work.into_iter().flat_map(|work| work.sent.iter());
     let mut kernels: Vec<Arc<str>> = cluster.kernels.known().to_vec();
     if matches!(cluster.kernels, Kernels::Incomplete { .. }) {
         // What the cluster cannot tell now it told before: nothing is taken away.
-        kernels.extend(work.into_iter().flat_map(|work| work.sent.iter()).map(|sent| Arc::clone(&sent.kernel)));
+        kernels.extend(sent().map(|sent| Arc::clone(&sent.kernel)));
         kernels.sort_unstable();
         kernels.dedup();
     }
     let (mut lines, mut gaps, mut wants_images) = (Vec::with_capacity(kernels.len()), Gaps::default(), false);
     for kernel in kernels {
-        match resolve(mappings, module, &kernel) {
-            Err(why) => gaps.unmapped.push((kernel, why)),
-            Ok(resolved) => {
-                wants_images |= !images.is_some_and(|images| images.asks_for(&kernel, &resolved.image));
-                match image(&kernel, &resolved, images, work) {
-                    Ok((image, source)) => lines.push(Line {
-                        kernel,
-                        image,
-                        source,
-                        registry_tls: resolved.registry_tls,
-                        in_tree_modules_to_remove: resolved.in_tree_modules_to_remove,
-                    }),
-                    Err(why) => {
-                        let fact = images.and_then(|images| images.fact(&kernel, &resolved.image));
-                        let answered = fact.is_some_and(|fact| *fact.reason != *ImageReason::Pending.as_str());
-                        let asked = taken.is_none() && resolved.image.parse::<ImageRef>().is_ok();
-                        gaps.unanswered += usize::from(asked && !answered);
-                        gaps.held_back.push((kernel, taken.clone().unwrap_or(why)));
-                    }
+        let resolved = match resolve(mappings, module, &kernel) {
+            Err(why) => {
+                gaps.unmapped.push((kernel, why));
+                continue;
+            }
+            Ok(resolved) => resolved,
+        };
+        wants_images |= !images.is_some_and(|images| images.asks_for(&kernel, &resolved.image));
+        let before: Vec<&Sent> = sent().filter(|sent| sent.kernel == kernel).collect();
+        let is_told = cluster.kernels.known().contains(&kernel);
+        let (image, source) = match image(module, &kernel, &resolved, images, &before) {
+            Ok(pinned) => (intern::text(&pinned.image), intern::text(&pinned.source)),
+            Err(Missing { why, unanswered }) => {
+                gaps.unanswered += usize::from(taken.is_none() && unanswered);
+                gaps.held_back.push((Arc::clone(&kernel), taken.clone().unwrap_or(why)));
+                match before.first().filter(|_| !is_told) {
+                    // Left out, it would be known nowhere any more.
+                    Some(sent) => (Arc::clone(&sent.image), Arc::clone(&sent.source)),
+                    None => continue,
                 }
             }
-        }
+        };
+        lines.push(Line {
+            kernel,
+            image,
+            source,
+            registry_tls: resolved.registry_tls,
+            in_tree_modules_to_remove: resolved.in_tree_modules_to_remove,
+        });
     }
     (lines, gaps, wants_images)
 }
@@ -252,29 +261,34 @@ pub fn resolve(mappings: &Mappings, module: &FleetModule, kernel: &str) -> Resul
     }
 }
 
-/// The image that travels and its source: the digest that is known, else the one that was sent before for the
-/// same image.
+/// An image without digest.
+struct Missing {
+    /// The image, and what is known of it.
+    why: String,
+    /// Its registry has not answered yet.
+    unanswered: bool,
+}
+
+/// The image that travels; `before` is what was sent for the kernel.
 fn image(
+    module: &FleetModule,
     kernel: &str,
     resolved: &Resolved,
     images: Option<&Images>,
-    work: Option<&Work>,
-) -> Result<(Arc<str>, Arc<str>), String> {
-    let source = intern::text(&render::source_id(&resolved.image));
-    let fact = images.and_then(|images| images.fact(kernel, &resolved.image));
-    let reference = resolved.image.parse::<ImageRef>().map_err(|error| error.to_string());
-    if let (Ok(reference), Some(digest)) = (&reference, fact.and_then(|fact| fact.digest.as_deref()))
-        && let Ok(digest) = digest.parse::<Digest>()
-    {
-        return Ok((intern::text(&reference.with_digest(&digest)), source));
-    }
-    let before = work.into_iter().flat_map(|work| work.sent.iter());
-    if let Some(sent) = before.into_iter().find(|sent| *sent.kernel == *kernel && sent.source == source) {
-        return Ok((Arc::clone(&sent.image), source));
-    }
-    reference?;
-    Err(match fact {
-        Some(fact) if !fact.reason.is_empty() => format!("{}: {}", resolved.image, fact.reason),
-        Some(_) | None => resolved.image.clone(),
+    before: &[&Sent],
+) -> Result<Pinned, Missing> {
+    let (name, trigger) = (&*resolved.image, module.trigger());
+    let reference = match name.parse::<ImageRef>() {
+        Ok(reference) => reference,
+        Err(error) => return Err(Missing { why: error.to_string(), unanswered: false }),
+    };
+    let known = images.map_or(Known::Pending, |images| images.known(kernel, name, trigger));
+    let in_use = before.iter().map(|sent| (&*sent.image, &*sent.source));
+    pin::pin(&reference, name, trigger, &known, in_use).ok_or_else(|| {
+        let fact = images.and_then(|images| images.fact(kernel, name)).filter(|fact| !fact.reason.is_empty());
+        Missing {
+            why: fact.map_or_else(|| name.to_owned(), |fact| format!("{name}: {}", fact.reason)),
+            unanswered: known == Known::Pending,
+        }
     })
 }

@@ -12,7 +12,7 @@ use crate::hub::testing::{
     MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, module, module_of, owner, reported, spec,
     stored, target, work,
 };
-use crate::hub::view::{Cluster, FleetModule, Images, Work};
+use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Work};
 use crate::hub::waits::Waited;
 
 fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work: Option<Arc<Work>>) -> Observed {
@@ -374,6 +374,53 @@ fn an_incomplete_list_of_kernels_adds_and_never_removes() {
             standing(&again)
         );
     }
+}
+
+#[test]
+fn a_kernel_that_only_the_work_still_names_gets_another_image_when_it_is_there_and_keeps_the_old_one_until_then() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a", "6.1.0-b"]), Some(two_images()), None)).unwrap();
+    let mut next = spec();
+    next["moduleSpec"]["moduleLoader"]["container"]["containerImage"] =
+        json!("registry.test/gpu:v2-${KERNEL_FULL_VERSION}");
+    // A list of two parts of which the second does not come through.
+    let half = || {
+        let mut cluster = cluster(&["6.1.0-a"]);
+        let known = cluster.kernels.known().into();
+        cluster.kernels = Kernels::Incomplete { known, missing: "its claims lack part 2".into() };
+        cluster
+    };
+    let images = |of_b| {
+        images(&[
+            ("6.1.0-a", "registry.test/gpu:v2-6.1.0-a", Ok(&digest('c'))),
+            ("6.1.0-b", "registry.test/gpu:v2-6.1.0-b", of_b),
+        ])
+    };
+    let found = digest('d');
+    for (of_b, expected) in [(Err("Timeout"), 'b'), (Err("NotFound"), 'b'), (Ok(&*found), 'd')] {
+        let server = Some(work(stored(applied(&first))));
+        let plan = plan(&observed(module(&next), half(), Some(images(of_b)), server)).unwrap();
+        assert_eq!(sent(&plan), [pair("6.1.0-a", 'c'), pair("6.1.0-b", expected)], "{of_b:?}");
+    }
+}
+
+#[test]
+fn a_tag_that_moved_is_followed_when_the_trigger_says_so_and_was_answered() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let server = || Some(work(stored(applied(&first))));
+    let now = |trigger: Option<i64>, said| {
+        let mut images = images(&[("6.1.0-a", "registry.test/gpu:6.1.0-a", said)]);
+        images.trigger = trigger;
+        images
+    };
+    let moved = digest('c');
+    let planned = |module, images| plan(&observed(module, cluster(&["6.1.0-a"]), Some(images), server())).unwrap();
+    assert_eq!(planned(module(&spec()), now(None, Ok(&moved))).action, Action::Nothing, "looked up anew, not asked to");
+    let mut triggered = spec();
+    triggered["moduleSpec"]["imageRebuildTriggerGeneration"] = json!(1);
+    for (what, images) in [("not answered", now(None, Ok(&moved))), ("failed", now(Some(1), Err("Timeout")))] {
+        assert_eq!(sent(&planned(module(&triggered), images)), [pair("6.1.0-a", 'a')], "{what}");
+    }
+    assert_eq!(sent(&planned(module(&triggered), now(Some(1), Ok(&moved)))), [pair("6.1.0-a", 'c')]);
 }
 
 #[test]

@@ -20,8 +20,6 @@ use crate::hub::view::{FleetModule, rendered_hash};
 
 /// Longest value of a label.
 const LABEL_MAX: usize = 63;
-/// Characters of a hash that tell the images of one Module apart.
-const SOURCE_ID_LENGTH: usize = 16;
 
 /// One kernel of a cluster with everything resolved for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,19 +28,12 @@ pub(super) struct Line {
     pub kernel: Arc<str>,
     /// The image that travels, with digest.
     pub image: Arc<str>,
-    /// [`source_id`] of the image that the digest was found for.
+    /// [`source_id`](crate::core::pin::source_id) of the image that the digest was found for.
     pub source: Arc<str>,
     /// How its registry is talked to.
     pub registry_tls: TLSOptions,
     /// Modules of the kernel itself to be unloaded first.
     pub in_tree_modules_to_remove: Vec<String>,
-}
-
-/// Identifies the image (as the mapping's template gives it) that a digest was found for.
-pub fn source_id(image: &str) -> String {
-    let mut id = hash::hash_bytes(image.as_bytes());
-    id.truncate(SOURCE_ID_LENGTH);
-    id
 }
 
 /// Value of the label that names the ManagedClusterModule: its name, shortened if it is too long for a label.

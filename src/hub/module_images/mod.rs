@@ -10,9 +10,12 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::api::names::EventReason;
 use crate::core::hash;
+use crate::hub::events::publish;
 use crate::hub::fleet::Fleet;
 use crate::runtime::client::{ApiError, Class};
+use crate::runtime::events::{Events, Severity};
 use crate::runtime::queue::{Failure, Outcome};
 use plan::Plan;
 
@@ -38,28 +41,33 @@ impl Failure for Error {
 }
 
 /// Runs the controller while this process leads.
-pub(super) async fn run(client: kube::Client, fleet: Arc<Fleet>, shutdown: CancellationToken) {
+pub(super) async fn run(client: kube::Client, events: Events, fleet: Arc<Fleet>, shutdown: CancellationToken) {
     let queue = fleet.images_queue.clone();
     queue
         .run(WORKERS, shutdown, move |module| {
-            let (client, fleet) = (client.clone(), Arc::clone(&fleet));
-            async move { pass(&client, &fleet, &module).await }
+            let (client, events, fleet) = (client.clone(), events.clone(), Arc::clone(&fleet));
+            async move { pass(&client, &events, &fleet, &module).await }
         })
         .await;
 }
 
-async fn pass(client: &kube::Client, fleet: &Fleet, module: &Arc<str>) -> Result<Outcome, Error> {
+async fn pass(client: &kube::Client, events: &Events, fleet: &Fleet, module: &Arc<str>) -> Result<Outcome, Error> {
     let observed = observe::observe(fleet, module);
     let plan = plan::plan(&observed)?;
-    match &plan {
-        Plan::Nothing => return Ok(Outcome::Done),
-        Plan::OwnedByOther => {
-            warn!(images = %observed.key, "a ModuleImagesConfig of this name belongs to somebody else and is not touched");
-            return Ok(Outcome::Done);
-        }
-        Plan::Apply { .. } | Plan::Delete { .. } => {}
+    if let Plan::OwnedByOther = plan {
+        warn!(images = %observed.key, "a ModuleImagesConfig of this name belongs to somebody else and is not touched");
     }
-    apply::apply(client, &observed.key, &plan).await?;
-    info!(images = %observed.key, "ModuleImagesConfig written");
+    let written = apply::apply(client, &observed.key, &plan).await;
+    let refused = written.as_ref().err().filter(|error| error.class() != Class::Conflict);
+    fleet.images_refused(module, refused.map(ApiError::reason));
+    written?;
+    if let Plan::Apply { .. } | Plan::Delete { .. } = plan {
+        info!(images = %observed.key, "ModuleImagesConfig written");
+    }
+    if let Some(of) = &observed.module {
+        for note in plan::moved(&observed) {
+            publish(events, of, Severity::Warning, EventReason::ImageTagMoved, &note).await;
+        }
+    }
     Ok(Outcome::Done)
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::hub::fleet::Fleet;
-use crate::hub::view::{FleetModule, Images};
+use crate::hub::intern::Sent;
+use crate::hub::view::{FleetModule, Images, Kernels};
 use crate::runtime::store::ObjectKey;
 
 /// What the plan for the images is made from.
@@ -16,6 +17,8 @@ pub(super) struct Observed {
     pub(super) module: Option<Arc<FleetModule>>,
     /// Kernels of the selected clusters.
     pub(super) kernels: BTreeSet<Arc<str>>,
+    /// What was sent to them.
+    pub(super) sent: BTreeSet<Sent>,
     /// The ModuleImagesConfig that is there.
     pub(super) images: Option<Arc<Images>>,
 }
@@ -24,18 +27,30 @@ pub(super) struct Observed {
 /// was not asked for, or when the ManagedClusterModule changed.
 pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Observed {
     let module = fleet.modules.get(&ObjectKey::cluster(&**name));
-    let mut kernels = BTreeSet::new();
+    let (mut kernels, mut sent) = (BTreeSet::new(), BTreeSet::new());
+    let mut add = |kernel: &Arc<str>| {
+        if !kernels.contains(kernel) {
+            kernels.insert(Arc::clone(kernel));
+        }
+    };
     if let Some(module) = &module {
-        fleet.clusters.for_each(|_, cluster| {
-            if !cluster.deleting && module.selects(&cluster.labels) {
-                for kernel in cluster.kernels.known() {
-                    if !kernels.contains(kernel) {
-                        kernels.insert(Arc::clone(kernel));
-                    }
+        fleet.clusters.for_each(|key, cluster| {
+            if cluster.deleting || !module.selects(&cluster.labels) {
+                return;
+            }
+            cluster.kernels.known().iter().for_each(&mut add);
+            let work = fleet.works.get(&ObjectKey::new(&*key.name, &**name));
+            for line in work.iter().flat_map(|work| work.sent.iter()) {
+                if matches!(cluster.kernels, Kernels::Incomplete { .. }) {
+                    // What the cluster cannot tell now it told before.
+                    add(&line.kernel);
+                }
+                if !sent.contains(line) {
+                    sent.insert(line.clone());
                 }
             }
         });
     }
     let key = fleet.images_key(name);
-    Observed { images: fleet.images.get(&key), key, module, kernels }
+    Observed { images: fleet.images.get(&key), key, module, kernels, sent }
 }

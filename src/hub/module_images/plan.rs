@@ -1,6 +1,7 @@
 //! What becomes of the ModuleImagesConfig of one ManagedClusterModule. Pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -8,8 +9,14 @@ use super::observe::Observed;
 use crate::api::{ModuleImageSpec, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleSpec};
 use crate::core::hash;
 use crate::core::mapping::{Mappings, Resolved};
+use crate::core::pin::{Known, source_id};
+use crate::hub::intern::Sent;
 use crate::hub::manifest_work::{owner_reference, resolve};
 use crate::hub::view::{FleetModule, Images};
+
+/// Kernels that no cluster has and whose images are remembered: enough for clusters that are silent or on their way from
+/// one kernel to the next, and few enough for one object.
+const KEPT: usize = 256;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +36,8 @@ pub(super) enum Plan {
 
 /// The plan for the images of one ManagedClusterModule.
 ///
-/// What was asked for once stays while the mappings still give that image for that kernel: a digest once found is
-/// kept although the cluster may be silent for a while.
+/// A digest once found is kept while the mappings still give that image for that kernel, although no cluster may have
+/// the kernel for a while; of such kernels at most [`KEPT`].
 ///
 /// # Errors
 /// Something has no JSON form.
@@ -39,7 +46,7 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     let Some(module) = observed.module.as_deref().filter(|module| !module.deleting) else {
         return Ok(Plan::Nothing);
     };
-    if images.is_some_and(|images| !images.is_owned_by(&module.uid)) {
+    if images.is_some_and(|images| images.is_foreign_to(&module.uid)) {
         // That of an earlier ManagedClusterModule of the name is on its way out and wakes this one when it is gone.
         return Ok(Plan::OwnedByOther);
     }
@@ -48,14 +55,15 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     }
     let Some(spec) = module.module_spec() else { return Ok(Plan::Nothing) };
     let Some(mappings) = module.mappings() else {
-        return Ok(images.map_or(Plan::Nothing, |images| Plan::Delete { uid: images.uid.clone() }));
+        let ours = images.filter(|images| images.is_owned_by(&module.uid));
+        return Ok(ours.map_or(Plan::Nothing, |images| Plan::Delete { uid: images.uid.clone() }));
     };
     let entries = entries(module, mappings, spec, observed, images);
     if images.is_none() && entries.is_empty() {
         return Ok(Plan::Nothing);
     }
     let wanted = requested(spec, entries);
-    if let Some(images) = images
+    if let Some(images) = images.filter(|images| images.is_owned_by(&module.uid))
         && hash::content_hash(&images.spec)? == hash::content_hash(&wanted)?
     {
         return Ok(Plan::Nothing);
@@ -71,6 +79,32 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         spec: wanted,
         status: None,
     })))
+}
+
+/// Tags that name another image than the one that clusters have, for whoever decides whether to follow them.
+pub(super) fn moved(observed: &Observed) -> Vec<String> {
+    let (Some(module), Some(images)) = (observed.module.as_deref(), observed.images.as_deref()) else {
+        return Vec::new();
+    };
+    let trigger = module.trigger();
+    let mut moved = BTreeMap::new();
+    for asked in images.spec.images.iter().filter(|_| images.is_owned_by(&module.uid)) {
+        let Known::Found(digest) = images.known(&asked.kernel_version, &asked.image, trigger) else { continue };
+        let (source, digest) = (source_id(&asked.image, trigger), digest.to_string());
+        let other = |sent: &&Sent| {
+            *sent.kernel == *asked.kernel_version && *sent.source == *source && !sent.image.ends_with(&digest)
+        };
+        if let Some(sent) = observed.sent.iter().find(other) {
+            moved.insert(&asked.image, (digest, Arc::clone(&sent.image)));
+        }
+    }
+    let note = |(image, (digest, sent)): (&String, (String, Arc<str>))| {
+        format!(
+            "{image} is {digest} now; clusters that have {sent} keep it until the image or imageRebuildTriggerGeneration \
+             of the ManagedClusterModule changes"
+        )
+    };
+    moved.into_iter().map(note).collect()
 }
 
 /// Ordered by kernel, then image.
@@ -92,10 +126,19 @@ fn entries(
             ask(kernel, resolved);
         }
     }
-    for asked in images.into_iter().flat_map(|images| &images.spec.images) {
-        match resolve(mappings, module, &asked.kernel_version) {
-            Ok(resolved) if resolved.image == asked.image => ask(&asked.kernel_version, resolved),
-            Ok(_) | Err(_) => {}
+    let mut kept = 0;
+    for (images, asked) in
+        images.into_iter().flat_map(|images| images.spec.images.iter().map(move |asked| (images, asked)))
+    {
+        let kernel = &*asked.kernel_version;
+        let found = || images.fact(kernel, &asked.image).is_some_and(|fact| fact.digest.is_some());
+        if observed.kernels.contains(kernel) || kept == KEPT || !found() {
+            continue;
+        }
+        if let Some(resolved) = resolve(mappings, module, kernel).ok().filter(|resolved| resolved.image == asked.image)
+        {
+            ask(kernel, resolved);
+            kept += 1;
         }
     }
     entries.into_values().collect()

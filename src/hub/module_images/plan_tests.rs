@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Plan, plan};
+use super::{KEPT, Plan, moved, plan};
+use crate::hub::intern::Sent;
 use crate::hub::module_images::observe::Observed;
-use crate::hub::testing::{MODULE, UID, module, module_of, owner, spec};
+use crate::hub::testing::{MODULE, UID, digest, module, module_of, owner, spec};
 use crate::hub::view::{FleetModule, Images};
 use crate::runtime::store::{ObjectKey, Projection};
 
@@ -14,6 +15,7 @@ fn observed(module: FleetModule, kernels: &[&str], images: Option<Value>) -> Obs
         key: ObjectKey::new("kmm", MODULE),
         module: Some(Arc::new(module)),
         kernels: kernels.iter().map(|kernel| Arc::from(*kernel)).collect::<BTreeSet<Arc<str>>>(),
+        sent: BTreeSet::new(),
         images: images.map(|value| Arc::new(Images::project(serde_json::from_value(value).unwrap()))),
     }
 }
@@ -29,6 +31,12 @@ fn stored(plan: &Plan) -> Value {
     let mut value = written(plan);
     value["metadata"]["uid"] = json!("uid-of-images");
     value["spec"]["fieldOfANewerRelease"] = json!("default");
+    let known = |image: &Value| {
+        json!({"image": image["image"], "kernelVersion": image["kernelVersion"], "status": "Exists",
+        "reason": "Resolved", "digest": digest('a')})
+    };
+    let known: Vec<Value> = value["spec"]["images"].as_array().unwrap().iter().map(known).collect();
+    value["status"] = json!({ "imagesStates": known });
     value
 }
 
@@ -72,9 +80,7 @@ fn what_was_asked_is_not_written_again_and_stays_while_it_means_the_same() {
 #[test]
 fn an_object_of_somebody_else_or_a_wish_that_cannot_be_carried_out_is_left_alone() {
     let first = plan(&observed(module(&spec()), &["6.1.0-a"], None)).unwrap();
-    for owners in
-        [json!([]), json!([owner("Module", MODULE, "x")]), json!([owner("ManagedClusterModule", MODULE, "old")])]
-    {
+    for owners in [json!([owner("Module", MODULE, "x")]), json!([owner("ManagedClusterModule", MODULE, "old")])] {
         let mut foreign = stored(&first);
         foreign["metadata"]["ownerReferences"] = owners;
         assert_eq!(plan(&observed(module(&spec()), &["6.1.0-z"], Some(foreign))).unwrap(), Plan::OwnedByOther);
@@ -96,4 +102,45 @@ fn without_a_loader_nothing_is_asked_any_more() {
     let gone = plan(&observed(module(&plain), &["6.1.0-a"], Some(stored(&first)))).unwrap();
     assert_eq!(gone, Plan::Delete { uid: "uid-of-images".to_owned() });
     assert_eq!(plan(&observed(module(&plain), &["6.1.0-a"], None)).unwrap(), Plan::Nothing);
+}
+
+#[test]
+fn what_nobody_owns_is_adopted_with_everything_that_it_knows() {
+    let first = plan(&observed(module(&spec()), &["6.1.0-a"], None)).unwrap();
+    let mut left = stored(&first);
+    left["metadata"]["ownerReferences"] = json!([]);
+    let adopted = written(&plan(&observed(module(&spec()), &["6.1.0-a"], Some(left))).unwrap());
+    assert_eq!(adopted["metadata"]["ownerReferences"], json!([owner("ManagedClusterModule", MODULE, UID)]));
+    assert_eq!(adopted["spec"], written(&first)["spec"]);
+}
+
+#[test]
+fn of_kernels_that_no_cluster_has_only_found_images_are_kept_and_not_without_limit() {
+    let many: Vec<String> = (0..KEPT + 50).map(|n| format!("6.1.0-{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let all = stored(&plan(&observed(module(&spec()), &many, None)).unwrap());
+    let kept = written(&plan(&observed(module(&spec()), &["6.1.0-0"], Some(all.clone()))).unwrap());
+    assert_eq!(asked(&kept).len(), KEPT + 1);
+    let mut missing = all;
+    missing["status"] = json!({});
+    let kept = written(&plan(&observed(module(&spec()), &["6.1.0-0"], Some(missing))).unwrap());
+    assert_eq!(asked(&kept).len(), 1);
+}
+
+#[test]
+fn a_tag_that_names_another_image_than_clusters_have_is_told() {
+    let images = stored(&plan(&observed(module(&spec()), &["6.1.0-a"], None)).unwrap());
+    let mut observed = observed(module(&spec()), &["6.1.0-a"], Some(images));
+    let image = "registry.test/gpu:6.1.0-a";
+    let sent = |digit: char, source: String| Sent {
+        kernel: "6.1.0-a".into(),
+        image: format!("registry.test/gpu@{}", digest(digit)).into(),
+        source: source.into(),
+    };
+    let source = crate::core::pin::source_id(image, None);
+    observed.sent = [sent('a', source.clone()), sent('b', "another image".to_owned())].into();
+    assert_eq!(moved(&observed), [""; 0]);
+    observed.sent.insert(sent('b', source));
+    let [note] = &moved(&observed)[..] else { panic!("one note") };
+    assert!(note.starts_with(&format!("{image} is {} now; clusters that have ", digest('a'))), "{note}");
 }

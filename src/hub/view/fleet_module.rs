@@ -73,6 +73,11 @@ impl FleetModule {
         self.spec.as_ref()?.module_spec.as_ref()
     }
 
+    /// `imageRebuildTriggerGeneration`.
+    pub fn trigger(&self) -> Option<i64> {
+        self.module_spec()?.image_rebuild_trigger_generation
+    }
+
     /// Namespace of the Module on the clusters.
     pub fn spoke_namespace(&self) -> &str {
         self.spec.as_ref().map_or("", |spec| &spec.spoke_namespace)

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::api::names::ImageReason;
 use crate::api::{ImageState, ModuleImagesConfig, ModuleImagesConfigSpec};
+use crate::core::pin::Known;
 use crate::hub::intern;
 use crate::runtime::store::Projection;
 
@@ -11,12 +13,14 @@ use crate::runtime::store::Projection;
 pub struct Images {
     /// `metadata.uid`.
     pub uid: String,
-    /// Kind, name and uid of the controller.
+    /// Kind, name and uid of the controller, or of the first owner if none is the controller.
     pub owner: Option<(String, String, String)>,
     /// It is being deleted.
     pub deleting: bool,
     /// The specification.
     pub spec: ModuleImagesConfigSpec,
+    /// `imageRebuildTriggerGeneration` that the facts are of.
+    pub trigger: Option<i64>,
     /// What is known, ordered by kernel and image.
     facts: Vec<ImageFact>,
 }
@@ -57,6 +61,18 @@ impl Images {
         self.facts.get(at)
     }
 
+    /// What look-ups say of the image for the kernel, with this `imageRebuildTriggerGeneration`.
+    pub fn known(&self, kernel: &str, image: &str, trigger: Option<i64>) -> Known {
+        let Some(fact) = self.fact(kernel, image).filter(|_| self.trigger == trigger) else { return Known::Pending };
+        let digest = fact.digest.as_deref().and_then(|digest| digest.parse().ok());
+        match (ImageReason::from_name(&fact.reason), digest) {
+            (Some(ImageReason::Pending), _) => Known::Pending,
+            (Some(ImageReason::Resolved), Some(digest)) => Known::Found(digest),
+            (_, Some(digest)) => Known::Before(digest),
+            (_, None) => Known::Missing,
+        }
+    }
+
     /// Whether the image was asked for, for this kernel.
     pub fn asks_for(&self, kernel: &str, image: &str) -> bool {
         // Written sorted by the planner; a person may have changed it, so order is not relied on.
@@ -66,6 +82,12 @@ impl Images {
     /// Whether a ManagedClusterModule with this uid controls it.
     pub fn is_owned_by(&self, uid: &str) -> bool {
         self.owner.as_ref().is_some_and(|(_, _, owner)| owner == uid)
+    }
+
+    /// Whether it is somebody else's than that of a ManagedClusterModule with this uid. What nobody owns, as after
+    /// `kubectl delete --cascade=orphan`, is not.
+    pub fn is_foreign_to(&self, uid: &str) -> bool {
+        self.owner.is_some() && !self.is_owned_by(uid)
     }
 
     /// Kernels of which something else is known, or asked, on the two sides.
@@ -88,17 +110,19 @@ impl Projection for Images {
     type Kind = ModuleImagesConfig;
 
     fn project(object: ModuleImagesConfig) -> Self {
-        let states = object.status.unwrap_or_default().images_states;
+        let status = object.status.unwrap_or_default();
+        let states = status.images_states;
         let mut facts: Vec<ImageFact> = states.iter().filter_map(ImageFact::of).collect();
         facts.sort_by(|a, b| (&a.kernel, &a.image).cmp(&(&b.kernel, &b.image)));
         facts.dedup_by(|a, b| (&a.kernel, &a.image) == (&b.kernel, &b.image));
         let owners = object.metadata.owner_references.unwrap_or_default();
-        let controller = owners.into_iter().find(|owner| owner.controller == Some(true));
+        let at = owners.iter().position(|owner| owner.controller == Some(true)).unwrap_or(0);
         Self {
             uid: object.metadata.uid.unwrap_or_default(),
-            owner: controller.map(|owner| (owner.kind, owner.name, owner.uid)),
+            owner: owners.into_iter().nth(at).map(|owner| (owner.kind, owner.name, owner.uid)),
             deleting: object.metadata.deletion_timestamp.is_some(),
             spec: object.spec,
+            trigger: status.image_rebuild_trigger_generation,
             facts,
         }
     }

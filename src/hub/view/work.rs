@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, RENDERED_HASH_ANNOTATION, SENT_IMAGES_ANNOTATION};
 use crate::api::ocm::{FieldValue, ManifestStatus, ManifestWork, ManifestWorkStatus, values};
 use crate::core::hash;
+use crate::core::pin::source_id;
 use crate::hub::intern::{self, Sent};
-use crate::hub::manifest_work::{feedback, source_id};
+use crate::hub::manifest_work::feedback;
 use crate::runtime::store::Projection;
 
 /// What is read of a ManifestWork.
@@ -165,7 +166,8 @@ fn sent_of(work: &ManifestWork, module: Option<&Value>) -> Arc<[Sent]> {
         .flatten()
         .filter_map(|mapping| {
             let (kernel, image) = (mapping["literal"].as_str()?, mapping["containerImage"].as_str()?);
-            let source = sources.get(kernel).map_or_else(|| intern::text(&source_id(image)), |id| intern::text(id));
+            let source =
+                sources.get(kernel).map_or_else(|| intern::text(&source_id(image, None)), |id| intern::text(id));
             Some(Sent { kernel: intern::text(kernel), image: intern::text(image), source })
         })
         .collect();
