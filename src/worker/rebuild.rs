@@ -89,6 +89,7 @@ fn as_loaded(module: &NodeModuleStatus, policy: Option<LoadPolicy>) -> Option<No
         config: module.config.clone()?,
         generation: module.observed_generation.filter(|_| of_loaded),
         image_pull_secrets: Vec::new(),
+        image_source: None,
         image_repo_secret: module.image_repo_secret.clone(),
         module_uid: module.module_uid.clone(),
         name: module.name.clone(),

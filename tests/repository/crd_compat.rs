@@ -54,6 +54,11 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         "whose mirrors and certificates hold on the node",
     ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.unload", "a module is unloaded on a written order only"),
+    (
+        "nodemodulesconfigs.kmm.sigs.x-k8s.io",
+        ".spec.modules[].imageSource",
+        "a tag that moves changes no digest in use",
+    ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].moduleUID", "a Module made again is another Module"),
     (
         "nodemodulesconfigs.kmm.sigs.x-k8s.io",

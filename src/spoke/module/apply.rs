@@ -59,22 +59,32 @@ async fn write_images(client: &Client, facts: &ModuleFacts, action: &ImagesActio
             images.metadata = ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(namespace.clone()),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: Module::api_version(&()).into_owned(),
-                    kind: Module::kind(&()).into_owned(),
-                    name: name.clone(),
-                    uid: facts.uid.to_string(),
-                    controller: Some(true),
-                    block_owner_deletion: Some(true),
-                }]),
+                owner_references: Some(vec![owner(facts)]),
                 ..ObjectMeta::default()
             };
             let params = PostParams { field_manager: Some(MODULE_STATUS.to_owned()), ..PostParams::default() };
             let call = api.create(&params, &images);
             within(|| format!("create ModuleImagesConfig {}", facts.key), call).await.map(|_| ())
         }
-        ImagesAction::Update(spec) => merge(&api, name, MODULE_STATUS, &replacement(spec)).await.map(|_| ()),
+        ImagesAction::Update { spec, adopt } => {
+            let mut body = replacement(spec);
+            if *adopt {
+                body["metadata"] = json!({ "ownerReferences": [owner(facts)] });
+            }
+            merge(&api, name, MODULE_STATUS, &body).await.map(|_| ())
+        }
         ImagesAction::Delete { uid } => delete(&api, name, uid).await,
+    }
+}
+
+fn owner(facts: &ModuleFacts) -> OwnerReference {
+    OwnerReference {
+        api_version: Module::api_version(&()).into_owned(),
+        kind: Module::kind(&()).into_owned(),
+        name: facts.key.name.clone(),
+        uid: facts.uid.to_string(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What belongs to one Module besides nodes: finalizer and ModuleImagesConfig.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::LocalObjectReference;
@@ -10,6 +11,9 @@ use crate::core::image::ImageRef;
 use crate::spoke::node::trimmed;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
+
+/// Kernels that no node has and whose images are remembered.
+const KEPT: usize = 256;
 
 /// What a Module's plan is made from.
 #[derive(Clone, Debug)]
@@ -41,7 +45,12 @@ pub(in crate::spoke) enum ImagesAction {
     /// It is made.
     Create(Box<ModuleImagesConfigSpec>),
     /// Its specification is replaced.
-    Update(Box<ModuleImagesConfigSpec>),
+    Update {
+        /// The new one.
+        spec: Box<ModuleImagesConfigSpec>,
+        /// Nobody owns it, as after `kubectl delete --cascade=orphan`: it becomes the Module's.
+        adopt: bool,
+    },
     /// It is removed.
     Delete {
         /// `metadata.uid`.
@@ -81,40 +90,51 @@ fn images(observed: &Observed) -> ImagesAction {
     if facts.deleting || facts.unreadable.is_some() {
         return ImagesAction::Nothing;
     }
-    let foreign = present.is_some_and(|images| images.owner.as_deref() != Some(&*facts.uid));
+    let owner = present.and_then(|images| images.owner.as_deref());
+    let foreign = owner.is_some_and(|owner| *owner != *facts.uid);
     let Some(totals) = observed.totals.as_ref().filter(|_| !foreign) else { return ImagesAction::Nothing };
-    let wanted = wanted_images(facts, totals.kernels.keys(), &observed.pull_secrets);
+    let wanted = wanted_images(facts, totals.kernels.keys(), present, &observed.pull_secrets);
     match present {
         None if wanted.images.is_empty() => ImagesAction::Nothing,
         None => ImagesAction::Create(Box::new(wanted)),
+        Some(_) if wanted.images.is_empty() && owner.is_none() => ImagesAction::Nothing,
         Some(images) if wanted.images.is_empty() => ImagesAction::Delete { uid: images.uid.clone() },
-        Some(images) if images.spec == wanted => ImagesAction::Nothing,
-        Some(_) => ImagesAction::Update(Box::new(wanted)),
+        Some(images) if images.spec == wanted && owner.is_some() => ImagesAction::Nothing,
+        Some(_) => ImagesAction::Update { spec: Box::new(wanted), adopt: owner.is_none() },
     }
 }
 
 /// The images that these kernels need and whose digest has to be looked up; sorted, each once.
+///
+/// What was found for kernels that no node has now is kept while it is the image that they would need, of at most
+/// [`KEPT`] kernels: a node that is made again runs what it ran.
 pub(super) fn wanted_images<'a>(
     facts: &ModuleFacts,
     kernels: impl Iterator<Item = &'a Arc<str>>,
+    present: Option<&ImagesView>,
     pull_secrets: &[LocalObjectReference],
 ) -> ModuleImagesConfigSpec {
     let Some(loader) = &facts.spec.module_loader else { return ModuleImagesConfigSpec::default() };
-    let resolved = kernels.filter_map(|kernel| Some((trimmed(kernel), facts.resolve(kernel)?)));
-    let mut images: Vec<ModuleImageSpec> = resolved
-        .filter_map(|(kernel, resolved)| match &*resolved {
-            Resolved::Image(image) if !is_pinned(&image.image) => Some(ModuleImageSpec {
-                build: image.build.clone(),
-                dir_name: loader.container.modprobe.dir_name.clone(),
-                image: image.image.clone(),
-                kernel_version: kernel.to_owned(),
-                registry_tls: Some(image.registry_tls.clone()).filter(|tls| *tls != TLSOptions::default()),
-                sign: image.sign.clone(),
-                skip_wait_missing_image: false,
-            }),
-            Resolved::Image(_) | Resolved::Unmapped | Resolved::Invalid(_) => None,
-        })
-        .collect();
+    let asked = |kernel: &Arc<str>| match &*facts.resolve(kernel)? {
+        Resolved::Image(image) if !is_pinned(&image.image) => Some(ModuleImageSpec {
+            build: image.build.clone(),
+            dir_name: loader.container.modprobe.dir_name.clone(),
+            image: image.image.clone(),
+            kernel_version: trimmed(kernel).to_owned(),
+            registry_tls: Some(image.registry_tls.clone()).filter(|tls| *tls != TLSOptions::default()),
+            sign: image.sign.clone(),
+            skip_wait_missing_image: false,
+        }),
+        Resolved::Image(_) | Resolved::Unmapped | Resolved::Invalid(_) => None,
+    };
+    let mut images: Vec<ModuleImageSpec> = kernels.filter_map(asked).collect();
+    let needed: BTreeSet<String> = images.iter().map(|image| image.kernel_version.clone()).collect();
+    let found = present.into_iter().flat_map(|present| &present.states).filter(|state| state.digest.is_some());
+    let kept = found.filter_map(|state| {
+        let kernel = state.kernel_version.as_deref().filter(|kernel| !needed.contains(*kernel))?;
+        asked(&Arc::from(kernel)).filter(|image| image.image == state.image)
+    });
+    images.extend(kept.take(KEPT));
     images.sort_by(|a, b| (&a.kernel_version, &a.image).cmp(&(&b.kernel_version, &b.image)));
     images.dedup_by(|a, b| (&a.kernel_version, &a.image) == (&b.kernel_version, &b.image));
     let default = ModuleImagesConfigSpec::default();

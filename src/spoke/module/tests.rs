@@ -5,14 +5,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::api::names::MODULE_FINALIZER;
-use crate::api::{DaemonSetStatus, ModuleImagesConfigSpec, ModuleStatus};
+use crate::api::{DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus};
 use crate::runtime::store::Projection;
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
-use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module};
+use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module};
 use crate::spoke::view::{ImagesView, ModuleView};
 
-use super::plan::{ImagesAction, Observed, plan};
+use super::plan::{ImagesAction, Observed, plan, wanted_images};
 use super::status::plan_status;
 
 fn gpu() -> ModuleBuilder {
@@ -79,19 +79,24 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
         Some(ImagesView { uid: "i".into(), owner: Some(owner.into()), spec: spec.clone(), ..ImagesView::default() })
     };
     let secrets = vec![crate::api::LocalObjectReference { name: "of-account".into() }];
+    let nobodys =
+        |spec: &ModuleImagesConfigSpec| present(spec, "u1").map(|images| ImagesView { owner: None, ..images });
+    let replaced = |spec: &ModuleImagesConfigSpec, adopt| ImagesAction::Update { spec: Box::new(spec.clone()), adopt };
     let mut older = (*wanted).clone();
     older.images.pop();
     let table = [
         ("as it is", observed(tagged(), present(&wanted, "u1")), ImagesAction::Nothing),
-        ("one more", observed(tagged(), present(&older, "u1")), ImagesAction::Update(wanted.clone())),
+        ("one more", observed(tagged(), present(&older, "u1")), replaced(&wanted, false)),
         ("somebody else's", observed(tagged(), present(&older, "u0")), ImagesAction::Nothing),
+        ("nobody's", observed(tagged(), nobodys(&wanted)), replaced(&wanted, true)),
+        ("nobody's, and nothing to ask for", observed(gpu(), nobodys(&wanted)), ImagesAction::Nothing),
         ("pinned", observed(gpu(), None), ImagesAction::Nothing),
         ("pinned now", observed(gpu(), present(&wanted, "u1")), ImagesAction::Delete { uid: "i".into() }),
         ("being deleted", observed(tagged().deleting(), present(&older, "u1")), ImagesAction::Nothing),
         (
             "the service account has a pull secret",
             Observed { pull_secrets: secrets.clone(), ..observed(tagged(), present(&wanted, "u1")) },
-            ImagesAction::Update(Box::new(ModuleImagesConfigSpec { image_pull_secrets: secrets, ..(*wanted).clone() })),
+            replaced(&ModuleImagesConfigSpec { image_pull_secrets: secrets, ..(*wanted).clone() }, false),
         ),
         (
             "nothing is known yet",
@@ -102,6 +107,33 @@ fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing(
     for (what, observed, expected) in table {
         assert_eq!(plan(&observed).images, expected, "{what}");
     }
+}
+
+#[test]
+fn what_was_found_for_a_kernel_that_no_node_has_now_is_remembered() {
+    let found = |kernel: &str, image: &str, digest: Option<&str>| ImageState {
+        kernel_version: Some(kernel.into()),
+        image: image.into(),
+        digest: digest.map(str::to_owned),
+        ..ImageState::default()
+    };
+    let present = ImagesView {
+        uid: "i".into(),
+        owner: Some("u1".into()),
+        states: vec![
+            found("6.1.0-9-amd64", "r.example/gpu:6.1.0-9-amd64", Some(DIGEST)),
+            found("6.1.0-8-amd64", "r.example/gpu:6.1.0-8-amd64", None),
+            found("6.1.0-7-amd64", "r.example/gpu:of-an-older-mapping", Some(DIGEST)),
+            found("7.0.0", "r.example/gpu:7.0.0", Some(DIGEST)),
+        ],
+        ..ImagesView::default()
+    };
+    let asked = |totals: &ModuleTotals| -> Vec<String> {
+        let wanted = wanted_images(&tagged().build(), totals.kernels.keys(), Some(&present), &[]);
+        wanted.images.into_iter().map(|image| image.kernel_version).collect()
+    };
+    assert_eq!(asked(&ModuleTotals::default()), ["6.1.0-9-amd64"]);
+    assert_eq!(asked(&totals(|_| {})), [KERNEL, "6.1.0-2-amd64", "6.1.0-9-amd64"]);
 }
 
 fn told(module: ModuleBuilder, totals: &ModuleTotals) -> (String, String, String) {

@@ -120,7 +120,7 @@ mod tests {
         node.labels = labels.iter().map(|key| ((*key).to_owned(), String::new())).collect();
         node.labels.insert("kmm.node.kubernetes.io/worker".into(), String::new());
         let facts = module.clone().build();
-        let modules = vec![ModuleHere { want: want(&facts, &node, None, &[]), facts }];
+        let modules = vec![ModuleHere { want: want(&facts, &node, None, &[], None), facts }];
         let config = config.cloned().map(Arc::new);
         plan(&Observed { name: "n".into(), node: Some(Arc::new(node)), config, modules, consumers })
     }

@@ -4,6 +4,7 @@ use crate::api::names::DEFAULT_SERVICE_ACCOUNT;
 use crate::api::{ModuleConfig, NodeModuleSpec, NodeModuleStatus, TLSOptions};
 pub use crate::core::kernel::trimmed;
 pub use crate::core::load::same_in_kernel;
+use crate::core::pin::Pinned;
 use crate::core::taints::effective_tolerations;
 use crate::spoke::view::ModuleFacts;
 
@@ -12,7 +13,7 @@ use crate::spoke::view::ModuleFacts;
 pub fn build_entry(
     module: &ModuleFacts,
     kernel: &str,
-    image: String,
+    image: Pinned,
     resolved: &crate::core::mapping::Resolved,
 ) -> Option<NodeModuleSpec> {
     let loader = module.spec.module_loader.as_ref()?;
@@ -20,7 +21,7 @@ pub fn build_entry(
     let policy = loader.container.image_pull_policy.clone();
     Some(NodeModuleSpec {
         config: ModuleConfig {
-            container_image: image,
+            container_image: image.image,
             image_pull_policy: policy.unwrap_or_else(|| ModuleConfig::default().image_pull_policy),
             in_tree_module_to_remove: None,
             in_tree_modules_to_remove: resolved.in_tree_modules_to_remove.clone(),
@@ -31,6 +32,7 @@ pub fn build_entry(
         },
         generation: None,
         image_pull_secrets: Vec::new(),
+        image_source: Some(image.source).filter(|source| !source.is_empty()),
         image_repo_secret: module.spec.image_repo_secret.clone(),
         module_uid: Some(module.uid.to_string()),
         name: module.key.name.clone(),

@@ -12,7 +12,7 @@ use crate::spoke::outcome::Trouble;
 use crate::spoke::view::{ConsumerView, ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
 
 use super::consumers::Consumer;
-use super::entry::{build_entry, trimmed};
+use super::entry::{Belongs, build_entry, trimmed};
 use super::plan::{ModuleHere, Observed, Want};
 
 /// Everything about one node. Only stores are read.
@@ -25,7 +25,8 @@ pub fn observe(stores: &Stores, name: &str) -> Observed {
         stores.modules.for_each(|key, module| all.push((key.clone(), Arc::clone(&module.facts))));
         for (key, facts) in all {
             let images = stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*facts.uid));
-            let want = want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts));
+            let standing = config.iter().flat_map(|config| &config.spec.modules).find(|entry| entry.belongs_to(&facts));
+            let want = want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts), standing);
             modules.push(ModuleHere { facts, want });
         }
     }
@@ -43,12 +44,13 @@ pub fn selects(module: &ModuleFacts, node: &NodeView) -> bool {
     module.spec_known && selector::matches(Some(&module.spec.selector), Some(&node.labels))
 }
 
-/// What a Module wants on a node; `pull_secrets` are those of its service account.
+/// What a Module wants on a node; `pull_secrets` are those of its service account, `standing` is its entry there.
 pub fn want(
     module: &ModuleFacts,
     node: &NodeView,
     images: Option<&ImagesView>,
     pull_secrets: &[LocalObjectReference],
+    standing: Option<&NodeModuleSpec>,
 ) -> Want {
     if module.deleting {
         return Want::Gone(UnloadReason::Deleted);
@@ -69,7 +71,11 @@ pub fn want(
         Resolved::Unmapped => return Want::Unmapped,
         Resolved::Invalid(why) => return Want::Invalid(why.clone()),
     };
-    match ImageFact::of(&image.image, trimmed(&node.kernel), images) {
+    let kernel = trimmed(&node.kernel);
+    let in_use = standing
+        .filter(|entry| entry.config.kernel_version == kernel)
+        .and_then(|entry| Some((&*entry.config.container_image, entry.image_source.as_deref()?)));
+    match ImageFact::of(&image.image, kernel, module.spec.image_rebuild_trigger_generation, images, in_use) {
         ImageFact::Missing { reason, message } => Want::NoImage(Trouble::new(reason, message)),
         ImageFact::Pinned(pinned) => match build_entry(module, &node.kernel, pinned, image) {
             Some(entry) => Want::Here(Box::new(NodeModuleSpec { image_pull_secrets: pull_secrets.to_vec(), ..entry })),

@@ -50,7 +50,8 @@ fn planned(config: &ConfigView, modules: &[Arc<ModuleFacts>]) -> Plan {
         let value = if key == VERSION { "1.0" } else { "" };
         node.labels.insert(key.into(), value.into());
     }
-    let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[]) };
+    let here =
+        |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
     plan(&Observed {
         name: "n".into(),

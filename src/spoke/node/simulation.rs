@@ -89,7 +89,7 @@ impl World {
     fn observed(&self) -> Observed {
         let here = |module: &ModuleBuilder| {
             let facts = module.clone().build();
-            ModuleHere { want: want(&facts, &self.node, None, &[]), facts }
+            ModuleHere { want: want(&facts, &self.node, None, &[], None), facts }
         };
         Observed {
             name: "n".into(),
@@ -374,7 +374,7 @@ impl World {
         for module in &self.modules {
             let facts = module.clone().build();
             let held = self.record.get(&*facts.uid);
-            match want(&facts, &self.node, None, &[]) {
+            match want(&facts, &self.node, None, &[], None) {
                 Want::Here(entry) => {
                     let blocked = self.record.iter().any(|(uid, held)| {
                         let unknown = self.modules.iter().all(|module| module.meta.uid.as_ref() != Some(uid));

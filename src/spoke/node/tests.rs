@@ -26,7 +26,8 @@ pub(super) fn running() -> ConfigView {
 }
 
 fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFacts>]) -> Plan {
-    let here = |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[]) };
+    let here =
+        |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
     plan(&Observed {
         name: "n".into(),
@@ -416,24 +417,36 @@ fn a_failure_is_told_with_the_words_of_the_worker() {
 #[test]
 fn an_image_is_pinned_by_the_digest_that_was_looked_up_for_its_kernel() {
     use crate::api::{ImageState, ImageStatus};
+    use crate::core::pin::{Pinned, source_id};
     use crate::spoke::view::ImagesView;
     let state = |kernel: &str, digest: Option<&str>, reason: &str| ImageState {
         image: "r.example/gpu:v1".into(),
         kernel_version: Some(kernel.into()),
         digest: digest.map(str::to_owned),
         reason: Some(reason.into()),
-        status: ImageStatus::Unknown,
+        status: if digest.is_some() { ImageStatus::Exists } else { ImageStatus::Unknown },
         ..ImageState::default()
     };
     let images = ImagesView {
         states: vec![state("a", Some(DIGEST), "Resolved"), state("b", None, "Unauthorized")],
         ..ImagesView::default()
     };
-    let of = |image: &str, kernel: &str| ImageFact::of(image, kernel, Some(&images));
-    assert_eq!(of("r.example/gpu:v1", "a"), ImageFact::Pinned(format!("r.example/gpu@{DIGEST}")));
+    let of = |image: &str, kernel: &str| ImageFact::of(image, kernel, None, Some(&images), None);
+    let pinned =
+        |digest: &str, source: String| ImageFact::Pinned(Pinned { image: format!("r.example/gpu@{digest}"), source });
+    let source = source_id("r.example/gpu:v1", None);
+    assert_eq!(of("r.example/gpu:v1", "a"), pinned(DIGEST, source.clone()));
     assert!(matches!(of("r.example/gpu:v1", "b"), ImageFact::Missing { reason: "Unauthorized", .. }));
     assert!(matches!(of("r.example/gpu:v1", "c"), ImageFact::Missing { reason: "Pending", .. }));
     assert!(matches!(of("R.example//gpu", "a"), ImageFact::Missing { reason: "InvalidReference", .. }));
-    let pinned = format!("r.example/gpu:v1@{OTHER}");
-    assert_eq!(of(&pinned, "a"), ImageFact::Pinned(format!("r.example/gpu@{OTHER}")));
+    assert_eq!(of(&format!("r.example/gpu:v1@{OTHER}"), "a"), pinned(OTHER, String::new()));
+    // The other digest stands already: the tag has moved, or what was known was lost and looked up again.
+    let other = format!("r.example/gpu@{OTHER}");
+    let again = |trigger, images| ImageFact::of("r.example/gpu:v1", "a", trigger, images, Some((&*other, &*source)));
+    for images in [Some(&images), None] {
+        assert_eq!(again(None, images), pinned(OTHER, source.clone()));
+    }
+    assert_eq!(again(Some(1), Some(&images)), pinned(OTHER, source.clone()), "triggered and not looked up again yet");
+    let answered = ImagesView { trigger: Some(1), ..images.clone() };
+    assert_eq!(again(Some(1), Some(&answered)), pinned(DIGEST, source_id("r.example/gpu:v1", Some(1))));
 }

@@ -3,6 +3,7 @@
 use crate::api::names::ImageReason;
 use crate::api::{ImageState, ImageStatus, ModuleImagesConfig, ModuleImagesConfigSpec};
 use crate::core::image::{Digest, ImageRef};
+use crate::core::pin::{Known, Pinned, pin};
 use crate::runtime::store::Projection;
 
 /// What is read of a ModuleImagesConfig.
@@ -10,7 +11,7 @@ use crate::runtime::store::Projection;
 pub struct ImagesView {
     /// `metadata.uid`.
     pub uid: String,
-    /// UID of the controlling owner.
+    /// UID of the controller, or of the first owner if none is the controller.
     pub owner: Option<String>,
     /// The whole specification.
     pub spec: ModuleImagesConfigSpec,
@@ -28,7 +29,11 @@ impl Projection for ImagesView {
         let owners = images.metadata.owner_references.unwrap_or_default();
         Self {
             uid: images.metadata.uid.unwrap_or_default(),
-            owner: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid),
+            owner: owners
+                .iter()
+                .find(|owner| owner.controller == Some(true))
+                .or(owners.first())
+                .map(|owner| owner.uid.clone()),
             spec: images.spec,
             states: status.images_states,
             trigger: status.image_rebuild_trigger_generation,
@@ -39,8 +44,8 @@ impl Projection for ImagesView {
 /// What is known of the image for one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageFact {
-    /// `repository@digest`: what nodes get.
-    Pinned(String),
+    /// What nodes get.
+    Pinned(Pinned),
     /// There is no digest, and why.
     Missing {
         /// One word of a closed list.
@@ -51,27 +56,36 @@ pub enum ImageFact {
 }
 
 impl ImageFact {
-    /// The fact for an image name with all templates resolved and a kernel, from what `images` knows.
+    /// The fact for an image name with all templates resolved and a kernel, from what `images` knows; `in_use` is what
+    /// stands for it so far, image and source.
     ///
-    /// An image that is named by digest needs no look-up.
-    pub fn of(image: &str, kernel: &str, images: Option<&ImagesView>) -> Self {
+    /// An image that is named by digest needs no look-up, and has no source.
+    pub fn of(
+        image: &str,
+        kernel: &str,
+        trigger: Option<i64>,
+        images: Option<&ImagesView>,
+        in_use: Option<(&str, &str)>,
+    ) -> Self {
         let reference: ImageRef = match image.parse() {
             Ok(reference) => reference,
             Err(error) => return Self::missing(ImageReason::InvalidReference.as_str(), format!("{error}")),
         };
         if let Some(digest) = reference.digest() {
-            return Self::Pinned(reference.with_digest(digest));
+            return Self::Pinned(Pinned { image: reference.with_digest(digest), source: String::new() });
         }
         let states = images.map(|images| images.states.as_slice()).unwrap_or_default();
         let state = states
             .iter()
             .find(|state| state.image == image && state.kernel_version.as_deref().is_none_or(|of| of == kernel));
-        let Some(state) = state else {
+        let is_of_trigger = images.is_some_and(|images| images.trigger == trigger);
+        let known = state.filter(|_| is_of_trigger).map_or(Known::Pending, known);
+        if let Some(pinned) = pin(&reference, image, trigger, &known, in_use.into_iter()) {
+            return Self::Pinned(pinned);
+        }
+        let Some(state) = state.filter(|_| is_of_trigger) else {
             return Self::missing("Pending", format!("image {image} was not looked up yet"));
         };
-        if let Some(digest) = state.digest.as_deref().and_then(|digest| digest.parse::<Digest>().ok()) {
-            return Self::Pinned(reference.with_digest(&digest));
-        }
         let reason = state.reason.as_deref().and_then(ImageReason::from_name);
         let (reason, fallback) = match (reason, state.status) {
             (Some(reason), _) => (reason.as_str(), reason.as_str()),
@@ -90,5 +104,15 @@ impl ImageFact {
 
     fn missing(reason: &'static str, message: String) -> Self {
         Self::Missing { reason, message }
+    }
+}
+
+fn known(state: &ImageState) -> Known {
+    let digest = state.digest.as_deref().and_then(|digest| digest.parse::<Digest>().ok());
+    match (state.reason.as_deref().and_then(ImageReason::from_name), digest) {
+        (Some(ImageReason::Pending), _) => Known::Pending,
+        (_, Some(digest)) if state.status == ImageStatus::Exists => Known::Found(digest),
+        (_, Some(digest)) => Known::Before(digest),
+        (_, None) => Known::Missing,
     }
 }
