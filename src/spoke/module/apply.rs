@@ -1,26 +1,73 @@
 //! Carries out the plan for a Module.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{PartialObjectMeta, PostParams};
+use kube::api::{ListParams, PartialObjectMeta, PostParams};
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
+use tracing::info;
 
 use crate::api::names::field_manager::MODULE_STATUS;
-use crate::api::{Module, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleStatus};
+use crate::api::names::module_configured_label;
+use crate::api::{Module, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig};
 use crate::runtime::client::{ApiError, apply_status, delete, merge, merge_status, within};
+use crate::runtime::guarded::Guarded;
+use crate::runtime::queue::Outcome;
 use crate::runtime::store::ObjectKey;
+use crate::spoke::node::{Belongs, is_label_key};
 use crate::spoke::view::ModuleFacts;
 
 use super::plan::{ImagesAction, Plan};
 
+/// Objects in one answer of the API server.
+const PAGE: u32 = 100;
+/// How long the end of a Module waits for the watch to show what the server has.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Writes what the plan says; a failure of one object does not keep the other from being written.
-pub(super) async fn carry_out(client: &Client, facts: &ModuleFacts, plan: &Plan) -> Result<(), ApiError> {
+pub(super) async fn carry_out(client: &Client, facts: &ModuleFacts, plan: &Plan) -> Result<Outcome, ApiError> {
     let finalizers = match &plan.finalizers {
-        Some(list) => write_finalizers(client, facts, list).await,
-        None => Ok(()),
+        Some(list) if facts.deleting => end(client, facts, list).await,
+        Some(list) => write_finalizers(client, facts, list).await.map(|()| Outcome::Done),
+        None => Ok(Outcome::Done),
     };
     let images = write_images(client, facts, &plan.images).await;
-    finalizers.and(images)
+    finalizers.and_then(|outcome| images.map(|()| outcome))
+}
+
+/// Lets the Module go, unless the server knows of a node that wants it. The stores may not: a write whose answer was
+/// lost, or that a broken watch has not shown yet, would leave an entry of a Module that nobody can take back any more.
+async fn end(client: &Client, facts: &ModuleFacts, list: &[String]) -> Result<Outcome, ApiError> {
+    if let Some(node) = wanted_on(client, facts).await? {
+        info!(module = %facts.key, node, "the end of the Module waits: a node wants it, as the API server knows and the watch does not");
+        return Ok(Outcome::Again(LOOK_AGAIN));
+    }
+    write_finalizers(client, facts, list).await.map(|()| Outcome::Done)
+}
+
+/// A node whose NodeModulesConfig, as it is on the server now, has an entry of the Module.
+async fn wanted_on(client: &Client, facts: &ModuleFacts) -> Result<Option<String>, ApiError> {
+    let api: Api<Guarded<NodeModulesConfig>> = Api::all(client.clone());
+    let label = module_configured_label(&facts.key.namespace, &facts.key.name);
+    let mut params = ListParams::default().limit(PAGE);
+    // Without the label, whose key would be too long, all of them are looked through.
+    if is_label_key(&label) {
+        params = params.labels(&label);
+    }
+    loop {
+        let action = || format!("list the NodeModulesConfigs with entries of Module {}", facts.key);
+        let page = within(action, api.list(&params)).await?;
+        let configs = page.items.into_iter().filter_map(|config| config.0.ok());
+        let names = |config: &NodeModulesConfig| config.spec.modules.iter().any(|entry| entry.belongs_to(facts));
+        if let Some(config) = configs.into_iter().find(names) {
+            return Ok(config.metadata.name);
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(None),
+        }
+    }
 }
 
 /// Sets the list if UID and list are still those that were seen: another controller's finalizer is never lost.

@@ -1,18 +1,25 @@
 //! Decisions about a Module besides nodes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Method;
 use jiff::Timestamp;
+use kube::Client;
+use serde_json::json;
 
 use crate::api::names::MODULE_FINALIZER;
 use crate::api::{DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus};
+use crate::runtime::queue::Outcome;
 use crate::runtime::store::Projection;
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
-use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module};
+use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module, an_entry};
 use crate::spoke::view::{ImagesView, ModuleView};
 
-use super::plan::{ImagesAction, Observed, plan, wanted_images};
+use super::apply::carry_out;
+use super::plan::{ImagesAction, Observed, Plan, plan, wanted_images};
 use super::status::plan_status;
 
 fn gpu() -> ModuleBuilder {
@@ -304,4 +311,39 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
     let mut bare = gpu();
     bare.meta.finalizers = None;
     assert_eq!(finalizers(bare, zero), None, "nothing is written into it");
+}
+
+#[tokio::test]
+async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
+    let both = |module: ModuleBuilder| module.deleting().build();
+    let entry = |uid: &str| an_entry("drivers", "gpu", uid);
+    let long = "g".repeat(60);
+    for (what, entries, name, gone) in [
+        ("the watch lags", vec![entry("u1")], "gpu", false),
+        ("an earlier Module of the name left it", vec![entry("u0")], "gpu", true),
+        ("no node", vec![], "gpu", true),
+        ("a name that is too long for the label", vec![an_entry("drivers", &long, "u1")], &*long, false),
+    ] {
+        let facts = both(a_module("drivers", name, "u1"));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (seen, named) = (Arc::clone(&asked), !entries.is_empty());
+        let server = Router::new().fallback(move |request: Request| {
+            let uri = request.uri().to_string();
+            seen.lock().unwrap().push((request.method().clone(), uri.clone()));
+            let mut config = crate::api::NodeModulesConfig::new("n1", Default::default());
+            config.spec.modules.clone_from(&entries);
+            // A name too long has no label: such objects are found by looking at all.
+            let items: Vec<_> = named.then_some(config).into_iter().collect();
+            let list = json!({"apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "NodeModulesConfigList",
+                "metadata": {"resourceVersion": "1"}, "items": items});
+            async move { list.to_string() }
+        });
+        let client = Client::new(server, "default");
+        let plan = Plan { finalizers: Some(vec![]), images: ImagesAction::Nothing };
+        let outcome = carry_out(&client, &facts, &plan).await.unwrap();
+        assert_eq!(outcome == Outcome::Done, gone, "{what}");
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.iter().any(|(method, _)| method == Method::PATCH), gone, "{what}");
+        assert_eq!(asked[0].1.contains("labelSelector"), name.len() < 60, "{what}");
+    }
 }

@@ -80,7 +80,7 @@ pub(super) fn changes(
         }
     }
     // The API server takes all changes or none: what is no label must not keep the others from being written.
-    wanted.retain(|key, value| is_valid_key(key) && is_label_value(value));
+    wanted.retain(|key, value| is_label_key(key) && is_label_value(value));
     let stale = node.labels.keys().filter(|key| is_ready_label(key) || *key == WORKER_NODE_LABEL);
     let mut changes: BTreeMap<String, Option<String>> =
         stale.filter(|key| !wanted.contains_key(*key) && !open.contains(*key)).map(|key| (key.clone(), None)).collect();
@@ -99,7 +99,7 @@ pub(in crate::spoke) fn of_config(
     let loaded = reports.iter().map(|report| (&report.namespace, &report.name));
     let configured = wanted.clone().map(|(namespace, name)| module_configured_label(namespace, name));
     let in_use = wanted.chain(leaving).chain(loaded).map(|(namespace, name)| module_in_use_label(namespace, name));
-    configured.chain(in_use).filter(|key| is_valid_key(key)).map(|key| (key, String::new())).collect()
+    configured.chain(in_use).filter(|key| is_label_key(key)).map(|key| (key, String::new())).collect()
 }
 
 /// The labels among these that [`of_config`] decides on.
@@ -116,7 +116,8 @@ pub(in crate::spoke) fn is_label_value(text: &str) -> bool {
         && ends.into_iter().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-fn is_valid_key(key: &str) -> bool {
+/// Whether the part of the key behind the slash is short enough.
+pub(in crate::spoke) fn is_label_key(key: &str) -> bool {
     key.split_once('/').is_some_and(|(_, name)| name.len() <= LABEL_MAX)
 }
 

@@ -14,9 +14,9 @@ mod standing;
 pub use consumers::Consumer;
 pub use echo::Echo;
 pub use entry::{Belongs, build_entry, same_in_kernel, trimmed};
-pub(super) use labels::is_label_value;
 #[cfg(test)]
 pub(super) use labels::of_config as labels_of;
+pub(super) use labels::{is_label_key, is_label_value};
 pub use observe::{observe, selects, want};
 pub use plan::{ConfigAction, ModuleHere, Observed, Plan, Want, plan};
 
