@@ -153,7 +153,12 @@ async fn manage(mode: Mode, proxies: Proxies, args: ManagerArgs) -> Result<(), E
     let namespace = args.operator_namespace.clone();
     // On a Hub images are asked for in the operator's namespace only, and only its secrets may be read.
     let asked_in = (mode == Mode::Hub).then(|| namespace.clone());
-    let settings = ImagesSettings { namespace: asked_in, instance: Some(instance.clone()), proxies: proxies.clone() };
+    let settings = ImagesSettings {
+        namespace: asked_in,
+        is_hub: mode == Mode::Hub,
+        instance: Some(instance.clone()),
+        proxies: proxies.clone(),
+    };
     let images = Images::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
     let stop = shutdown.clone();
     let gate = readiness.gate("lease");

@@ -46,6 +46,9 @@ const WATCH_TIMEOUT_SECS: u32 = 240;
 pub struct ImagesSettings {
     /// The only namespace whose `ModuleImagesConfigs` are answered, as on a Hub; `None` means all of them.
     pub namespace: Option<String>,
+    /// Whether this is the Hub: it answers those of ManagedClusterModules and nobody else does, so that Hub and Spoke can
+    /// live in one cluster.
+    pub is_hub: bool,
     /// Name of this replica, shown as the source of events.
     pub instance: Option<String>,
     /// Proxies on the way to registries.
@@ -60,6 +63,7 @@ pub struct Images {
     proxies: Proxies,
     store: Store<ImagesView>,
     queue: Queue<ObjectKey>,
+    is_hub: bool,
 }
 
 impl std::fmt::Debug for Images {
@@ -91,12 +95,20 @@ impl Images {
             });
         tasks.spawn_endless("watch of ModuleImagesConfigs to be answered", watch);
         let events = Events::new(client.clone(), "kmm-images", settings.instance);
-        Self { client, events, metrics: metrics.clone(), proxies: settings.proxies, store, queue }
+        Self {
+            client,
+            events,
+            metrics: metrics.clone(),
+            proxies: settings.proxies,
+            store,
+            queue,
+            is_hub: settings.is_hub,
+        }
     }
 
     /// Asks registries and writes statuses until `shutdown`; for the replica that holds the lease.
     pub async fn lead(self, shutdown: CancellationToken) {
-        let Self { client, events, metrics, proxies, store, queue } = self;
+        let Self { client, events, metrics, proxies, store, queue, is_hub } = self;
         tokio::select! {
             () = store.wait_until_ready() => {}
             () = shutdown.cancelled() => return,
@@ -104,7 +116,7 @@ impl Images {
         info!(objects = store.len(), "the store is complete, images are looked up");
         let oracle = Box::new(Registries::new(client.clone(), proxies, &metrics));
         let lookups = Lookups::new(oracle, queue.clone(), metrics.queue("image_lookups"));
-        let controller = Arc::new(Controller { client, events, store, lookups: lookups.clone() });
+        let controller = Arc::new(Controller { client, events, store, lookups: lookups.clone(), is_hub });
         let passes = queue.run(WORKERS, shutdown.clone(), move |key| {
             let controller = Arc::clone(&controller);
             async move { controller.pass(&key).await }
@@ -118,11 +130,12 @@ struct Controller {
     events: Events,
     store: Store<ImagesView>,
     lookups: Lookups,
+    is_hub: bool,
 }
 
 impl Controller {
     async fn pass(&self, key: &ObjectKey) -> Result<Outcome, ApiError> {
-        let Some(view) = self.store.get(key) else {
+        let Some(view) = self.store.get(key).filter(|view| view.is_of_hub == self.is_hub) else {
             self.lookups.want(key, &[].into());
             return Ok(Outcome::Done);
         };

@@ -16,6 +16,8 @@ pub struct ImagesView {
     pub uid: String,
     /// `metadata.generation`.
     pub generation: Option<i64>,
+    /// A ManagedClusterModule owns it.
+    pub is_of_hub: bool,
     /// It is being deleted: nothing is looked up for it any more.
     pub deleting: bool,
     /// The images that are asked for.
@@ -56,7 +58,9 @@ impl Projection for ImagesView {
                 },
             }
         });
+        let owners = object.metadata.owner_references.unwrap_or_default();
         Self {
+            is_of_hub: owners.iter().any(|owner| owner.kind == "ManagedClusterModule"),
             uid: object.metadata.uid.unwrap_or_default(),
             generation: object.metadata.generation,
             deleting: object.metadata.deletion_timestamp.is_some(),

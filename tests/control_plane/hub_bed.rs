@@ -66,6 +66,7 @@ impl Bed {
         let hub = Hub::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
         let settings = ImagesSettings {
             namespace: Some(NAMESPACE.to_owned()),
+            is_hub: true,
             instance: None,
             proxies: kmm::oci::proxies::Proxies::default(),
         };

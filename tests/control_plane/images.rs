@@ -68,6 +68,7 @@ impl World {
         let mut tasks = Tasks::new(stop.clone(), Duration::from_secs(8));
         let settings = ImagesSettings {
             namespace: Some(self.namespace.clone()),
+            is_hub: false,
             instance: None,
             proxies: kmm::oci::proxies::Proxies::default(),
         };
@@ -336,5 +337,24 @@ async fn pull_secrets_are_read_by_name_and_told_where_they_fail() -> Result<()> 
     assert_eq!(world.states("missing").await?["6.1.0"].digest.as_deref(), Some(digest.as_str()));
     let message = world.states("anonymous").await?["6.1.0"].message.clone().unwrap_or_default();
     ensure!(message.contains(&image) && !message.contains("right"), "{message}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn images_of_a_hub_in_the_same_cluster_are_left_to_the_hub() -> Result<()> {
+    let registry = Registry::start(RegistryOptions::default()).await?;
+    registry.push("app", "1", &some_image("one")?).await?;
+    let image = format!("{}/app:1", registry.address());
+    let world = World::new().await?;
+    world.ask("of-the-hub", &[("6.1.0", &image)], None).await?;
+    let owner = json!({"apiVersion": "hub.kmm.sigs.x-k8s.io/v1beta1", "kind": "ManagedClusterModule", "name": "of-the-hub",
+        "uid": "1", "controller": true, "blockOwnerDeletion": true});
+    let owned = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}, "status": null}));
+    world.api().patch("of-the-hub", &PatchParams::default(), &owned).await?;
+    world.trigger("of-the-hub", 1).await?;
+    world.ask("own", &[("6.1.0", &image)], None).await?;
+    world.becomes("own", 20, &[("6.1.0", ImageStatus::Exists, "Resolved")]).await?;
+    let status = world.api().get("of-the-hub").await?.status.unwrap_or_default();
+    assert_ne!(status.image_rebuild_trigger_generation, Some(1), "somebody else answered it");
     Ok(())
 }

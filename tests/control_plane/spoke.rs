@@ -12,7 +12,7 @@ use kmm::api::NodeModulesConfig;
 use kmm::api::ocm::ClusterClaim;
 use kmm::core::claims::{self, KernelReport};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::ocm;
@@ -249,5 +249,21 @@ async fn kernels_become_claims_as_soon_as_there_are_claims_and_follow_the_nodes(
     let none = || async { Ok(report().await?.1.is_empty().then_some(())) };
     eventually(LIMIT, "no claims without nodes", none).await?;
     assert_eq!(bed.forbidden()?, [] as [String; 0]);
+
+    // Its rights go no further than its own claims.
+    let foreign: ClusterClaim = serde_json::from_value(json!({
+        "apiVersion": "cluster.open-cluster-management.io/v1alpha1", "kind": "ClusterClaim",
+        "metadata": {"name": "id.k8s.io"}, "spec": {"value": "spoke"},
+    }))?;
+    Api::<ClusterClaim>::all(bed.admin.clone()).create(&PostParams::default(), &foreign).await?;
+    let kubeconfig = bed.cluster.service_account_kubeconfig(NAMESPACE, Edition::Spoke.manager()).await?;
+    let claims: Api<ClusterClaim> = Api::all(bed.cluster.client(&kubeconfig).await?);
+    let stolen = Patch::Merge(json!({"spec": {"value": "another"}}));
+    let written = claims.patch("id.k8s.io", &PatchParams::default(), &stolen).await.map(drop);
+    let deleted = claims.delete("id.k8s.io", &DeleteParams::default()).await.map(drop);
+    for answer in [written, deleted] {
+        let told = answer.err().context("it was allowed")?.to_string();
+        ensure!(told.contains("the manager may only write the ClusterClaims with kernels"), "{told}");
+    }
     Ok(())
 }
