@@ -27,6 +27,10 @@ const AT_ONCE: usize = 8;
 const AT_ONCE_PER_REGISTRY: usize = 4;
 /// Questions that may wait for their turn at one moment; they are cheap.
 const WAITING: usize = 4096;
+/// And of those for one registry: the others are put off, so that one registry does not take every place.
+const WAITING_PER_REGISTRY: usize = 256;
+/// For how long.
+const PUT_OFF: Duration = Duration::from_secs(1);
 /// Registries that are remembered while nobody asks them anything.
 const IDLE_REGISTRIES: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
@@ -83,6 +87,7 @@ struct Asked {
 
 /// One registry must not hold up the others: it gets a share of the requests, and one at a time while it is silent.
 struct Registry {
+    places: Semaphore,
     share: Semaphore,
     alone: Semaphore,
     silent: AtomicBool,
@@ -90,7 +95,12 @@ struct Registry {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { share: Semaphore::new(AT_ONCE_PER_REGISTRY), alone: Semaphore::new(1), silent: AtomicBool::new(false) }
+        Self {
+            places: Semaphore::new(WAITING_PER_REGISTRY),
+            share: Semaphore::new(AT_ONCE_PER_REGISTRY),
+            alone: Semaphore::new(1),
+            silent: AtomicBool::new(false),
+        }
     }
 }
 
@@ -165,6 +175,7 @@ impl Lookups {
             Due::Rest(rest) => return Outcome::Again(rest),
             Due::Now(registry) => registry,
         };
+        let Ok(_place) = registry.places.try_acquire() else { return Outcome::Again(PUT_OFF) };
         let (reply, asking) = {
             // The semaphores are never closed, so a permit is always given in the end.
             let _share = registry.share.acquire().await;

@@ -193,7 +193,7 @@ async fn a_registry_that_asks_for_rest_gets_it_whoever_asks() {
 async fn silent_registries_do_not_hold_up_the_others() {
     let bench = bench();
     let images: Vec<String> =
-        (0..4).flat_map(|registry| (0..50).map(move |n| format!("hang{registry}.io/{n}:1"))).collect();
+        (0..4).flat_map(|registry| (0..WAITING / 3).map(move |n| format!("hang{registry}.io/{n}:1"))).collect();
     let images: Vec<&str> = images.iter().map(String::as_str).collect();
     bench.want("hanging", &images);
     seconds(40).await;
