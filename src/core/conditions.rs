@@ -103,11 +103,6 @@ pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Conditio
     conditions.iter().find(|c| c.type_ == type_)
 }
 
-/// Whether the condition is there, `True`, and speaks of `generation` or a later one.
-pub fn is_true(conditions: &[Condition], type_: &str, generation: Option<i64>) -> bool {
-    find(conditions, type_).is_some_and(|c| c.status == "True" && c.observed_generation >= generation)
-}
-
 /// At most `max` characters of the text; a cut one ends with `…`.
 pub fn truncate(text: &str, max: usize) -> String {
     if text.chars().nth(max).is_none() {
@@ -213,15 +208,5 @@ mod tests {
         assert_eq!(truncate("abc", 3), "abc");
         assert_eq!(truncate("abcd", 3), "ab…");
         assert_eq!(truncate("abcd", 0), "");
-    }
-
-    #[test]
-    fn a_condition_of_an_older_generation_is_not_true_for_a_newer_one() {
-        let list = [condition("Ready", "True", "R", 2, 1), condition("Applied", "False", "R", 2, 1)];
-        assert!(is_true(&list, "Ready", Some(2)));
-        assert!(is_true(&list, "Ready", Some(1)));
-        assert!(!is_true(&list, "Ready", Some(3)));
-        assert!(!is_true(&list, "Applied", Some(2)));
-        assert!(!is_true(&list, "Other", Some(1)));
     }
 }

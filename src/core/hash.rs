@@ -5,7 +5,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
-/// Hex characters of [`short_hash`]: 40 bits, enough to tell some thousands of names apart.
+/// Hex characters of the hash in a [`bounded_name`]: 40 bits, enough to tell some thousands of names apart.
 pub const SHORT_LENGTH: usize = 10;
 
 /// A value that has no JSON form, for instance a map whose keys are no strings.
@@ -24,13 +24,6 @@ pub fn content_hash<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
     let mut text = String::new();
     write_canonical(&serde_json::to_value(value)?, &mut text);
     Ok(hash_bytes(text.as_bytes()))
-}
-
-/// The first [`SHORT_LENGTH`] characters of [`content_hash`].
-pub fn short_hash<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
-    let mut hash = content_hash(value)?;
-    hash.truncate(SHORT_LENGTH);
-    Ok(hash)
 }
 
 /// SHA-256 of the bytes, 64 lower-case hex characters.
@@ -149,7 +142,6 @@ mod tests {
         let hash = content_hash(&declared).unwrap();
         assert_eq!(hash, content_hash(&json!({"a": ["x", null], "b": 1})).unwrap());
         assert_eq!(hash, hash_bytes(br#"{"a":["x",null],"b":1}"#));
-        assert_eq!(short_hash(&declared).unwrap(), hash[..SHORT_LENGTH]);
         let many: HashMap<String, usize> = (0..100).map(|i| (format!("k{i}"), i)).collect();
         let again: HashMap<String, usize> = (0..100).rev().map(|i| (format!("k{i}"), i)).collect();
         assert_eq!(content_hash(&many).unwrap(), content_hash(&again).unwrap());
