@@ -248,6 +248,15 @@ impl Step {
         matches!(self, Self::Load { .. } | Self::Modprobe { removes: false, .. })
     }
 
+    /// Modules that the kernel is to get by it.
+    pub fn inserts(&self) -> &[String] {
+        match self {
+            Self::Load { file, .. } => std::slice::from_ref(&file.name),
+            Self::Modprobe { modules, removes: false, .. } => modules,
+            _ => &[],
+        }
+    }
+
     /// Whether a module leaves the kernel by it.
     pub fn unloads(&self) -> bool {
         matches!(self, Self::Unload { .. } | Self::Modprobe { removes: true, .. })

@@ -451,6 +451,37 @@ fn an_optional_module_that_is_refused_does_not_matter() {
 }
 
 #[test]
+fn what_the_kernel_never_got_is_not_taken_out_later() {
+    let never = CancellationToken::new();
+    for (refused, by_modprobe) in [("soft", false), ("lib", false), ("m", false), ("lib", true), ("m", true)] {
+        let case = format!("{refused} {by_modprobe}");
+        let mut world = World::new();
+        let m = file("m", "m1", Named, &["lib"]);
+        world.image('a', vec![file("lib", "l1", Needed, &[]), file("soft", "s1", Optional, &[]), m]);
+        world.desired.modules = vec![spec("m", "m", 'a', 1)];
+        if by_modprobe {
+            world.desired.modules[0].config.modprobe.args = args(&["-v"], &[]);
+        }
+        world.round(&never);
+        world.kernel.fail(refused, Errno::ENODEV);
+        world.round(&never);
+        world.kernel.heal();
+        // By udev.
+        let before = world.kernel.names();
+        let late = |name: &&str| before.iter().all(|known| known != name);
+        for (name, id) in [("lib", "l1"), ("soft", "s1"), ("m", "m1")].into_iter().filter(|(name, _)| late(name)) {
+            foreign(&world, name, id);
+        }
+        world.desired.modules.clear();
+        world.desired.unload = vec![intent("m", 1)];
+        assert_eq!(world.settle(), [""; 0], "{case}");
+        // The named one goes whoever inserted it.
+        let left: Vec<&str> = ["lib", "soft"].into_iter().filter(late).collect();
+        assert_eq!(world.kernel.names(), left, "{case}");
+    }
+}
+
+#[test]
 fn without_a_record_on_the_disk_the_kernel_gets_nothing() {
     let mut world = gpu();
     *world.store.full.borrow_mut() = true;
