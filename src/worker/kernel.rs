@@ -80,6 +80,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>>;
     /// What of Modules is below the host's `/lib/modules`.
     fn published(&self) -> io::Result<Published>;
+    /// Which file of which module lies in such a folder of a kernel's release; those that cannot be read are left out.
+    fn published_files(&self, release: &str, name: &str) -> BTreeMap<String, Identity>;
     /// Puts files there into a folder for a kernel's release, in the place of what was in it; the index is stale then.
     fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble>;
     /// Removes such a folder; the index is stale then.

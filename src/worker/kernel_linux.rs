@@ -272,6 +272,10 @@ impl Kernel for LinuxKernel {
         self.host.view()
     }
 
+    fn published_files(&self, release: &str, name: &str) -> BTreeMap<String, Identity> {
+        self.host.files(release, name)
+    }
+
     fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {
         self.host.publish(release, name, content, files)
     }

@@ -160,6 +160,8 @@ pub struct Observed {
     pub firmware: Option<View>,
     /// What is published on the host; `None` if it is not to be touched.
     pub published: Option<Published>,
+    /// What lies on the host, by kernel module, for Modules of which nothing is recorded in this boot.
+    pub published_files: BTreeMap<Owner, BTreeMap<String, Identity>>,
     /// Of the folders that were generated for modprobe and are recorded, those that are there.
     pub generated: BTreeSet<PathBuf>,
     /// Jobs that run now, by Module.

@@ -62,6 +62,8 @@ pub(super) struct SimulatedKernel {
     pub(super) search_path: Mutex<Option<String>>,
     /// What is published on the host.
     pub(super) published: Mutex<Published>,
+    /// The files in its folders.
+    published_files: Mutex<BTreeMap<(String, String), BTreeMap<String, Identity>>>,
     /// Modules that the kernel itself came with, each with what it needs.
     pub(super) own: Mutex<BTreeMap<String, Vec<String>>>,
 }
@@ -202,7 +204,15 @@ impl Kernel for SimulatedKernel {
         Ok(self.published.lock().unwrap().clone())
     }
 
-    fn publish(&self, release: &str, name: &str, content: &str, _: &[PathBuf]) -> Result<(), Trouble> {
+    fn published_files(&self, release: &str, name: &str) -> BTreeMap<String, Identity> {
+        let folder = (release.to_owned(), name.to_owned());
+        self.published_files.lock().unwrap().get(&folder).cloned().unwrap_or_default()
+    }
+
+    fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {
+        let part = |file: &PathBuf, at| file.iter().nth(at).unwrap().to_string_lossy().into_owned();
+        let identities = files.iter().map(|file| (part(file, 2), identity(&part(file, 1)))).collect();
+        self.published_files.lock().unwrap().insert((release.to_owned(), name.to_owned()), identities);
         let mut published = self.published.lock().unwrap();
         published.stale.insert(release.to_owned());
         published.folders.insert((release.to_owned(), name.to_owned()), content.to_owned());
@@ -212,7 +222,9 @@ impl Kernel for SimulatedKernel {
     fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble> {
         let mut published = self.published.lock().unwrap();
         published.stale.insert(release.to_owned());
-        published.folders.remove(&(release.to_owned(), name.to_owned()));
+        let folder = (release.to_owned(), name.to_owned());
+        published.folders.remove(&folder);
+        self.published_files.lock().unwrap().remove(&folder);
         Ok(())
     }
 
@@ -394,6 +406,7 @@ impl World {
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
             published: Some(self.kernel.published().unwrap()),
+            published_files: observe::published_files(&self.kernel, RELEASE, &self.record, &self.prepared),
             generated: self
                 .record
                 .entries

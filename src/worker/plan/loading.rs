@@ -163,9 +163,8 @@ impl<'a> Loading<'a> {
             let others = named().filter(|file| matches!(self.found(file), Found::Other(_)));
             others.map(|file| file.name.as_str()).collect()
         };
-        if all_same || self.is_ordered() {
-            outdated.extend(self.outdated_needs());
-        }
+        let due = all_same || self.is_ordered();
+        outdated.extend(self.outdated_needs().filter(|name| due || self.is_published(name)));
         if all_same && outdated.is_empty() {
             return self.adopt(plan);
         }
@@ -181,12 +180,14 @@ impl<'a> Loading<'a> {
         self.entry.is_some_and(|entry| self.observed.intent(&self.wanted.owner, entry.generation()).is_some())
     }
 
-    /// Modules of the image that are only needed, and that this Module has brought as another file.
+    /// Modules of the image that are only needed, and that this Module has brought as another file, or the host for it.
     ///
     /// Where somebody else has brought one, it is used as it is, like one of the kernel itself.
     fn outdated_needs(&self) -> impl Iterator<Item = &str> {
         let of_image = |file: &&LoadFile| file.role == Role::Needed && self.set.of_image.contains(&file.path);
-        let brought = |file: &&LoadFile| self.running_other(file).is_some() && self.brought(&file.name);
+        let brought = |file: &&LoadFile| {
+            self.running_other(file).is_some() && (self.brought(&file.name) || self.is_published(&file.name))
+        };
         self.set.files.iter().filter(of_image).filter(brought).map(|file| file.name.as_str())
     }
 
@@ -194,6 +195,15 @@ impl<'a> Loading<'a> {
     fn brought(&self, name: &str) -> bool {
         let known = self.entry.and_then(|entry| entry.module(name));
         known.is_some_and(|module| module.inserted && self.is_still(module))
+    }
+
+    /// Whether the kernel runs what was published for this Module and is of no Module in this boot: at the boot the host has
+    /// loaded by itself what the Module had before. That a change was to wait for.
+    fn is_published(&self, name: &str) -> bool {
+        let running = self.observed.kernel.running.get(name);
+        let published = self.observed.published_files.get(&self.wanted.owner).and_then(|files| files.get(name));
+        published.zip(running).is_some_and(|(file, running)| running.identity.compare(file) == Sameness::Same)
+            && self.others_with(&[name]).next().is_none()
     }
 
     /// What the kernel runs under the name of a file, if that is certainly another one.
@@ -362,7 +372,8 @@ impl<'a> Loading<'a> {
         for name in &going {
             if let Some(why) = blocked(name, &all, &self.observed.kernel) {
                 if replaced.iter().any(|replaced| replaced == name) {
-                    return failed(NodeReason::InUse, format!("to be replaced by policy.onOtherFile: {why}"));
+                    let by = if self.is_published(name) { "" } else { " by policy.onOtherFile" };
+                    return failed(NodeReason::InUse, format!("to be replaced{by}: {why}"));
                 }
                 return failed(NodeReason::InTreeModuleStays, format!("to be removed first: {why}"));
             }
@@ -432,10 +443,17 @@ impl<'a> Loading<'a> {
         others
     }
 
-    /// Of the modules that are in the way, those that no Module brought and that the policy takes out.
+    /// Of the modules that are in the way, those that no Module brought and that the policy takes out, and those that the
+    /// host has loaded of what was published for this Module, with what uses them.
     fn strangers_to_replace(&self, stale: &[&str]) -> Vec<String> {
+        let mut published = Vec::new();
+        if stale.iter().any(|name| self.is_published(name)) {
+            let files = self.set.files.iter().filter(|file| file.role != Role::Optional);
+            let names = files.map(|file| file.name.as_str()).filter(|name| self.is_published(name)).collect();
+            published = self.without_what_can_stay(users_first(&names, &self.observed.kernel.listed), stale);
+        }
         if self.policy().on_other_file != OnOtherFile::Replace {
-            return Vec::new();
+            return published;
         }
         let of_nobody = |name: &&&str| {
             let mut entries = self.observed.record.entries.iter();
@@ -444,7 +462,8 @@ impl<'a> Loading<'a> {
                 entry.module(name).is_some_and(|module| !own || self.is_still(module))
             })
         };
-        stale.iter().filter(of_nobody).map(|name| (*name).to_owned()).collect()
+        let strangers = stale.iter().filter(of_nobody).map(|name| (*name).to_owned());
+        published.into_iter().chain(strangers).collect()
     }
 
     /// Whether the kernel still runs the file that was recorded.
