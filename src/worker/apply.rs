@@ -178,7 +178,14 @@ fn carry_out_step(
     match step {
         Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
         Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
-        Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
+        Step::Check { memory, files } => {
+            for file in files {
+                kernel.readable(file).map_err(|error| {
+                    Trouble::of_store(&error, format!("{} cannot be read: {error}", file.display()))
+                })?;
+            }
+            enough_memory(*memory, kernel.available_memory())
+        }
         Step::Unload { name, identity } => unload(kernel, name, identity),
         Step::Load { file, parameters } => {
             if load(kernel, file, parameters)? {

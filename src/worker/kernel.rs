@@ -62,6 +62,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn listed(&self) -> io::Result<BTreeMap<String, Listed>>;
     /// Proof of one loaded module and those of its `parameters` that can be read; `None` if there is no such module.
     fn running(&self, name: &str, parameters: &BTreeSet<String>) -> io::Result<Option<Running>>;
+    /// Whether a module's file can be read.
+    fn readable(&self, file: &Path) -> io::Result<()>;
     /// Hands a module's file to the kernel and waits until its init function has returned.
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused>;
     /// Takes a module out of the kernel; never by force, never waiting for its users.

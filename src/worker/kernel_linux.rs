@@ -182,6 +182,10 @@ impl Kernel for LinuxKernel {
         Ok(Some(Running { identity, parameters }))
     }
 
+    fn readable(&self, file: &Path) -> io::Result<()> {
+        File::open(file).map(drop)
+    }
+
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused> {
         let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);

@@ -177,10 +177,12 @@ pub enum Step {
     Write(Box<Entry>),
     /// Drop this from the record.
     Forget(Owner),
-    /// Go on only if so much memory is available.
-    Memory {
-        /// Bytes.
-        bytes: u64,
+    /// Go on only if so much memory is available, and these files can be read.
+    Check {
+        /// Memory in bytes.
+        memory: u64,
+        /// What is about to be loaded.
+        files: Vec<PathBuf>,
     },
     /// Take a module out of the kernel, if it still is this file.
     Unload {
@@ -282,6 +284,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether its files are to be looked at again after it failed with this.
+    pub fn needs_another_look(&self, trouble: &Trouble) -> bool {
+        self.identity.is_some() && trouble.reason != NodeReason::InUse
+    }
+
     /// Reference counts of what it was to unload, if something was in the way of that; otherwise none.
     pub fn counts_after(&self, trouble: &Trouble, listed: &BTreeMap<String, Listed>) -> BTreeMap<String, Option<u32>> {
         let names = self.steps.iter().filter_map(|step| match step {

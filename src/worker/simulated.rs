@@ -56,6 +56,8 @@ pub(super) struct SimulatedKernel {
     pub(super) gates: Mutex<Gates>,
     /// Memory that it has, bytes.
     pub(super) memory: Mutex<Option<u64>>,
+    /// Files that are not where they were.
+    pub(super) lost: Mutex<BTreeSet<PathBuf>>,
     /// Every change that the worker made: `+name` and `-name`.
     calls: Mutex<Vec<String>>,
     /// The search path for firmware; `None` for a kernel without one.
@@ -140,8 +142,15 @@ impl Kernel for SimulatedKernel {
         }))
     }
 
+    fn readable(&self, file: &Path) -> io::Result<()> {
+        if self.lost.lock().unwrap().contains(file) { Err(Errno::ENOENT.into()) } else { Ok(()) }
+    }
+
     fn load(&self, name: &str, file: &Path, _: Packing, parameters: &str) -> Result<(), Refused> {
         self.fault(name)?;
+        if self.readable(file).is_err() {
+            return Err(Errno::ENOENT.into());
+        }
         let parts: Vec<String> = file.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
         let needs: Vec<String> =
             parts.get(2).map(|needs| needs.split(',').map(ToOwned::to_owned).collect()).unwrap_or_default();
@@ -440,6 +449,8 @@ impl World {
                         .as_ref()
                         .map(|_| Modprobe { folder, arguments: paths.chain(words).collect() });
                     let of_image = files.iter().map(|file| file.path.clone()).collect();
+                    // What is damaged is fetched again.
+                    self.kernel.lost.lock().unwrap().retain(|lost| files.iter().all(|file| file.path != *lost));
                     let files = files.clone();
                     Preparation::Ready(Arc::new(LoadSet { files, firmware, of_image, modprobe, ..LoadSet::default() }))
                 }
@@ -471,6 +482,9 @@ impl World {
                     counts: job.counts_after(trouble, &self.kernel.listed().unwrap()),
                 };
                 self.attempts.insert(job.owner.clone(), attempt);
+                if job.needs_another_look(trouble) {
+                    self.prepared.remove(&job.owner);
+                }
             }
         }
     }
@@ -511,7 +525,7 @@ impl World {
             .map(|step| match step {
                 Step::Write(entry) => format!("write {}", entry.spec.name),
                 Step::Forget(owner) => format!("forget {}", owner.name),
-                Step::Memory { bytes } => format!("memory {}", bytes / 1024 / 1024),
+                Step::Check { memory, .. } => format!("memory {}", memory / 1024 / 1024),
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
                 Step::Firmware => "firmware".to_owned(),

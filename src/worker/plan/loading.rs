@@ -42,9 +42,15 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
     }
     match ready(observed, wanted) {
         Ok(set) => Loading { observed, wanted, entry, set }.plan(plan),
-        Err((state, trouble, start)) => {
+        Err((mut state, mut trouble, start)) => {
             if start {
                 plan.prepare.push(wanted.spec.clone());
+            }
+            // The files are looked at again after a load that failed: until then that is what is told.
+            if let Some(failed) = observed.held_back(&wanted.owner, Some(&wanted.identity))
+                && state == ModuleState::Pulling
+            {
+                (state, trouble) = (ModuleState::Failed, failed.clone());
             }
             plan.reports.push(report(&wanted.spec, state, trouble, observed.in_kernel(&wanted.owner)));
         }
@@ -141,7 +147,7 @@ struct Room<'a> {
 enum Found {
     Absent,
     Same,
-    Other(Identity),
+    Other,
     Passing,
 }
 
@@ -160,7 +166,7 @@ impl<'a> Loading<'a> {
         let mut outdated: Vec<&str> = if parameters.is_some() {
             vec![self.main()]
         } else {
-            let others = named().filter(|file| matches!(self.found(file), Found::Other(_)));
+            let others = named().filter(|file| matches!(self.found(file), Found::Other));
             others.map(|file| file.name.as_str()).collect()
         };
         let due = all_same || self.is_ordered();
@@ -228,14 +234,14 @@ impl<'a> Loading<'a> {
         let Some(running) = self.observed.kernel.running.get(&file.name) else { return Found::Passing };
         match running.identity.compare(&file.identity) {
             Sameness::Same => Found::Same,
-            Sameness::Different => Found::Other(running.identity.clone()),
+            Sameness::Different => Found::Other,
             // Nothing to compare by: it is the same only if it was inserted from the same image.
             Sameness::Unknown => {
                 let ours = self.entry.is_some_and(|entry| {
                     entry.module(&file.name).is_some_and(|module| module.inserted)
                         && wanted::identity(&entry.spec).is_ok_and(|known| known.digest == self.wanted.identity.digest)
                 });
-                if ours { Found::Same } else { Found::Other(running.identity.clone()) }
+                if ours { Found::Same } else { Found::Other }
             }
         }
     }
@@ -551,7 +557,8 @@ impl<'a> Loading<'a> {
             return self.tell(plan, ModuleState::Failed, trouble.clone());
         }
         // Before anything leaves: what is loaded is not given up for what cannot be loaded.
-        let mut steps = vec![Step::Memory { bytes: memory_for(coming()) }];
+        let files = coming().map(|file| file.path.clone()).collect();
+        let mut steps = vec![Step::Check { memory: memory_for(coming()), files }];
         steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, &room.in_tree));
         steps.extend(room.modprobe.clone());
         steps.extend(unload_steps(leaving, &self.observed.kernel));

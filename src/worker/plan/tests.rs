@@ -735,7 +735,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
         for job in &plan.jobs {
             for step in job.steps.iter().take(steps) {
                 match step {
-                    Step::Memory { .. } => {}
+                    Step::Check { .. } => {}
                     Step::Write(entry) => world.record.put(entry.as_ref().clone()),
                     Step::Forget(owner) => world.record.remove(owner),
                     Step::Unload { name, .. } => crate::worker::kernel::Kernel::unload(&world.kernel, name).unwrap(),
