@@ -281,6 +281,31 @@ fn what_two_modules_need_is_replaced_when_both_are_and_not_before() {
 }
 
 #[test]
+fn a_replacement_of_what_two_modules_need_ends_right_wherever_it_was_cut_off() {
+    for steps in 0..=8 {
+        let mut world = two_on_base();
+        world.desired.modules = vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)];
+        world.settle();
+        world.desired.modules = vec![spec("gpu", "gpu", 'b', 2), spec("net", "net", 'b', 2)];
+        world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
+        let never = CancellationToken::new();
+        world.round(&never);
+        let mut plan = world.plan();
+        assert_eq!(plan.jobs[0].steps.len(), 8);
+        plan.jobs.truncate(1);
+        plan.jobs[0].steps.truncate(steps);
+        world.carry_out(&plan, &never);
+        world.restart();
+        assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Loaded Loaded"], "after {steps} steps");
+        assert_eq!(ids(&world), ["base2", "gpu2", "net2"], "after {steps} steps");
+        world.desired.modules.clear();
+        world.desired.unload = vec![intent("net", 2), intent("gpu", 2)];
+        assert_eq!(world.settle(), [""; 0]);
+        assert_eq!(world.kernel.names(), [""; 0], "after {steps} steps");
+    }
+}
+
+#[test]
 fn what_a_module_shares_with_one_that_goes_is_replaced_after_that() {
     let mut world = two_on_base();
     world.desired.modules = vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)];
