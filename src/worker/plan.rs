@@ -486,6 +486,8 @@ mod host_tests;
 #[cfg(test)]
 mod in_tree_tests;
 #[cfg(test)]
+mod needed_tests;
+#[cfg(test)]
 mod policies;
 #[cfg(test)]
 mod tests;
