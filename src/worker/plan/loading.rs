@@ -369,7 +369,8 @@ impl<'a> Loading<'a> {
         let going: Vec<&str> = in_tree.into_iter().chain(replaced.iter().map(String::as_str)).collect();
         let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(going.iter().copied()).collect();
         if let Some(name) = stale.iter().find(|name| !all.contains(**name)) {
-            let own = self.is_ordered() && self.brought(name) && self.others_with(&[name]).count() == along.len();
+            let goes = |other: &Entry| along.iter().any(|along| along.owner() == other.owner());
+            let own = self.is_ordered() && self.brought(name) && self.others_with(&[name]).all(goes);
             if let Some(why) = own.then(|| blocked(name, &all, &self.observed.kernel)).flatten() {
                 return Err((ModuleState::UnloadFailed, Trouble::new(NodeReason::InUse, why)));
             }
@@ -444,6 +445,8 @@ impl<'a> Loading<'a> {
             let heir = others.iter().position(|heir| heir.owner() == other.owner());
             let mut left = heir.map_or_else(|| (*other).clone(), |at| others.remove(at));
             left.modules.retain(|module| module.named || !room.leaving.contains(&module.name));
+            let gone = left.modules.iter_mut().filter(|module| room.leaving.contains(&module.name));
+            gone.for_each(|module| module.inserted = false);
             others.push(Entry { complete: false, ..left });
         }
         others
