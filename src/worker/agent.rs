@@ -359,6 +359,7 @@ impl Agent {
         let published = (scope == Scope::Everything)
             .then(|| self.kernel.published())
             .and_then(|seen| seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok());
+        let published_files = observe::published_files(self.kernel.as_ref(), &self.release, &record, &self.prepared);
         let generated = observe::generated(&record);
         let observed = Observed {
             release: self.release.clone(),
@@ -371,6 +372,7 @@ impl Agent {
             attempts: self.attempts.clone(),
             firmware,
             published,
+            published_files,
             generated,
             running: self.running.clone(),
             unkept: self.keeping.trouble(),

@@ -107,42 +107,65 @@ fn carry_out(
     shutdown: &CancellationToken,
 ) -> Outcome {
     let begun = Instant::now();
+    // Modules that the record says are inserted and that the kernel has not got.
+    let mut open = BTreeSet::new();
+    let outcome = carry_out_steps(kernel, store, record, job, shutdown, &mut open);
+    let took = begun.elapsed();
+    let loaded = outcome.is_ok() && job.steps.iter().any(Step::loads);
+    // That this is lost if the write fails harms little: the next look at the kernel completes the entry.
+    if loaded || !open.is_empty() {
+        let _ = change(store, record, |record| {
+            if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
+                entry.modules.iter_mut().filter(|module| open.contains(&module.name)).for_each(|m| m.inserted = false);
+                if loaded {
+                    entry.took_ms = u64::try_from(took.as_millis()).ok();
+                    entry.loaded_at = Some(Timestamp::now());
+                    entry.complete = true;
+                }
+            }
+        });
+    }
+    outcome.map_or_else(|failed| failed, |()| Outcome::Done(took))
+}
+
+/// Carries out the steps of a job. `open` is what the record says is inserted since then and the kernel has not got.
+fn carry_out_steps(
+    kernel: &dyn Kernel,
+    store: &dyn RecordStore,
+    record: &Mutex<Record>,
+    job: &Job,
+    shutdown: &CancellationToken,
+    open: &mut BTreeSet<String>,
+) -> Result<(), Outcome> {
     // What leaves is recorded afterwards: where nothing can be recorded, nothing leaves.
     if job.steps.iter().any(Step::unloads)
         && let Err(trouble) = change(store, record, |_| {})
     {
-        return Outcome::Failed(trouble);
+        return Err(Outcome::Failed(trouble));
     }
     let mut undo: &[Step] = &[];
     for step in &job.steps {
         if shutdown.is_cancelled() {
-            return Outcome::Interrupted;
+            return Err(Outcome::Interrupted);
         }
         if let Step::OnFailure(steps) = step {
             undo = steps;
             continue;
         }
-        if let Err(mut trouble) = carry_out_step(kernel, store, record, step) {
+        let carried_out = carry_out_step(kernel, store, record, step, open);
+        if let Err(mut trouble) = carried_out {
             for step in undo {
-                if let Err(more) = carry_out_step(kernel, store, record, step) {
+                if let Err(more) = carry_out_step(kernel, store, record, step, &mut BTreeSet::new()) {
                     trouble.message = format!("{}; {}", trouble.message, more.message);
                 }
             }
-            return Outcome::Failed(trouble);
+            return Err(Outcome::Failed(trouble));
+        }
+        if matches!(step, Step::Write(entry) if entry.owner() == job.owner) {
+            *open = job.steps.iter().flat_map(Step::inserts).cloned().collect();
         }
     }
-    let took = begun.elapsed();
-    // That this is lost if the write fails harms nobody: the next look at the kernel completes the entry.
-    if job.steps.iter().any(Step::loads) {
-        let _ = change(store, record, |record| {
-            if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
-                entry.took_ms = u64::try_from(took.as_millis()).ok();
-                entry.loaded_at = Some(Timestamp::now());
-                entry.complete = true;
-            }
-        });
-    }
-    Outcome::Done(took)
+    Ok(())
 }
 
 fn carry_out_step(
@@ -150,16 +173,35 @@ fn carry_out_step(
     store: &dyn RecordStore,
     record: &Mutex<Record>,
     step: &Step,
+    open: &mut BTreeSet<String>,
 ) -> Result<(), Trouble> {
     match step {
         Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
         Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
-        Step::Memory { bytes } => enough_memory(*bytes, kernel.available_memory()),
+        Step::Check { memory, files } => {
+            for file in files {
+                kernel.readable(file).map_err(|error| {
+                    Trouble::of_store(&error, format!("{} cannot be read: {error}", file.display()))
+                })?;
+            }
+            enough_memory(*memory, kernel.available_memory())
+        }
         Step::Unload { name, identity } => unload(kernel, name, identity),
-        Step::Load { file, parameters } => load(kernel, file, parameters),
+        Step::Load { file, parameters } => {
+            if load(kernel, file, parameters)? {
+                open.remove(&file.name);
+            }
+            Ok(())
+        }
         Step::Modprobe { arguments, modules, removes } => {
             info!(?arguments, "running modprobe");
-            kernel.modprobe(arguments, modules, *removes)
+            let answer = kernel.modprobe(arguments, modules, *removes);
+            // How far it came is not known from its answer.
+            match kernel.listed() {
+                Ok(listed) => open.retain(|name| !listed.contains_key(name)),
+                Err(_) => open.clear(),
+            }
+            answer
         }
         Step::Firmware => firmware(kernel, store, record),
         Step::TakeOut { name, owner, restore } => {
@@ -243,15 +285,16 @@ fn load_again(kernel: &dyn Kernel, taken: &TakenOut) -> Result<(), String> {
     Ok(())
 }
 
-fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<(), Trouble> {
+/// Whether the kernel has got it from this.
+fn load(kernel: &dyn Kernel, file: &LoadFile, parameters: &str) -> Result<bool, Trouble> {
     info!(module = file.name, path = %file.path.display(), parameters, "loading");
     match kernel.load(&file.name, &file.path, file.packing, parameters) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         // Somebody was faster; the next look at the kernel tells with which file.
-        Err(refused) if refused.errno == Errno::EEXIST => Ok(()),
+        Err(refused) if refused.errno == Errno::EEXIST => Ok(false),
         Err(refused) if file.role == Role::Optional => {
             info!(module = file.name, "left out: {refused}");
-            Ok(())
+            Ok(false)
         }
         Err(refused) => {
             let signer = file.facts.signature.as_ref().and_then(|signature| signature.signer.as_deref());

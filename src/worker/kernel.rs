@@ -62,6 +62,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn listed(&self) -> io::Result<BTreeMap<String, Listed>>;
     /// Proof of one loaded module and those of its `parameters` that can be read; `None` if there is no such module.
     fn running(&self, name: &str, parameters: &BTreeSet<String>) -> io::Result<Option<Running>>;
+    /// Whether a module's file can be read.
+    fn readable(&self, file: &Path) -> io::Result<()>;
     /// Hands a module's file to the kernel and waits until its init function has returned.
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused>;
     /// Takes a module out of the kernel; never by force, never waiting for its users.
@@ -80,6 +82,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn host_folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>>;
     /// What of Modules is below the host's `/lib/modules`.
     fn published(&self) -> io::Result<Published>;
+    /// Which file of which module lies in such a folder of a kernel's release; those that cannot be read are left out.
+    fn published_files(&self, release: &str, name: &str) -> BTreeMap<String, Identity>;
     /// Puts files there into a folder for a kernel's release, in the place of what was in it; the index is stale then.
     fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble>;
     /// Removes such a folder; the index is stale then.

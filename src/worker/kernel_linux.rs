@@ -182,6 +182,10 @@ impl Kernel for LinuxKernel {
         Ok(Some(Running { identity, parameters }))
     }
 
+    fn readable(&self, file: &Path) -> io::Result<()> {
+        File::open(file).map(drop)
+    }
+
     fn load(&self, name: &str, file: &Path, packing: Packing, parameters: &str) -> Result<(), Refused> {
         let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);
@@ -270,6 +274,10 @@ impl Kernel for LinuxKernel {
 
     fn published(&self) -> io::Result<Published> {
         self.host.view()
+    }
+
+    fn published_files(&self, release: &str, name: &str) -> BTreeMap<String, Identity> {
+        self.host.files(release, name)
     }
 
     fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use super::apply::RecordStore;
 use super::firmware::View;
 use super::kernel::Kernel;
-use super::plan::KernelView;
-use super::record::Record;
+use super::plan::{KernelView, Preparation, Prepared};
+use super::publish;
+use super::record::{Owner, Record};
 use crate::core::kmod::gates::Gates;
-use crate::core::kmod::modprobe;
+use crate::core::kmod::{Identity, modprobe};
 
 /// The loaded modules, and proof of those that matter; `names` are these, each with the parameters to read.
 ///
@@ -39,6 +40,22 @@ pub fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, asked: bool) -> io
         return Ok(None);
     }
     Ok(Some(View { kernel: kernel.firmware_path()?, ours: store.search_path(), merged }))
+}
+
+/// What lies on the host for Modules of which nothing is recorded in this boot: the host may have loaded it by itself.
+/// Read only for those that are about to be loaded.
+pub fn published_files(
+    kernel: &dyn Kernel,
+    release: &str,
+    record: &Record,
+    prepared: &BTreeMap<Owner, Prepared>,
+) -> BTreeMap<Owner, BTreeMap<String, Identity>> {
+    let ready = prepared.iter().filter(|(_, prepared)| matches!(prepared.state, Preparation::Ready(_)));
+    let unrecorded = ready.map(|(owner, _)| owner).filter(|owner| !record.lost && record.entry(owner).is_none());
+    unrecorded
+        .map(|owner| (owner.clone(), kernel.published_files(release, &publish::folder(owner))))
+        .filter(|(_, files)| !files.is_empty())
+        .collect()
 }
 
 /// Of the folders that were generated for modprobe and are recorded, those that are there.

@@ -98,6 +98,7 @@ fn carry_out(
             firmware,
             // It knows a part of the wanted entries only.
             published: None,
+            published_files: BTreeMap::new(),
             generated: observe::generated(&apply::lock(&record)),
             running: BTreeMap::new(),
             unkept: None,

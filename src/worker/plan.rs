@@ -160,6 +160,8 @@ pub struct Observed {
     pub firmware: Option<View>,
     /// What is published on the host; `None` if it is not to be touched.
     pub published: Option<Published>,
+    /// What lies on the host, by kernel module, for Modules of which nothing is recorded in this boot.
+    pub published_files: BTreeMap<Owner, BTreeMap<String, Identity>>,
     /// Of the folders that were generated for modprobe and are recorded, those that are there.
     pub generated: BTreeSet<PathBuf>,
     /// Jobs that run now, by Module.
@@ -175,10 +177,12 @@ pub enum Step {
     Write(Box<Entry>),
     /// Drop this from the record.
     Forget(Owner),
-    /// Go on only if so much memory is available.
-    Memory {
-        /// Bytes.
-        bytes: u64,
+    /// Go on only if so much memory is available, and these files can be read.
+    Check {
+        /// Memory in bytes.
+        memory: u64,
+        /// What is about to be loaded.
+        files: Vec<PathBuf>,
     },
     /// Take a module out of the kernel, if it still is this file.
     Unload {
@@ -248,6 +252,15 @@ impl Step {
         matches!(self, Self::Load { .. } | Self::Modprobe { removes: false, .. })
     }
 
+    /// Modules that the kernel is to get by it.
+    pub fn inserts(&self) -> &[String] {
+        match self {
+            Self::Load { file, .. } => std::slice::from_ref(&file.name),
+            Self::Modprobe { modules, removes: false, .. } => modules,
+            _ => &[],
+        }
+    }
+
     /// Whether a module leaves the kernel by it.
     pub fn unloads(&self) -> bool {
         matches!(self, Self::Unload { .. } | Self::Modprobe { removes: true, .. })
@@ -271,6 +284,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether its files are to be looked at again after it failed with this.
+    pub fn needs_another_look(&self, trouble: &Trouble) -> bool {
+        self.identity.is_some() && trouble.reason != NodeReason::InUse
+    }
+
     /// Reference counts of what it was to unload, if something was in the way of that; otherwise none.
     pub fn counts_after(&self, trouble: &Trouble, listed: &BTreeMap<String, Listed>) -> BTreeMap<String, Option<u32>> {
         let names = self.steps.iter().filter_map(|step| match step {
@@ -467,6 +485,8 @@ mod firmware_tests;
 mod host_tests;
 #[cfg(test)]
 mod in_tree_tests;
+#[cfg(test)]
+mod needed_tests;
 #[cfg(test)]
 mod policies;
 #[cfg(test)]

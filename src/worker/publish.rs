@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::command;
+use super::examine::read_module;
 use super::kernel::Trouble;
 use super::record::{Entry, Owner};
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::hash;
+use crate::core::kmod::{Identity, names};
 use crate::runtime::client::chain;
 
 /// The folder of ours in the folder of a kernel.
@@ -91,6 +93,17 @@ impl HostModules {
             }
         }
         Ok(view)
+    }
+
+    /// Which file of which module lies in the folder of a Module; those that cannot be read are left out.
+    pub fn files(&self, release: &str, name: &str) -> BTreeMap<String, Identity> {
+        let folder = self.read.join(release).join(OURS).join(name);
+        let files = names_in(&folder).unwrap_or_default().into_iter().filter_map(|file| {
+            let (module, packing) = names::of_file(&file)?;
+            let read = read_module(&folder.join(file), packing, std::env::consts::ARCH).ok()?;
+            Some((module, read.identity))
+        });
+        files.collect()
     }
 
     fn writable(&self, release: &str) -> Result<PathBuf, Trouble> {
@@ -194,6 +207,23 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::kmod::elf::testing::module;
+
+    #[test]
+    fn which_files_lie_in_a_folder_is_read_from_them() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("6.1").join(OURS).join("ns.m");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(CONTENT), "one").unwrap();
+        fs::write(folder.join("a-b.ko"), module("", &[7; 20])).unwrap();
+        fs::write(folder.join("damaged.ko"), "").unwrap();
+        let (read, kmod) = (root.path().to_owned(), PathBuf::new());
+        let host = HostModules { read, write: None, kmod, config: Vec::new() };
+        let build_id = Some("07".repeat(20));
+        let files = BTreeMap::from([("a_b".to_owned(), Identity { build_id, srcversion: None })]);
+        assert_eq!(host.files("6.1", "ns.m"), files);
+        assert!(host.files("6.2", "ns.m").is_empty());
+    }
 
     #[test]
     fn a_folder_is_whole_or_not_there_and_the_index_is_stale_until_depmod_has_read_it() {

@@ -56,7 +56,7 @@ pub struct RecordedModule {
     pub name: String,
     /// The Module names it, so it goes with the Module whoever inserted it; others go only if this worker inserted them.
     pub named: bool,
-    /// This worker inserted it, or was about to.
+    /// This worker inserted it, or is about to.
     pub inserted: bool,
     /// Which file it is.
     pub identity: Identity,

@@ -56,12 +56,16 @@ pub(super) struct SimulatedKernel {
     pub(super) gates: Mutex<Gates>,
     /// Memory that it has, bytes.
     pub(super) memory: Mutex<Option<u64>>,
+    /// Files that are not where they were.
+    pub(super) lost: Mutex<BTreeSet<PathBuf>>,
     /// Every change that the worker made: `+name` and `-name`.
     calls: Mutex<Vec<String>>,
     /// The search path for firmware; `None` for a kernel without one.
     pub(super) search_path: Mutex<Option<String>>,
     /// What is published on the host.
     pub(super) published: Mutex<Published>,
+    /// The files in its folders.
+    published_files: Mutex<BTreeMap<(String, String), BTreeMap<String, Identity>>>,
     /// Modules that the kernel itself came with, each with what it needs.
     pub(super) own: Mutex<BTreeMap<String, Vec<String>>>,
 }
@@ -138,8 +142,15 @@ impl Kernel for SimulatedKernel {
         }))
     }
 
+    fn readable(&self, file: &Path) -> io::Result<()> {
+        if self.lost.lock().unwrap().contains(file) { Err(Errno::ENOENT.into()) } else { Ok(()) }
+    }
+
     fn load(&self, name: &str, file: &Path, _: Packing, parameters: &str) -> Result<(), Refused> {
         self.fault(name)?;
+        if self.readable(file).is_err() {
+            return Err(Errno::ENOENT.into());
+        }
         let parts: Vec<String> = file.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
         let needs: Vec<String> =
             parts.get(2).map(|needs| needs.split(',').map(ToOwned::to_owned).collect()).unwrap_or_default();
@@ -202,7 +213,15 @@ impl Kernel for SimulatedKernel {
         Ok(self.published.lock().unwrap().clone())
     }
 
-    fn publish(&self, release: &str, name: &str, content: &str, _: &[PathBuf]) -> Result<(), Trouble> {
+    fn published_files(&self, release: &str, name: &str) -> BTreeMap<String, Identity> {
+        let folder = (release.to_owned(), name.to_owned());
+        self.published_files.lock().unwrap().get(&folder).cloned().unwrap_or_default()
+    }
+
+    fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {
+        let part = |file: &PathBuf, at| file.iter().nth(at).unwrap().to_string_lossy().into_owned();
+        let identities = files.iter().map(|file| (part(file, 2), identity(&part(file, 1)))).collect();
+        self.published_files.lock().unwrap().insert((release.to_owned(), name.to_owned()), identities);
         let mut published = self.published.lock().unwrap();
         published.stale.insert(release.to_owned());
         published.folders.insert((release.to_owned(), name.to_owned()), content.to_owned());
@@ -212,7 +231,9 @@ impl Kernel for SimulatedKernel {
     fn unpublish(&self, release: &str, name: &str) -> Result<(), Trouble> {
         let mut published = self.published.lock().unwrap();
         published.stale.insert(release.to_owned());
-        published.folders.remove(&(release.to_owned(), name.to_owned()));
+        let folder = (release.to_owned(), name.to_owned());
+        published.folders.remove(&folder);
+        self.published_files.lock().unwrap().remove(&folder);
         Ok(())
     }
 
@@ -394,6 +415,7 @@ impl World {
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
             published: Some(self.kernel.published().unwrap()),
+            published_files: observe::published_files(&self.kernel, RELEASE, &self.record, &self.prepared),
             generated: self
                 .record
                 .entries
@@ -427,6 +449,8 @@ impl World {
                         .as_ref()
                         .map(|_| Modprobe { folder, arguments: paths.chain(words).collect() });
                     let of_image = files.iter().map(|file| file.path.clone()).collect();
+                    // What is damaged is fetched again.
+                    self.kernel.lost.lock().unwrap().retain(|lost| files.iter().all(|file| file.path != *lost));
                     let files = files.clone();
                     Preparation::Ready(Arc::new(LoadSet { files, firmware, of_image, modprobe, ..LoadSet::default() }))
                 }
@@ -458,6 +482,9 @@ impl World {
                     counts: job.counts_after(trouble, &self.kernel.listed().unwrap()),
                 };
                 self.attempts.insert(job.owner.clone(), attempt);
+                if job.needs_another_look(trouble) {
+                    self.prepared.remove(&job.owner);
+                }
             }
         }
     }
@@ -498,7 +525,7 @@ impl World {
             .map(|step| match step {
                 Step::Write(entry) => format!("write {}", entry.spec.name),
                 Step::Forget(owner) => format!("forget {}", owner.name),
-                Step::Memory { bytes } => format!("memory {}", bytes / 1024 / 1024),
+                Step::Check { memory, .. } => format!("memory {}", memory / 1024 / 1024),
                 Step::Unload { name, .. } => format!("unload {name}"),
                 Step::Load { file, parameters } => format!("load {} {parameters}", file.name).trim_end().to_owned(),
                 Step::Firmware => "firmware".to_owned(),

@@ -192,6 +192,11 @@ impl StateDir {
         trees::keep(&self.root.join(TREES), in_use, limit).map_err(|(path, source)| failed("remove", &path)(source))
     }
 
+    /// Removes one unpacked image.
+    pub fn drop_tree(&self, key: &str) -> Result<(), StoreError> {
+        trees::drop(&self.root.join(TREES), key).map_err(|(path, source)| failed("remove", &path)(source))
+    }
+
     /// Notes that an unpacked image, if it is there, was used until now.
     pub fn touch_tree(&self, key: &str) -> Result<(), StoreError> {
         let tree = self.tree(key);

@@ -58,6 +58,15 @@ pub(super) fn keep(folder: &Path, in_use: &BTreeSet<String>, limit: u64) -> Resu
     Ok(removed)
 }
 
+/// Removes one image, whole or not at all.
+pub(super) fn drop(folder: &Path, name: &str) -> Result<(), (PathBuf, io::Error)> {
+    let (tree, aside) = (folder.join(name), folder.join(format!(".{name}.dropped")));
+    match fs::rename(&tree, &aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err((tree, error)),
+        Ok(()) | Err(_) => remove(&aside),
+    }
+}
+
 /// Notes that an image is used now.
 pub(super) fn touch(tree: &Path) -> io::Result<()> {
     File::open(tree)?.set_modified(SystemTime::now())
@@ -147,6 +156,15 @@ mod tests {
         touch(&folder.path().join("a")).unwrap();
         assert_eq!(keep(folder.path(), &BTreeSet::new(), 2 * MIB as u64 - 1).unwrap(), 2);
         assert_eq!(left(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn one_image_is_dropped_and_the_others_stay() {
+        let folder = store(&["a", "b"]);
+        for _ in 0..2 {
+            drop(folder.path(), "a").unwrap();
+            assert_eq!(left(folder.path()), ["b"]);
+        }
     }
 
     #[test]

@@ -1,16 +1,22 @@
 //! A disk that cannot be written, by a clock that does not wait.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Method;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
 use super::away::{NoRegistry, holding};
 use super::*;
-use crate::api::NodeModulesConfigStatus;
-use crate::worker::simulated::{intent, spec};
+use crate::api::{NodeModuleSpec, NodeModulesConfigStatus};
+use crate::core::kmod::elf::testing::module;
+use crate::worker::kernel::Trouble;
+use crate::worker::simulated::{RELEASE, SimulatedKernel, intent, spec};
 
 /// An API server with one NodeModulesConfig, of generation 2.
 struct Server {
@@ -117,6 +123,57 @@ async fn orders_that_cannot_be_kept_are_told_and_carried_out_as_soon_as_they_can
     assert!(told.starts_with("2: gpu "), "{told}");
     assert_eq!(kernel.names(), [""; 0]);
     assert_eq!(kernel.take_calls(), ["-net"]);
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+}
+
+/// A registry whose image makes good what the kernel could not read.
+struct Registry {
+    kernel: Arc<SimulatedKernel>,
+    asked: AtomicUsize,
+}
+
+impl Fetch for Registry {
+    fn fetch(
+        &self,
+        _: NodeModuleSpec,
+        _: Option<String>,
+        _: String,
+        tree: PathBuf,
+    ) -> BoxFuture<'static, Result<(), Trouble>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.kernel.lost.lock().unwrap().clear();
+        unpack(&tree);
+        async { Ok(()) }.boxed()
+    }
+}
+
+fn unpack(tree: &Path) -> PathBuf {
+    let folder = tree.join("opt/lib/modules").join(RELEASE);
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("gpu.ko");
+    fs::write(&file, module(&format!("vermagic={RELEASE} SMP \0"), &[1])).unwrap();
+    file
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unpacked_image_with_a_file_that_cannot_be_read_is_fetched_again_and_only_then() {
+    let (_folder, state, kernel) = holding(&[]);
+    let wanted = spec("gpu", "gpu", 'a', 1);
+    let tree = state.tree(&wanted::identity(&wanted).unwrap().tree_key(RELEASE));
+    kernel.lost.lock().unwrap().insert(unpack(&tree));
+    let server = Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() });
+    let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
+    let shutdown = CancellationToken::new();
+    let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
+    let agent = Agent::new(settings, kernel.clone(), registry.clone(), state, client, shutdown.clone()).unwrap();
+    let running = tokio::spawn(agent.run());
+    // The simulated kernel takes no file of a real folder: what it refuses was read.
+    kernel.fail("gpu", nix::errno::Errno::ENODEV);
+    let told = server.tells(|told| told.contains("KernelRefused")).await;
+    assert_eq!(told, "2: gpu Failed KernelRefused");
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    assert_eq!(registry.asked.load(Ordering::Relaxed), 1);
     shutdown.cancel();
     running.await.unwrap().unwrap();
 }

@@ -1,17 +1,18 @@
 //! What runs beside the loop: fetching and reading images, and jobs for the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, oneshot};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Agent;
 use super::users::Looked;
 use crate::api::names::NodeReason;
 use crate::api::{NodeModuleSpec, NodeModulesConfig};
-use crate::runtime::client::ApiError;
+use crate::runtime::client::{ApiError, chain};
 use crate::worker::Error;
 use crate::worker::apply::{self, Outcome};
 use crate::worker::kernel::Trouble;
@@ -197,12 +198,34 @@ impl Agent {
         self.prepared.insert(owner, Prepared { spec, state });
     }
 
+    /// An unpacked image of which a file cannot be read any more goes, so that it is fetched again.
+    fn drop_damaged_tree(&self, job: &Job) {
+        let Some(identity) = &job.identity else { return };
+        let key = identity.tree_key(&self.release);
+        let tree = self.state.tree(&key);
+        let files = job.steps.iter().filter_map(|step| match step {
+            Step::Check { files, .. } => Some(files),
+            _ => None,
+        });
+        let damaged = |file: &PathBuf| file.starts_with(&tree) && self.kernel.readable(file).is_err();
+        if tree.is_dir() && files.flatten().any(damaged) {
+            match self.state.drop_tree(&key) {
+                Ok(()) => info!(module = %job.owner, tree = %tree.display(), "removed a damaged unpacked image"),
+                Err(error) => warn!("{}", chain(&error)),
+            }
+        }
+    }
+
     fn worked(&mut self, job: &Job, outcome: &Outcome) {
         let loads = job.steps.iter().any(Step::loads);
         let trouble = match outcome {
             Outcome::Failed(trouble) => {
                 if trouble.reason == NodeReason::StoreFull {
                     self.make_room();
+                }
+                if job.needs_another_look(trouble) {
+                    self.prepared.remove(&job.owner);
+                    self.drop_damaged_tree(job);
                 }
                 trouble.clone()
             }

@@ -34,6 +34,7 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
+    use crate::api::ModuleState;
     use crate::core::kmod::gates::{Gates, SignedOnly};
     use crate::core::kmod::order::Role::Named;
     use crate::worker::simulated::{Loaded, World, file, intent, spec};
@@ -98,6 +99,35 @@ mod tests {
         world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 0);
         assert_eq!(world.settle(), [""; 0]);
         assert_eq!(world.kernel.names(), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_that_was_lost_meanwhile_costs_nothing_that_is_loaded_and_is_fetched_again() {
+        let mut world = gpu();
+        world.settle();
+        world.kernel.take_calls();
+        world.desired.modules = vec![spec("gpu", "gpu", 'b', 2)];
+        world.desired.unload = vec![intent("gpu", 1)];
+        world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 1);
+        assert_eq!(world.settle(), ["gpu UnloadFailed InUse"]);
+        let lost = file("gpu", "g2", Named, &[]).path;
+        world.kernel.lost.lock().unwrap().insert(lost.clone());
+        world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 0);
+        let image = world.images.remove(&('b', "gpu".to_owned())).unwrap();
+        let never = tokio_util::sync::CancellationToken::new();
+        world.round(&never);
+        let report = &world.plan().reports[0];
+        assert_eq!((report.state, report.reason), (ModuleState::Failed, NodeReason::StoreFailed));
+        assert_eq!(
+            report.message,
+            format!("{} cannot be read: No such file or directory (os error 2)", lost.display())
+        );
+        assert_eq!(world.settle(), ["gpu Failed ImageNotFound"]);
+        assert_eq!(world.kernel.take_calls(), [""; 0], "the old file stays until the new one can be read");
+        world.images.insert(('b', "gpu".to_owned()), image);
+        world.wait();
+        assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+        assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
     }
 
     #[test]

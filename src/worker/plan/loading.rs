@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use self::differences::drift;
 use super::checks::{before_load, memory_for};
-use super::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, unload_steps};
+use super::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, unload_steps, users_first};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
 use crate::api::names::NodeReason;
 use crate::api::{LoadPolicy, ModuleState, OnChange, OnDrift, OnOtherFile};
@@ -42,9 +42,15 @@ pub(super) fn plan(observed: &Observed, wanted: &Wanted, plan: &mut Plan) {
     }
     match ready(observed, wanted) {
         Ok(set) => Loading { observed, wanted, entry, set }.plan(plan),
-        Err((state, trouble, start)) => {
+        Err((mut state, mut trouble, start)) => {
             if start {
                 plan.prepare.push(wanted.spec.clone());
+            }
+            // The files are looked at again after a load that failed: until then that is what is told.
+            if let Some(failed) = observed.held_back(&wanted.owner, Some(&wanted.identity))
+                && state == ModuleState::Pulling
+            {
+                (state, trouble) = (ModuleState::Failed, failed.clone());
             }
             plan.reports.push(report(&wanted.spec, state, trouble, observed.in_kernel(&wanted.owner)));
         }
@@ -112,6 +118,11 @@ fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (Mo
     }
 }
 
+/// Whether two files are certainly not the same.
+fn differ(one: &LoadFile, other: &LoadFile) -> bool {
+    one.identity.compare(&other.identity) == Sameness::Different
+}
+
 /// A wanted entry whose files are there.
 struct Loading<'a> {
     observed: &'a Observed,
@@ -121,52 +132,90 @@ struct Loading<'a> {
 }
 
 /// What makes room for a load.
-struct Room {
+struct Room<'a> {
     /// All modules that leave, users first.
     leaving: Vec<String>,
     /// Those of them that the kernel itself came with.
     in_tree: Vec<String>,
+    /// The step by which modprobe takes out those of the Module.
+    modprobe: Option<Step>,
+    /// Entries of other Modules whose modules are among them.
+    along: Vec<&'a Entry>,
 }
 
 /// What stands under the name of a file in the kernel.
 enum Found {
     Absent,
     Same,
-    Other(Identity),
+    Other,
     Passing,
 }
 
-impl Loading<'_> {
+impl<'a> Loading<'a> {
     fn plan(&self, plan: &mut Plan) {
         let named = || self.set.files.iter().filter(|file| file.role == Role::Named);
         if let Some(file) = self.set.files.iter().find(|file| matches!(self.found(file), Found::Passing)) {
             let message = format!("module {} is starting or ending", file.name);
             return self.tell(plan, ModuleState::Loading, Trouble::new(NodeReason::Loading, message));
         }
-        let others: Vec<(&LoadFile, Identity)> = named()
-            .filter_map(|file| match self.found(file) {
-                Found::Other(identity) => Some((file, identity)),
-                Found::Absent | Found::Same | Found::Passing => None,
-            })
-            .collect();
         if let Some(trouble) = self.refused_firmware(plan) {
             return self.tell(plan, ModuleState::Failed, trouble);
         }
         let all_same = named().all(|file| matches!(self.found(file), Found::Same));
         let parameters = if all_same { self.other_load() } else { None };
-        if all_same && parameters.is_none() {
-            return self.adopt(plan);
-        }
-        let outdated: Vec<&str> = if parameters.is_some() {
+        let mut outdated: Vec<&str> = if parameters.is_some() {
             vec![self.main()]
         } else {
-            others.iter().map(|(file, _)| file.name.as_str()).collect()
+            let others = named().filter(|file| matches!(self.found(file), Found::Other));
+            others.map(|file| file.name.as_str()).collect()
         };
-        let replaced = match self.make_room(&outdated, others.first(), parameters) {
-            Ok(replaced) => replaced,
+        let due = all_same || self.is_ordered();
+        outdated.extend(self.outdated_needs().filter(|name| due || self.is_published(name)));
+        if all_same && outdated.is_empty() {
+            return self.adopt(plan);
+        }
+        let room = match self.make_room(&outdated, parameters) {
+            Ok(room) => room,
             Err((state, trouble)) => return self.tell(plan, state, trouble),
         };
-        self.load(plan, &replaced);
+        self.load(plan, &room);
+    }
+
+    /// Whether what this Module has loaded is to go.
+    fn is_ordered(&self) -> bool {
+        self.entry.is_some_and(|entry| self.observed.intent(&self.wanted.owner, entry.generation()).is_some())
+    }
+
+    /// Modules of the image that are only needed, and that this Module has brought as another file, or the host for it.
+    ///
+    /// Where somebody else has brought one, it is used as it is, like one of the kernel itself.
+    fn outdated_needs(&self) -> impl Iterator<Item = &str> {
+        let of_image = |file: &&LoadFile| file.role == Role::Needed && self.set.of_image.contains(&file.path);
+        let brought = |file: &&LoadFile| {
+            self.running_other(file).is_some() && (self.brought(&file.name) || self.is_published(&file.name))
+        };
+        self.set.files.iter().filter(of_image).filter(brought).map(|file| file.name.as_str())
+    }
+
+    /// Whether the kernel still runs what this Module has inserted under the name.
+    fn brought(&self, name: &str) -> bool {
+        let known = self.entry.and_then(|entry| entry.module(name));
+        known.is_some_and(|module| module.inserted && self.is_still(module))
+    }
+
+    /// Whether the kernel runs what was published for this Module and is of no Module in this boot: at the boot the host has
+    /// loaded by itself what the Module had before. That a change was to wait for.
+    fn is_published(&self, name: &str) -> bool {
+        let running = self.observed.kernel.running.get(name);
+        let published = self.observed.published_files.get(&self.wanted.owner).and_then(|files| files.get(name));
+        published.zip(running).is_some_and(|(file, running)| running.identity.compare(file) == Sameness::Same)
+            && self.others_with(&[name]).next().is_none()
+    }
+
+    /// What the kernel runs under the name of a file, if that is certainly another one.
+    fn running_other(&self, file: &LoadFile) -> Option<&Identity> {
+        let running = &self.observed.kernel.running.get(&file.name)?.identity;
+        (running.compare(&file.identity) == Sameness::Different).then_some(running)
     }
 
     /// The module itself, as the kernel has it: modprobe may have been given another name for it.
@@ -185,14 +234,14 @@ impl Loading<'_> {
         let Some(running) = self.observed.kernel.running.get(&file.name) else { return Found::Passing };
         match running.identity.compare(&file.identity) {
             Sameness::Same => Found::Same,
-            Sameness::Different => Found::Other(running.identity.clone()),
+            Sameness::Different => Found::Other,
             // Nothing to compare by: it is the same only if it was inserted from the same image.
             Sameness::Unknown => {
                 let ours = self.entry.is_some_and(|entry| {
                     entry.module(&file.name).is_some_and(|module| module.inserted)
                         && wanted::identity(&entry.spec).is_ok_and(|known| known.digest == self.wanted.identity.digest)
                 });
-                if ours { Found::Same } else { Found::Other(running.identity.clone()) }
+                if ours { Found::Same } else { Found::Other }
             }
         }
     }
@@ -246,19 +295,23 @@ impl Loading<'_> {
     }
 
     /// What will be in the kernel for this Module. A module is `inserted` if this or another entry inserted it, or if
-    /// it is absent and about to be.
+    /// it is absent and about to be. One that stays as another file is recorded as that, and as inserted only if this entry
+    /// did it.
     fn new_entry(&self, adopted: bool, leaving: &[String]) -> Entry {
         let inserted = |file: &LoadFile| {
             let known =
                 self.observed.record.entries.iter().any(|entry| entry.module(&file.name).is_some_and(|m| m.inserted));
             known || !self.observed.kernel.listed.contains_key(&file.name)
         };
-        let modules = self.set.files.iter().map(|file| RecordedModule {
-            name: file.name.clone(),
-            named: file.role == Role::Named,
-            inserted: inserted(file),
-            identity: file.identity.clone(),
-            filesystems: file.facts.filesystems.clone(),
+        let modules = self.set.files.iter().map(|file| {
+            let stays = self.running_other(file).filter(|_| !leaving.contains(&file.name));
+            RecordedModule {
+                name: file.name.clone(),
+                named: file.role == Role::Named,
+                inserted: if stays.is_some() { self.brought(&file.name) } else { inserted(file) },
+                identity: stays.unwrap_or(&file.identity).clone(),
+                filesystems: file.facts.filesystems.clone(),
+            }
         });
         let (took_ms, loaded_at) = self.entry.map_or((None, None), |entry| (entry.took_ms, entry.loaded_at));
         let mut modules: Vec<RecordedModule> = modules.collect();
@@ -290,22 +343,17 @@ impl Loading<'_> {
     }
 
     /// Modules that must leave before the load, users first; or why they cannot.
-    fn make_room(
-        &self,
-        stale: &[&str],
-        other: Option<&(&LoadFile, Identity)>,
-        parameters: Option<String>,
-    ) -> Result<Room, (ModuleState, Trouble)> {
+    fn make_room(&self, stale: &[&str], parameters: Option<String>) -> Result<Room<'a>, (ModuleState, Trouble)> {
         let failed = |reason, message: String| Err((ModuleState::Failed, Trouble::new(reason, message)));
-        let mut leaving = Vec::new();
-        if let Some(entry) = self.entry
-            && self.observed.intent(&self.wanted.owner, entry.generation()).is_some()
-        {
-            let names = removal(&self.observed.record, entry, &self.observed.kernel)
-                .map_err(|trouble| (ModuleState::UnloadFailed, trouble))?;
+        let (mut leaving, mut modprobe, mut along) = (Vec::new(), None, Vec::new());
+        if let Some(entry) = self.entry.filter(|_| self.is_ordered()) {
+            let refused = |trouble| (ModuleState::UnloadFailed, trouble);
+            along = self.go_along(stale).map_err(refused)?;
+            let together: Vec<&Entry> = std::iter::once(entry).chain(along.iter().copied()).collect();
+            let names = removal(&self.observed.record, &together, &self.observed.kernel).map_err(refused)?;
             // What modprobe takes out, it takes out whole.
-            let whole = modprobe_removes(self.observed, entry, &names).is_some();
-            leaving.extend(if whole { names } else { self.without_what_can_stay(names, stale) });
+            modprobe = modprobe_removes(self.observed, entry, &names).filter(|_| along.is_empty());
+            leaving = if modprobe.is_some() { names } else { self.without_what_can_stay(names, stale) };
         }
         let listed = &self.observed.kernel.listed;
         let unwanted = wanted::in_tree(&self.wanted.spec);
@@ -321,35 +369,100 @@ impl Loading<'_> {
         let going: Vec<&str> = in_tree.into_iter().chain(replaced.iter().map(String::as_str)).collect();
         let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(going.iter().copied()).collect();
         if let Some(name) = stale.iter().find(|name| !all.contains(**name)) {
-            return Err(self.in_the_way(name, other, parameters));
+            let goes = |other: &Entry| along.iter().any(|along| along.owner() == other.owner());
+            let own = self.is_ordered() && self.brought(name) && self.others_with(&[name]).all(goes);
+            if let Some(why) = own.then(|| blocked(name, &all, &self.observed.kernel)).flatten() {
+                return Err((ModuleState::UnloadFailed, Trouble::new(NodeReason::InUse, why)));
+            }
+            return Err(self.in_the_way(name, parameters));
         }
         for name in &going {
             if let Some(why) = blocked(name, &all, &self.observed.kernel) {
                 if replaced.iter().any(|replaced| replaced == name) {
-                    return failed(NodeReason::InUse, format!("to be replaced by policy.onOtherFile: {why}"));
+                    let by = if self.is_published(name) { "" } else { " by policy.onOtherFile" };
+                    return failed(NodeReason::InUse, format!("to be replaced{by}: {why}"));
                 }
                 return failed(NodeReason::InTreeModuleStays, format!("to be removed first: {why}"));
             }
         }
-        // These among themselves: users first too.
-        let mut open = going;
-        let own = leaving.len();
-        while !open.is_empty() {
-            let free = open.iter().position(|name| {
-                listed
-                    .get(*name)
-                    .is_none_or(|entry| !entry.holders.iter().any(|holder| open.contains(&holder.as_str())))
-            });
-            leaving.push(open.remove(free.unwrap_or(0)).to_owned());
-        }
-        let in_tree = leaving[own..].iter().filter(|name| unwanted.contains(name)).cloned().collect();
-        Ok(Room { leaving, in_tree })
+        let going = users_first(&going.into_iter().collect(), listed);
+        let in_tree = going.iter().filter(|name| unwanted.contains(name)).cloned().collect();
+        leaving.extend(going);
+        Ok(Room { leaving, in_tree, modprobe, along })
     }
 
-    /// Of the modules that are in the way, those that no Module brought and that the policy takes out.
+    /// Entries of other Modules that have one of these modules.
+    fn others_with(&self, names: &[&str]) -> impl Iterator<Item = &'a Entry> {
+        let entries = self.observed.record.entries.iter().filter(|entry| entry.owner() != self.wanted.owner);
+        entries.filter(move |entry| names.iter().any(|name| entry.module(name).is_some()))
+    }
+
+    /// Entries of other Modules that have what is in the way, where all of them are to make room for the same: their
+    /// modules go along, and their Modules load their own again. None where one of them keeps it.
+    ///
+    /// # Errors
+    /// One of them has to be waited for.
+    fn go_along(&self, stale: &[&str]) -> Result<Vec<&'a Entry>, Trouble> {
+        let observed = self.observed;
+        let others: Vec<&Entry> = self.others_with(stale).collect();
+        if others.iter().any(|other| observed.intent(&other.owner(), other.generation()).is_none()) {
+            return Ok(Vec::new());
+        }
+        for other in &others {
+            let owner = other.owner();
+            let wait = |why: String| {
+                let names: Vec<&str> = stale.iter().copied().filter(|name| other.module(name).is_some()).collect();
+                let names = names.join(", ");
+                Err(Trouble::new(NodeReason::InUse, format!("module {names} is also of {owner}, {why}")))
+            };
+            let mut wanted = observed.desired.modules.iter().filter(|spec| Owner::of(spec) == owner);
+            let next = wanted.find(|spec| observed.intent(&owner, spec.generation.unwrap_or(0)).is_none());
+            let Some(next) = next else { return wait("which is to go before".to_owned()) };
+            let next = match wanted::check(next, &observed.release) {
+                Ok(next) => next,
+                Err(trouble) => return wait(format!("which cannot be replaced: {}", trouble.message)),
+            };
+            let set = match ready(observed, &next) {
+                Ok(set) => set,
+                Err((_, trouble, _)) => return wait(format!("which cannot be replaced yet: {}", trouble.message)),
+            };
+            let mut files = set.files.iter().filter(|file| stale.contains(&file.name.as_str()));
+            if files.any(|file| self.set.files.iter().any(|own| own.name == file.name && differ(own, file))) {
+                return Ok(Vec::new());
+            }
+            if let Err(trouble) = before_load(&observed.kernel.gates, &set.files) {
+                return wait(format!("which cannot be replaced: {}", trouble.message));
+            }
+        }
+        Ok(others)
+    }
+
+    /// Entries of other Modules as they are after the unload: what this one inserted and leaves there is theirs, and what
+    /// went along is not.
+    fn others_after(&self, room: &Room<'_>) -> Vec<Entry> {
+        let mut others = self.entry.map(|entry| heirs(&self.observed.record, entry)).unwrap_or_default();
+        for other in &room.along {
+            let heir = others.iter().position(|heir| heir.owner() == other.owner());
+            let mut left = heir.map_or_else(|| (*other).clone(), |at| others.remove(at));
+            left.modules.retain(|module| module.named || !room.leaving.contains(&module.name));
+            let gone = left.modules.iter_mut().filter(|module| room.leaving.contains(&module.name));
+            gone.for_each(|module| module.inserted = false);
+            others.push(Entry { complete: false, ..left });
+        }
+        others
+    }
+
+    /// Of the modules that are in the way, those that no Module brought and that the policy takes out, and those that the
+    /// host has loaded of what was published for this Module, with what uses them.
     fn strangers_to_replace(&self, stale: &[&str]) -> Vec<String> {
+        let mut published = Vec::new();
+        if stale.iter().any(|name| self.is_published(name)) {
+            let files = self.set.files.iter().filter(|file| file.role != Role::Optional);
+            let names = files.map(|file| file.name.as_str()).filter(|name| self.is_published(name)).collect();
+            published = self.without_what_can_stay(users_first(&names, &self.observed.kernel.listed), stale);
+        }
         if self.policy().on_other_file != OnOtherFile::Replace {
-            return Vec::new();
+            return published;
         }
         let of_nobody = |name: &&&str| {
             let mut entries = self.observed.record.entries.iter();
@@ -358,7 +471,8 @@ impl Loading<'_> {
                 entry.module(name).is_some_and(|module| !own || self.is_still(module))
             })
         };
-        stale.iter().filter(of_nobody).map(|name| (*name).to_owned()).collect()
+        let strangers = stale.iter().filter(of_nobody).map(|name| (*name).to_owned());
+        published.into_iter().chain(strangers).collect()
     }
 
     /// Whether the kernel still runs the file that was recorded.
@@ -372,17 +486,14 @@ impl Loading<'_> {
     }
 
     /// Why a module that must leave first stays.
-    fn in_the_way(
-        &self,
-        name: &str,
-        other: Option<&(&LoadFile, Identity)>,
-        parameters: Option<String>,
-    ) -> (ModuleState, Trouble) {
+    fn in_the_way(&self, name: &str, parameters: Option<String>) -> (ModuleState, Trouble) {
         let failed = |reason, message: String| (ModuleState::Failed, Trouble::new(reason, message));
-        let has = |entry: &&Entry| entry.module(name).is_some();
-        let by = self.observed.record.entries.iter().filter(|entry| entry.owner() != self.wanted.owner).find(has);
-        let which = other.map_or_else(String::new, |(file, identity)| {
-            format!("the kernel runs {} ({}), wanted is {}", file.name, identity.describe(), file.identity.describe())
+        let by = self.others_with(&[name]).next();
+        let parameters = parameters.filter(|_| name == self.main());
+        let which = self.set.files.iter().find(|file| file.name == name).map_or_else(String::new, |file| {
+            let running = self.observed.kernel.running.get(name).map(|running| running.identity.describe());
+            let running = running.unwrap_or_default();
+            format!("the kernel runs {name} ({running}), wanted is {}", file.identity.describe())
         });
         let differs = parameters.clone().unwrap_or(which.clone());
         // A Module made again under its name follows the one before, whose file this is.
@@ -436,7 +547,8 @@ impl Loading<'_> {
             })
     }
 
-    fn load(&self, plan: &mut Plan, Room { leaving, in_tree }: &Room) {
+    fn load(&self, plan: &mut Plan, room: &Room<'_>) {
+        let leaving = &room.leaving;
         let coming = || {
             let files = self.set.files.iter();
             files.filter(|file| matches!(self.found(file), Found::Absent) || leaving.contains(&file.name))
@@ -448,13 +560,12 @@ impl Loading<'_> {
             return self.tell(plan, ModuleState::Failed, trouble.clone());
         }
         // Before anything leaves: what is loaded is not given up for what cannot be loaded.
-        let mut steps = vec![Step::Memory { bytes: memory_for(coming()) }];
-        steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, in_tree));
-        steps.extend(self.entry.and_then(|entry| modprobe_removes(self.observed, entry, leaving)));
+        let files = coming().map(|file| file.path.clone()).collect();
+        let mut steps = vec![Step::Check { memory: memory_for(coming()), files }];
+        steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, &room.in_tree));
+        steps.extend(room.modprobe.clone());
         steps.extend(unload_steps(leaving, &self.observed.kernel));
-        if let Some(entry) = self.entry {
-            steps.extend(heirs(&self.observed.record, entry).into_iter().map(Step::write));
-        }
+        steps.extend(self.others_after(room).into_iter().map(Step::write));
         let mut entry = self.new_entry(false, leaving);
         for module in entry.modules.iter_mut().filter(|module| leaving.contains(&module.name)) {
             module.inserted = true;

@@ -18,7 +18,7 @@ fn gpu() -> World {
     world
 }
 
-fn foreign(world: &World, name: &str, id: &str) {
+pub(super) fn foreign(world: &World, name: &str, id: &str) {
     world.kernel.with(|modules| {
         modules.insert(name.into(), Loaded { id: id.into(), ..Loaded::default() });
     });
@@ -327,6 +327,37 @@ fn an_optional_module_that_is_refused_does_not_matter() {
 }
 
 #[test]
+fn what_the_kernel_never_got_is_not_taken_out_later() {
+    let never = CancellationToken::new();
+    for (refused, by_modprobe) in [("soft", false), ("lib", false), ("m", false), ("lib", true), ("m", true)] {
+        let case = format!("{refused} {by_modprobe}");
+        let mut world = World::new();
+        let m = file("m", "m1", Named, &["lib"]);
+        world.image('a', vec![file("lib", "l1", Needed, &[]), file("soft", "s1", Optional, &[]), m]);
+        world.desired.modules = vec![spec("m", "m", 'a', 1)];
+        if by_modprobe {
+            world.desired.modules[0].config.modprobe.args = args(&["-v"], &[]);
+        }
+        world.round(&never);
+        world.kernel.fail(refused, Errno::ENODEV);
+        world.round(&never);
+        world.kernel.heal();
+        // By udev.
+        let before = world.kernel.names();
+        let late = |name: &&str| before.iter().all(|known| known != name);
+        for (name, id) in [("lib", "l1"), ("soft", "s1"), ("m", "m1")].into_iter().filter(|(name, _)| late(name)) {
+            foreign(&world, name, id);
+        }
+        world.desired.modules.clear();
+        world.desired.unload = vec![intent("m", 1)];
+        assert_eq!(world.settle(), [""; 0], "{case}");
+        // The named one goes whoever inserted it.
+        let left: Vec<&str> = ["lib", "soft"].into_iter().filter(late).collect();
+        assert_eq!(world.kernel.names(), left, "{case}");
+    }
+}
+
+#[test]
 fn without_a_record_on_the_disk_the_kernel_gets_nothing() {
     let mut world = gpu();
     *world.store.full.borrow_mut() = true;
@@ -471,11 +502,14 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
         let mut world = gpu();
         world.image('c', vec![file("base", "base1", Needed, &[]), file("net", "net1", Named, &["base"])]);
         world.image('d', vec![file("soft", "s1", Optional, &[]), file("net", "net2", Named, &[])]);
+        for (digest, module) in [('1', "gpu"), ('2', "net")] {
+            world.image(digest, vec![file("base", "base2", Needed, &[]), file(module, "next", Named, &["base"])]);
+        }
         let mut generation = 1;
         for _ in 0..25 {
             generation += 1;
             let module = ["gpu", "net"][dice.roll(2)];
-            let digest = if module == "gpu" { ['a', 'b', 'f'] } else { ['c', 'd', 'e'] }[dice.roll(3)];
+            let digest = if module == "gpu" { ['a', 'b', 'f', '1'] } else { ['c', 'd', 'e', '2'] }[dice.roll(4)];
             let policy = crate::api::LoadPolicy {
                 on_change: crate::api::OnChange::ALL[dice.roll(2)],
                 on_removal: crate::api::OnRemoval::ALL[dice.roll(2)],
@@ -543,6 +577,12 @@ fn whatever_happens_every_world_comes_to_rest_and_nothing_goes_without_an_order(
                 }
             }
             for entry in &world.record.entries {
+                let base =
+                    entry.module("base").filter(|_| entry.complete).map(|module| module.identity.build_id.clone());
+                assert!(
+                    base.is_none() || world.kernel.id("base").is_none_or(|id| base == Some(Some(id))),
+                    "seed {seed}: another file than the recorded one"
+                );
                 for module in entry.modules.iter().filter(|module| module.named && module.inserted) {
                     let reported = world.plan().reports.iter().any(|report| Owner::of(&report.spec) == entry.owner());
                     assert!(reported, "seed {seed}: {} is recorded and not reported", module.name);
@@ -571,7 +611,7 @@ fn after_a_crash_at_any_step_everything_inserted_is_known() {
         for job in &plan.jobs {
             for step in job.steps.iter().take(steps) {
                 match step {
-                    Step::Memory { .. } => {}
+                    Step::Check { .. } => {}
                     Step::Write(entry) => world.record.put(entry.as_ref().clone()),
                     Step::Forget(owner) => world.record.remove(owner),
                     Step::Unload { name, .. } => crate::worker::kernel::Kernel::unload(&world.kernel, name).unwrap(),

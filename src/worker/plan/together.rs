@@ -61,7 +61,7 @@ impl Reach {
                 Step::Publish { .. } | Step::Unpublish { .. } | Step::Index(_) => {
                     reach.owners.insert(Owner::node("published"));
                 }
-                Step::Memory { .. } | Step::Firmware | Step::ForgetTakenOut(_) => {}
+                Step::Check { .. } | Step::Firmware | Step::ForgetTakenOut(_) => {}
                 Step::Unload { name, .. } => {
                     reach.modules.insert(name.clone());
                 }

@@ -20,7 +20,7 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
     let loaded = observed.in_kernel(&owner);
     let Some(intent) = observed.intent(&owner, entry.generation()) else {
         // Somebody else took it out, or a Module made again under the name took it over: nothing is left to speak of.
-        if targets(&observed.record, entry, &observed.kernel).is_empty()
+        if targets(&observed.record, &[entry], &observed.kernel).is_empty()
             && (loaded.is_none() || is_taken_over(observed, &owner))
         {
             let mut steps: Vec<Step> = heirs(&observed.record, entry).into_iter().map(Step::write).collect();
@@ -54,7 +54,7 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
         generation: Some(intent),
         loaded: loaded.clone(),
     };
-    match removal(&observed.record, entry, &observed.kernel) {
+    match removal(&observed.record, &[entry], &observed.kernel) {
         Err(trouble) => plan.reports.push(tell(ModuleState::UnloadFailed, trouble)),
         Ok(_) if observed.held_back(&owner, None).is_some() => {
             let trouble = observed.held_back(&owner, None).cloned();
@@ -147,15 +147,16 @@ pub(super) fn unload_steps(names: &[String], kernel: &KernelView) -> Vec<Step> {
         .collect()
 }
 
-/// Modules of an entry that must go with it: in the kernel, still the recorded file, inserted for it or named by it, and
-/// in no other entry.
-fn targets<'a>(record: &Record, entry: &'a Entry, kernel: &KernelView) -> Vec<&'a RecordedModule> {
-    let owner = entry.owner();
-    let elsewhere =
-        |name: &str| record.entries.iter().any(|other| other.owner() != owner && other.module(name).is_some());
-    entry
-        .modules
+/// Modules of entries that must go with them: in the kernel, still the recorded file, inserted for one of them or named
+/// by it, and in no other entry.
+fn targets<'a>(record: &Record, entries: &[&'a Entry], kernel: &KernelView) -> Vec<&'a RecordedModule> {
+    let owners: BTreeSet<Owner> = entries.iter().map(|entry| entry.owner()).collect();
+    let elsewhere = |name: &str| {
+        record.entries.iter().any(|other| !owners.contains(&other.owner()) && other.module(name).is_some())
+    };
+    entries
         .iter()
+        .flat_map(|entry| &entry.modules)
         .filter(|module| {
             (module.named || module.inserted)
                 && kernel.listed.contains_key(&module.name)
@@ -184,11 +185,11 @@ pub(super) fn heirs(record: &Record, entry: &Entry) -> Vec<Entry> {
     heirs
 }
 
-/// The modules of an entry that are taken out, users first; or why a named one cannot go.
+/// The modules of entries that are taken out together, users first; or why a named one cannot go.
 ///
 /// A module that is only needed, and that something else uses by now, is left where it is.
-pub(super) fn removal(record: &Record, entry: &Entry, kernel: &KernelView) -> Result<Vec<String>, Trouble> {
-    let targets = targets(record, entry, kernel);
+pub(super) fn removal(record: &Record, entries: &[&Entry], kernel: &KernelView) -> Result<Vec<String>, Trouble> {
+    let targets = targets(record, entries, kernel);
     let mut leaving: BTreeSet<&str> = targets.iter().map(|module| module.name.as_str()).collect();
     loop {
         let stays = targets
@@ -232,7 +233,7 @@ pub(super) fn blocked(name: &str, leaving: &BTreeSet<&str>, kernel: &KernelView)
 }
 
 /// The names so that each stands before what it uses.
-fn users_first(names: &BTreeSet<&str>, listed: &BTreeMap<String, Listed>) -> Vec<String> {
+pub(super) fn users_first(names: &BTreeSet<&str>, listed: &BTreeMap<String, Listed>) -> Vec<String> {
     let mut open: Vec<&str> = names.iter().copied().collect();
     let mut ordered = Vec::with_capacity(open.len());
     while !open.is_empty() {

@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::api::{LoadPolicy, NodeModuleSpec};
-    use crate::core::kmod::order::Role::Named;
+    use crate::core::kmod::order::Role::{Named, Needed};
     use crate::worker::plan::startable;
     use crate::worker::simulated::{RELEASE, World, file, intent, spec};
 
@@ -206,6 +206,50 @@ mod tests {
         world.wait();
         assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
         assert_eq!(*world.kernel.published.lock().unwrap(), before);
+    }
+
+    #[test]
+    fn what_the_host_loads_by_itself_at_a_boot_makes_room_for_a_change_that_waited_for_it() {
+        let never = CancellationToken::new();
+        for (change, expected) in [
+            ("named", vec!["-gpu", "+gpu"]),
+            ("needed", vec!["-gpu", "-base", "+base", "+gpu"]),
+            ("stranger", vec![]),
+            ("none", vec![]),
+        ] {
+            let mut world = node();
+            let image =
+                |base: &str, gpu: &str| vec![file("base", base, Needed, &[]), file("gpu", gpu, Named, &["base"])];
+            let needed = change == "needed";
+            world.image('a', image("base1", "gpu1"));
+            world.image('b', if needed { image("base2", "gpu1") } else { image("base1", "gpu2") });
+            world.settle();
+            let digest = if change == "none" { 'a' } else { 'b' };
+            world.desired.modules =
+                vec![NodeModuleSpec { policy: asking(2, true).policy, ..spec("gpu", "gpu", digest, 2) }];
+            // The node boots, and the host loads what lies there.
+            world.restart();
+            world.record = Record::new("boot-2");
+            world.kernel.with(|modules| {
+                let gpu = modules.get_mut("gpu").unwrap();
+                gpu.references = 1;
+                if change == "stranger" {
+                    gpu.id = "stranger".into();
+                }
+            });
+            world.kernel.take_calls();
+            let told = world.settle();
+            match change {
+                "stranger" => assert_eq!(told, ["gpu Failed LoadedOtherFile"]),
+                "none" => assert_eq!(told, ["gpu Loaded Adopted"]),
+                _ => assert_eq!(told, ["gpu Failed InUse"], "{change}"),
+            }
+            assert_eq!(world.kernel.take_calls(), [""; 0], "{change}");
+            world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 0);
+            while !world.round(&never).is_quiet() {}
+            assert_eq!(world.kernel.take_calls(), expected, "{change}");
+            assert_eq!(shown(&world), [GPU], "{change}");
+        }
     }
 
     #[test]
