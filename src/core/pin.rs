@@ -46,18 +46,17 @@ fn image_id(image: &str) -> String {
 /// The digest for an image: that in use (`in_use`: images with the [source](Pinned::source) of each) if it is of this
 /// trigger; else the one that was found; else any in use that was found for the image, and if that is a tag, which
 /// the older edition has sent, the tag. `None` if there is none.
-pub fn pin<'a>(
+pub fn pin(
     image: &ImageRef,
     name: &str,
     trigger: Option<i64>,
     known: &Known,
-    in_use: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+    in_use: &[(&str, &str)],
 ) -> Option<Pinned> {
     let (id, source) = (image_id(name), source_id(name, trigger));
     let used = |fits: &dyn Fn(&str) -> bool, pinned: bool| {
-        let mut in_use = in_use.clone();
-        let (image, source) = in_use.find(|(image, source)| fits(source) && (!pinned || image.contains('@')))?;
-        Some(Pinned { image: image.to_owned(), source: source.to_owned() })
+        let (image, source) = in_use.iter().find(|(image, of)| fits(of) && (!pinned || image.contains('@')))?;
+        Some(Pinned { image: (*image).to_owned(), source: (*source).to_owned() })
     };
     let found = |digest: &Digest, source| Some(Pinned { image: image.with_digest(digest), source });
     let of_image = |of: &str| of.strip_prefix(&*id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
@@ -98,7 +97,7 @@ mod tests {
             ("and then found", Some(1), Known::Found(digest(2)), &[(&a, &before)], Some((&b, &one))),
         ];
         for (what, trigger, known, in_use, expected) in table {
-            let pinned = pin(&name.parse().unwrap(), name, *trigger, known, in_use.iter().copied());
+            let pinned = pin(&name.parse().unwrap(), name, *trigger, known, in_use);
             let expected = expected.map(|(image, source)| Pinned { image: image.into(), source: source.into() });
             assert_eq!(pinned, expected, "{what}");
         }

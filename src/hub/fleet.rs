@@ -146,15 +146,16 @@ impl Fleet {
     }
 
     /// Takes down whether the server takes the ModuleImagesConfig, or why not, and wakes the status if that is news.
-    pub fn images_refused(&self, module: &Arc<str>, why: Option<String>) {
+    pub fn images_refused(&self, module: &Arc<str>, why: Option<&str>) {
         let mut refused = self.refused();
-        let before = match why.clone() {
-            Some(why) => refused.insert(Arc::clone(module), why),
+        if refused.get(module).map(String::as_str) == why {
+            return;
+        }
+        match why {
+            Some(why) => refused.insert(Arc::clone(module), why.to_owned()),
             None => refused.remove(module),
         };
-        if before != why {
-            self.status_queue.add(Arc::clone(module));
-        }
+        self.status_queue.add(Arc::clone(module));
     }
 
     /// Why the server does not take the ModuleImagesConfig of a ManagedClusterModule.

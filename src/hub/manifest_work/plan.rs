@@ -283,8 +283,8 @@ fn image(
         Err(error) => return Err(Missing { why: error.to_string(), unanswered: false }),
     };
     let known = images.map_or(Known::Pending, |images| images.known(kernel, name, trigger));
-    let in_use = before.iter().map(|sent| (&*sent.image, &*sent.source));
-    pin::pin(&reference, name, trigger, &known, in_use).ok_or_else(|| {
+    let in_use: Vec<(&str, &str)> = before.iter().map(|sent| (&*sent.image, &*sent.source)).collect();
+    pin::pin(&reference, name, trigger, &known, &in_use).ok_or_else(|| {
         let fact = images.and_then(|images| images.fact(kernel, name)).filter(|fact| !fact.reason.is_empty());
         Missing {
             why: fact.map_or_else(|| name.to_owned(), |fact| format!("{name}: {}", fact.reason)),

@@ -59,7 +59,7 @@ async fn pass(client: &kube::Client, events: &Events, fleet: &Fleet, module: &Ar
     }
     let written = apply::apply(client, &observed.key, &plan).await;
     let refused = written.as_ref().err().filter(|error| error.class() != Class::Conflict);
-    fleet.images_refused(module, refused.map(ApiError::reason));
+    fleet.images_refused(module, refused.map(ApiError::reason).as_deref());
     written?;
     if let Plan::Apply { .. } | Plan::Delete { .. } = plan {
         info!(images = %observed.key, "ModuleImagesConfig written");

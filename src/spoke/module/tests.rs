@@ -10,7 +10,9 @@ use kube::Client;
 use serde_json::json;
 
 use crate::api::names::MODULE_FINALIZER;
-use crate::api::{DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus};
+use crate::api::{
+    DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig, NodeModulesConfigSpec,
+};
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::Projection;
 use crate::spoke::outcome::Trouble;
@@ -315,7 +317,6 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
 
 #[tokio::test]
 async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
-    let both = |module: ModuleBuilder| module.deleting().build();
     let entry = |uid: &str| an_entry("drivers", "gpu", uid);
     let long = "g".repeat(60);
     for (what, entries, name, gone) in [
@@ -324,15 +325,14 @@ async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
         ("no node", vec![], "gpu", true),
         ("a name that is too long for the label", vec![an_entry("drivers", &long, "u1")], &*long, false),
     ] {
-        let facts = both(a_module("drivers", name, "u1"));
+        let facts = a_module("drivers", name, "u1").deleting().build();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (seen, named) = (Arc::clone(&asked), !entries.is_empty());
         let server = Router::new().fallback(move |request: Request| {
             let uri = request.uri().to_string();
             seen.lock().unwrap().push((request.method().clone(), uri.clone()));
-            let mut config = crate::api::NodeModulesConfig::new("n1", Default::default());
+            let mut config = NodeModulesConfig::new("n1", NodeModulesConfigSpec::default());
             config.spec.modules.clone_from(&entries);
-            // A name too long has no label: such objects are found by looking at all.
             let items: Vec<_> = named.then_some(config).into_iter().collect();
             let list = json!({"apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "NodeModulesConfigList",
                 "metadata": {"resourceVersion": "1"}, "items": items});

@@ -80,7 +80,7 @@ impl ImageFact {
             .find(|state| state.image == image && state.kernel_version.as_deref().is_none_or(|of| of == kernel));
         let is_of_trigger = images.is_some_and(|images| images.trigger == trigger);
         let known = state.filter(|_| is_of_trigger).map_or(Known::Pending, known);
-        if let Some(pinned) = pin(&reference, image, trigger, &known, in_use.into_iter()) {
+        if let Some(pinned) = pin(&reference, image, trigger, &known, in_use.as_slice()) {
             return Self::Pinned(pinned);
         }
         let Some(state) = state.filter(|_| is_of_trigger) else {
