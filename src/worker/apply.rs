@@ -27,7 +27,7 @@ pub enum Outcome {
     Done(Duration),
     /// A step failed; those after it were not begun.
     Failed(Trouble),
-    /// The worker is to end; the rest is left for its successor.
+    /// The worker is to end; the rest is left for its successor. Nothing has left the kernel.
     Interrupted,
 }
 
@@ -79,8 +79,9 @@ pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
 /// Carries out all jobs, one after the other, and keeps `record` and its store up to date. Several threads may do so
 /// at the same time for jobs that have nothing in common.
 ///
-/// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at; a step that has
-/// begun is always finished.
+/// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at, until the job has
+/// begun to take something out of the kernel: from then on it goes to its end, so that what comes in its place comes. A
+/// step that has begun is always finished.
 pub fn jobs(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
@@ -114,10 +115,12 @@ fn carry_out(
         return Outcome::Failed(trouble);
     }
     let mut undo: &[Step] = &[];
+    let mut leaves = false;
     for step in &job.steps {
-        if shutdown.is_cancelled() {
+        if !leaves && shutdown.is_cancelled() {
             return Outcome::Interrupted;
         }
+        leaves |= step.unloads();
         if let Step::OnFailure(steps) = step {
             undo = steps;
             continue;

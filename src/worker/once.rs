@@ -43,7 +43,8 @@ pub enum Pass {
     },
 }
 
-/// Carries out the entries of the kept plan that ask for it. Blocks; ends between two steps at `shutdown`.
+/// Carries out the entries of the kept plan that ask for it. Blocks; at `shutdown` it ends between two steps, but not while
+/// something has made room for what is not there yet.
 ///
 /// # Errors
 /// The worker's own files, or a kernel that does not tell who it is. A module that cannot be loaded is no error but part

@@ -64,6 +64,8 @@ pub(super) struct SimulatedKernel {
     pub(super) published: Mutex<Published>,
     /// Modules that the kernel itself came with, each with what it needs.
     pub(super) own: Mutex<BTreeMap<String, Vec<String>>>,
+    /// A change, and what is told right after it.
+    told_after: Mutex<Option<(String, CancellationToken)>>,
 }
 
 impl SimulatedKernel {
@@ -89,6 +91,23 @@ impl SimulatedKernel {
 
     pub(super) fn id(&self, name: &str) -> Option<String> {
         self.modules.lock().unwrap().get(name).map(|loaded| loaded.id.clone())
+    }
+
+    /// What is told right after this change.
+    pub(super) fn tells_after(&self, call: &str) -> CancellationToken {
+        let token = CancellationToken::new();
+        *self.told_after.lock().unwrap() = Some((call.to_owned(), token.clone()));
+        token
+    }
+
+    /// Notes a change.
+    fn called(&self, call: String) {
+        if let Some((after, token)) = &*self.told_after.lock().unwrap()
+            && *after == call
+        {
+            token.cancel();
+        }
+        self.calls.lock().unwrap().push(call);
     }
 
     fn fault(&self, name: &str) -> Result<(), Refused> {
@@ -159,7 +178,7 @@ impl Kernel for SimulatedKernel {
         let parameters =
             params::decode(parameters).into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
         modules.insert(name.to_owned(), Loaded { id, needs, parameters, ..Loaded::default() });
-        self.calls.lock().unwrap().push(format!("+{name}"));
+        self.called(format!("+{name}"));
         Ok(())
     }
 
@@ -174,7 +193,7 @@ impl Kernel for SimulatedKernel {
             return Err(Errno::EAGAIN.into());
         }
         self.modules.lock().unwrap().remove(name);
-        self.calls.lock().unwrap().push(format!("-{name}"));
+        self.called(format!("-{name}"));
         Ok(())
     }
 

@@ -148,6 +148,16 @@ fn a_load_that_fails_gives_the_node_its_own_module_back() {
 }
 
 #[test]
+fn a_load_that_fails_gives_it_back_also_while_the_worker_ends() {
+    let mut world = node(true);
+    world.round(&CancellationToken::new());
+    world.kernel.fail("gpu", Errno::ENODEV);
+    let shutdown = world.kernel.tells_after("-lib");
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), ["-old_gpu", "-lib", "+lib", "+old_gpu"]);
+}
+
+#[test]
 fn one_that_cannot_come_back_is_told_and_does_not_hold_the_removal_up_for_ever() {
     let mut world = node(true);
     world.settle();

@@ -196,6 +196,36 @@ fn a_replacement_unloads_the_old_file_only_when_the_new_one_is_there() {
 }
 
 #[test]
+fn the_end_of_the_worker_waits_for_what_comes_in_the_place_of_what_has_left() {
+    let replaced = || {
+        let mut world = gpu();
+        world.settle();
+        world.desired.modules = vec![spec("gpu", "gpu", 'b', 2)];
+        world.desired.unload = vec![intent("gpu", 1)];
+        world.round(&CancellationToken::new());
+        world.kernel.take_calls();
+        world
+    };
+    let mut world = replaced();
+    let shutdown = world.kernel.tells_after("-gpu");
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
+    assert!(world.record.entries[0].complete, "the job went to its end");
+
+    let mut world = replaced();
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), [""; 0], "nothing is begun any more");
+
+    let mut world = gpu();
+    world.round(&CancellationToken::new());
+    let shutdown = world.kernel.tells_after("+base");
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), ["+base"], "where nothing has left, the rest is left for later");
+    world.restart();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+}
+
+#[test]
 fn new_parameters_need_an_order_and_then_reach_the_kernel() {
     let mut world = gpu();
     world.settle();
