@@ -20,7 +20,7 @@ use crate::core::hash;
 use crate::runtime::client::chain;
 
 /// The folder of ours in the folder of a kernel.
-const OURS: &str = "updates/kmm";
+pub(super) const OURS: &str = "updates/kmm";
 /// In a Module's folder: what tells its content from another.
 const CONTENT: &str = ".content";
 /// In [`OURS`]: the index does not know the last change.

@@ -117,6 +117,27 @@ fn the_kernels_own_module_of_the_same_name_comes_back_too() {
 }
 
 #[test]
+fn the_host_shows_nothing_of_the_module_any_more_before_the_kernels_own_comes_back() {
+    let mut world = node(true);
+    world.kernel.published.lock().unwrap().writable = true;
+    world.kernel.with(|modules| {
+        modules.clear();
+        modules.insert("gpu".into(), Loaded { id: "own".into(), ..Loaded::default() });
+    });
+    let mut wanted = asking("gpu", 'a', &["gpu"], true);
+    wanted.policy = wanted.policy.map(|policy| LoadPolicy { publish_on_host: true, ..policy });
+    world.desired.modules = vec![wanted];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    world.desired.modules.clear();
+    world.desired.unload = vec![removal("gpu")];
+    let steps =
+        ["unload gpu", "unpublish drivers.gpu", "index 6.12.1+", "put back gpu", "forget taken gpu", "forget gpu"];
+    assert_eq!(world.next_steps(), steps);
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.id("gpu").as_deref(), Some("own"));
+}
+
+#[test]
 fn what_another_module_wants_gone_stays_out_until_that_one_leaves() {
     let mut world = node(true);
     world.desired.modules.push(asking("net", 'b', &["lib", "old_gpu"], true));
