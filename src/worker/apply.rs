@@ -29,6 +29,8 @@ pub enum Outcome {
     Failed(Trouble),
     /// The worker is to end; the rest is left for its successor. Nothing has left the kernel.
     Interrupted,
+    /// What it was to load is not wanted any more; what made room for it was given back.
+    TakenBack,
 }
 
 /// Where the record is written to.
@@ -81,17 +83,19 @@ pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
 ///
 /// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at, until the job has
 /// begun to take something out of the kernel: from then on it goes to its end, so that what comes in its place comes. A
-/// step that has begun is always finished.
+/// step that has begun is always finished. Once `taken_back` is told, what the jobs were to load is not wanted any more:
+/// they end before the next step, as if that had failed.
 pub fn jobs(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
     record: &Mutex<Record>,
     jobs: &[Job],
     shutdown: &CancellationToken,
+    taken_back: &CancellationToken,
 ) -> BTreeMap<Owner, Outcome> {
     let mut outcomes = BTreeMap::new();
     for job in jobs {
-        let outcome = carry_out(kernel, store, record, job, shutdown);
+        let outcome = carry_out(kernel, store, record, job, shutdown, taken_back);
         if let Outcome::Failed(trouble) = &outcome {
             warn!(module = %job.owner, reason = trouble.reason.as_str(), "{}", trouble.message);
         }
@@ -106,6 +110,7 @@ fn carry_out(
     record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
+    taken_back: &CancellationToken,
 ) -> Outcome {
     let begun = Instant::now();
     // What leaves is recorded afterwards: where nothing can be recorded, nothing leaves.
@@ -120,16 +125,18 @@ fn carry_out(
         if !leaves && shutdown.is_cancelled() {
             return Outcome::Interrupted;
         }
+        if taken_back.is_cancelled() {
+            info!(module = %job.owner, "not loaded: an order has taken it back");
+            return roll_back(kernel, store, record, undo).map_or(Outcome::TakenBack, Outcome::Failed);
+        }
         leaves |= step.unloads();
         if let Step::OnFailure(steps) = step {
             undo = steps;
             continue;
         }
         if let Err(mut trouble) = carry_out_step(kernel, store, record, step) {
-            for step in undo {
-                if let Err(more) = carry_out_step(kernel, store, record, step) {
-                    trouble.message = format!("{}; {}", trouble.message, more.message);
-                }
+            if let Some(more) = roll_back(kernel, store, record, undo) {
+                trouble.message = format!("{}; {}", trouble.message, more.message);
             }
             return Outcome::Failed(trouble);
         }
@@ -146,6 +153,12 @@ fn carry_out(
         });
     }
     Outcome::Done(took)
+}
+
+/// Carries out all that can be, and says what could not.
+fn roll_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>, undo: &[Step]) -> Option<Trouble> {
+    let failed = undo.iter().filter_map(|step| carry_out_step(kernel, store, record, step).err());
+    failed.reduce(|first, more| Trouble { message: format!("{}; {}", first.message, more.message), ..first })
 }
 
 fn carry_out_step(

@@ -120,7 +120,7 @@ fn carry_out(
             prepared.insert(Owner::of(&spec), Prepared { spec, state });
         }
         let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
-        let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown);
+        let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown, &CancellationToken::new());
         for job in jobs {
             let loads = job.steps.iter().any(Step::loads);
             let trouble = match outcomes.get(&job.owner) {
@@ -129,7 +129,7 @@ fn carry_out(
                     info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
                     Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
                 }
-                Some(Outcome::Done(_) | Outcome::Interrupted) | None => continue,
+                Some(Outcome::Done(_) | Outcome::Interrupted | Outcome::TakenBack) | None => continue,
             };
             attempts.insert(
                 job.owner,

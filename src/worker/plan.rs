@@ -326,6 +326,8 @@ pub struct Plan {
     pub reports: Vec<Report>,
     /// Modules of which something is to be done that could not be remembered.
     pub held: BTreeSet<Owner>,
+    /// Modules with a job that loads what an order has taken back since.
+    pub taken_back: BTreeSet<Owner>,
 }
 
 impl Plan {
@@ -405,6 +407,13 @@ impl Observed {
             })
             .map(|intent| intent.generation)
             .max()
+    }
+
+    /// Whether the Module is to leave the node with what an entry loads, and no later entry is wanted.
+    fn is_taken_back(&self, spec: &NodeModuleSpec) -> bool {
+        let covered = |spec: &NodeModuleSpec| self.desired.unload.iter().any(|intent| intent.covers(spec));
+        let mut wanted = self.desired.modules.iter().filter(|wanted| Owner::of(wanted) == Owner::of(spec));
+        covered(spec) && wanted.all(covered)
     }
 
     /// What a Module has in the kernel: its record, if the module itself is there and is the recorded file.

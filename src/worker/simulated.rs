@@ -380,6 +380,8 @@ pub(super) struct World {
     pub(super) attempts: BTreeMap<Owner, Attempt>,
     /// Jobs of an agent that are said to run.
     pub(super) running: BTreeMap<Owner, RunningJob>,
+    /// Told to the jobs that are carried out.
+    pub(super) taken_back: CancellationToken,
     pub(super) now: Duration,
     /// Nothing is left of what was generated for modprobe.
     pub(super) lost_generated: bool,
@@ -466,7 +468,7 @@ impl World {
         let record = Mutex::new(std::mem::take(&mut self.record));
         let startable: Vec<Job> =
             startable(plan.jobs.clone(), &apply::lock(&record), []).into_iter().map(|(job, _)| job).collect();
-        let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown);
+        let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown, &self.taken_back);
         self.record = record.into_inner().unwrap();
         for job in &plan.jobs {
             if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {

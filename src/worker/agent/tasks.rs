@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::Agent;
@@ -130,14 +131,15 @@ impl Agent {
         let state = Arc::clone(&self.state);
         let record = Arc::clone(&self.record);
         let shutdown = self.shutdown.clone();
-        let running = RunningJob { since: self.now(), loads: job.identity.is_some(), reach };
-        self.running.insert(job.owner.clone(), running);
+        let taken_back = CancellationToken::new();
+        self.running.insert(job.owner.clone(), RunningJob::of(&job, reach, self.now()));
+        self.taken_back.insert(job.owner.clone(), taken_back.clone());
         let (done, ended) = oneshot::channel();
         let given = job.clone();
         // Not on the runtime's threads for blocking work: the process could not end before they do.
         let begun = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
             let jobs = [given];
-            let mut outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &record, &jobs, &shutdown);
+            let mut outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &record, &jobs, &shutdown, &taken_back);
             let [given] = jobs;
             if let Some(outcome) = outcomes.remove(&given.owner) {
                 let _ = done.send(outcome);
@@ -161,6 +163,7 @@ impl Agent {
             Finished::Prepared { number, spec, result } => self.prepared(number, *spec, result),
             Finished::Worked { job, outcome } => {
                 self.running.remove(&job.owner);
+                self.taken_back.remove(&job.owner);
                 let outcome = outcome.ok_or_else(|| Error::Job(job.owner.clone()))?;
                 self.worked(&job, &outcome);
                 self.tidy = true;
@@ -222,7 +225,7 @@ impl Agent {
                 }
                 return;
             }
-            Outcome::Interrupted => return,
+            Outcome::Interrupted | Outcome::TakenBack => return,
         };
         let mut pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
         let gave_way = job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));

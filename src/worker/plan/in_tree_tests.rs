@@ -179,6 +179,30 @@ fn a_load_that_fails_gives_it_back_also_while_the_worker_ends() {
 }
 
 #[test]
+fn what_is_taken_back_while_room_is_made_for_it_is_told_until_then_and_not_loaded() {
+    let mut world = node(true);
+    world.round(&CancellationToken::new());
+    let plan = world.plan();
+    let (job, reach) = startable(plan.jobs.clone(), &world.record, []).remove(0);
+    world.running.insert(job.owner.clone(), RunningJob::of(&job, reach, world.now));
+    world.desired.modules.clear();
+    world.desired.unload = vec![removal("gpu")];
+    let told = world.plan();
+    let reports: Vec<_> = told.reports.iter().map(|report| (report.state, report.generation)).collect();
+    assert_eq!(reports, [(ModuleState::Loading, Some(1))], "it is not gone yet");
+    assert_eq!(told.taken_back, BTreeSet::from([job.owner]));
+
+    world.taken_back = world.kernel.tells_after("-old_gpu");
+    world.carry_out(&plan, &CancellationToken::new());
+    assert_eq!(world.kernel.take_calls(), ["-old_gpu", "+old_gpu"]);
+    world.running.clear();
+    world.taken_back = CancellationToken::new();
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.names(), ["lib", "old_gpu"]);
+    assert_eq!(world.record, Record::new("boot-1"));
+}
+
+#[test]
 fn one_that_cannot_come_back_is_told_and_does_not_hold_the_removal_up_for_ever() {
     let mut world = node(true);
     world.settle();

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Job, Observed, Plan, Step};
-use crate::api::ModuleState;
+use super::{Job, Observed, Plan, Step, report};
 use crate::api::names::NodeReason;
+use crate::api::{ModuleState, NodeModuleSpec};
 use crate::core::kmod::proc_modules::InitState;
+use crate::worker::kernel::Trouble;
 use crate::worker::record::{Owner, Record};
 
 /// A job that is not over after so long is told with the module that it waits for.
@@ -21,14 +22,25 @@ pub struct Reach {
 }
 
 /// A job that runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Running {
     /// When it was begun, on the worker's own clock.
     pub since: Duration,
-    /// It loads something; otherwise it only unloads or writes.
-    pub loads: bool,
+    /// The entry that it loads; `None` if it only unloads or writes.
+    pub load: Option<NodeModuleSpec>,
     /// What it touches.
     pub reach: Reach,
+}
+
+impl Running {
+    /// The job, begun now.
+    pub fn of(job: &Job, reach: Reach, now: Duration) -> Self {
+        let written = job.steps.iter().find_map(|step| match step {
+            Step::Write(entry) if entry.owner() == job.owner => Some(entry.spec.clone()),
+            _ => None,
+        });
+        Self { since: now, load: written.filter(|_| job.identity.is_some()), reach }
+    }
 }
 
 impl Reach {
@@ -106,13 +118,24 @@ pub fn startable<'a>(
     started
 }
 
-/// A Module with a job that runs gets no second one, and is reported as on its way whatever the kernel shows meanwhile.
+/// A Module with a job that runs gets no second one, and is reported as on its way whatever the kernel shows meanwhile: also
+/// one that is not wanted any more and has nothing in the record yet, as it is not gone before the job is over.
 pub(super) fn wait_for_running(observed: &Observed, plan: &mut Plan) {
     plan.jobs.retain(|job| !observed.running.contains_key(&job.owner));
     plan.prepare.retain(|spec| !observed.running.contains_key(&Owner::of(spec)));
+    for (owner, job) in &observed.running {
+        let Some(spec) = &job.load else { continue };
+        if observed.is_taken_back(spec) {
+            plan.taken_back.insert(owner.clone());
+        }
+        if !plan.reports.iter().any(|report| Owner::of(&report.spec) == *owner) {
+            let trouble = Trouble::new(NodeReason::Loading, String::new());
+            plan.reports.push(report(spec, ModuleState::Loading, trouble, observed.in_kernel(owner)));
+        }
+    }
     for report in &mut plan.reports {
         let Some(job) = observed.running.get(&Owner::of(&report.spec)) else { continue };
-        (report.state, report.reason) = if job.loads {
+        (report.state, report.reason) = if job.load.is_some() {
             (ModuleState::Loading, NodeReason::Loading)
         } else {
             (ModuleState::Unloading, NodeReason::Unloading)
@@ -194,7 +217,7 @@ mod tests {
         world.round(&never);
         let (job, reach) = startable(world.plan().jobs, &world.record, []).remove(0);
         assert_eq!(job.owner.name, "gpu");
-        world.running.insert(job.owner.clone(), Running { since: world.now, loads: true, reach: reach.clone() });
+        world.running.insert(job.owner.clone(), Running::of(&job, reach.clone(), world.now));
         let told = |world: &World| {
             let plan = plan(&world.observe());
             assert!(plan.jobs.iter().all(|job| job.owner.name != "gpu"), "{:?}", plan.jobs);
@@ -213,10 +236,21 @@ mod tests {
         world.now += LONG;
         let message = told(&world);
         assert!(message.starts_with("Loading Loading: the init function of module base has not returned"), "{message}");
+        // Only an order for all that is wanted of it takes it back.
+        let taken_back = |world: &World| plan(&world.observe()).taken_back.len();
+        world.desired.unload = vec![intent("gpu", 1)];
+        assert_eq!(taken_back(&world), 1);
+        world.unkept = Some(Trouble::new(NodeReason::StoreFull, "no room"));
+        assert_eq!(taken_back(&world), 0);
+        world.unkept = None;
+        world.desired.modules.push(spec("gpu", "gpu", 'b', 2));
+        assert_eq!(taken_back(&world), 0);
+        world.desired.modules.pop();
+        world.desired.unload.clear();
         // The others go on: `disk` is loaded, `net` waits for base too.
         let running = world.running.values().map(|job| &job.reach).collect::<Vec<_>>();
         assert_eq!(names(&startable(world.plan().jobs, &world.record, running)), ["disk"]);
-        world.running.values_mut().for_each(|job| job.loads = false);
+        world.running.values_mut().for_each(|job| job.load = None);
         world.kernel.with(|modules| modules.get_mut("base").unwrap().state = Some(InitState::Going));
         let message = told(&world);
         assert!(message.starts_with("Unloading Unloading: the exit function of module base"), "{message}");
