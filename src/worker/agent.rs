@@ -388,7 +388,7 @@ impl Agent {
         let quiet = idle && !self.users.looking();
         for spec in plan.prepare {
             let loaded = observed.kernel.listed.keys().cloned().collect();
-            self.prepare(spec, loaded);
+            self.prepare(spec, observed.desired.container_runtime.clone(), loaded);
         }
         // What is said of a part alone would be read as if it were all.
         if scope == Scope::Everything {

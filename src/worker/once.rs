@@ -117,7 +117,7 @@ fn carry_out(
                 Ok(set) => Preparation::Ready(set.into()),
                 Err(trouble) => Preparation::Failed(trouble, NEVER),
             };
-            prepared.insert(Owner::of(&spec), Prepared { spec, state });
+            prepared.insert(Owner::of(&spec), Prepared { spec, runtime: desired.container_runtime.clone(), state });
         }
         let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
         let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown, &CancellationToken::new());

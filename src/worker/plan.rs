@@ -93,6 +93,8 @@ pub enum Preparation {
 pub struct Prepared {
     /// The entry that it was started for.
     pub spec: NodeModuleSpec,
+    /// The node's container runtime, by whose mirrors and rules the image is fetched.
+    pub runtime: Option<String>,
     /// How far it is.
     pub state: Preparation,
 }

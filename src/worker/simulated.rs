@@ -457,7 +457,8 @@ impl World {
                     self.now + Duration::from_secs(5),
                 ),
             };
-            self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), state });
+            let runtime = self.desired.container_runtime.clone();
+            self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), runtime, state });
         }
         self.carry_out(&plan, shutdown);
         plan

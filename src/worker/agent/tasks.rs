@@ -32,7 +32,7 @@ const GAVE_WAY_PAUSE: Duration = Duration::from_mins(30);
 /// The end of a task.
 pub(super) enum Finished {
     /// An image was fetched and read.
-    Prepared { number: u64, spec: Box<NodeModuleSpec>, result: Result<LoadSet, Trouble> },
+    Prepared { number: u64, spec: Box<NodeModuleSpec>, runtime: Option<String>, result: Result<LoadSet, Trouble> },
     /// A job was carried out; without an outcome it broke off.
     Worked { job: Box<Job>, outcome: Option<Outcome> },
     /// Users of modules that could not go were looked for.
@@ -79,8 +79,9 @@ impl Default for Fetches {
 }
 
 impl Agent {
-    /// Starts to fetch the image of an entry, unless it is on the node, and to read its modules.
-    pub(super) fn prepare(&mut self, spec: NodeModuleSpec, loaded: BTreeSet<String>) {
+    /// Starts to fetch the image of an entry, unless it is on the node, as this container runtime would, and to read its
+    /// modules.
+    pub(super) fn prepare(&mut self, spec: NodeModuleSpec, runtime: Option<String>, loaded: BTreeSet<String>) {
         let Ok(identity) = wanted::identity(&spec) else { return };
         let owner = Owner::of(&spec);
         if let Some((_, task)) = self.preparing.remove(&owner) {
@@ -97,15 +98,15 @@ impl Agent {
         let host = Host::new(&self.settings, self.state.generated());
         let wanted = spec.clone();
         let release = self.release.clone();
-        let runtime = self.wanted.as_ref().and_then(|wanted| wanted.spec.container_runtime.clone());
-        self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
+        let running = Prepared { spec: spec.clone(), runtime: runtime.clone(), state: Preparation::Running };
+        self.prepared.insert(owner.clone(), running);
         let task = self.tasks.spawn(async move {
             let _turn = turn.lock().await;
             let fetched = if tree.is_dir() {
                 Ok(())
             } else {
                 let _slot = slots.acquire().await;
-                fetch.fetch(spec.clone(), runtime, release.clone(), tree.clone()).await
+                fetch.fetch(spec.clone(), runtime.clone(), release.clone(), tree.clone()).await
             };
             let result = match fetched {
                 Ok(()) => {
@@ -120,7 +121,7 @@ impl Agent {
                 }
                 Err(trouble) => Err(trouble),
             };
-            Finished::Prepared { number, spec: Box::new(spec), result }
+            Finished::Prepared { number, spec: Box::new(spec), runtime, result }
         });
         self.preparing.insert(owner, (number, task));
     }
@@ -160,7 +161,7 @@ impl Agent {
     /// A job broke off: what it has done is not known to this process any more.
     pub(super) fn finish(&mut self, finished: Finished) -> Result<(), Error> {
         match finished {
-            Finished::Prepared { number, spec, result } => self.prepared(number, *spec, result),
+            Finished::Prepared { number, spec, runtime, result } => self.prepared(number, *spec, runtime, result),
             Finished::Worked { job, outcome } => {
                 self.running.remove(&job.owner);
                 self.taken_back.remove(&job.owner);
@@ -174,7 +175,13 @@ impl Agent {
         Ok(())
     }
 
-    fn prepared(&mut self, number: u64, spec: NodeModuleSpec, result: Result<LoadSet, Trouble>) {
+    fn prepared(
+        &mut self,
+        number: u64,
+        spec: NodeModuleSpec,
+        runtime: Option<String>,
+        result: Result<LoadSet, Trouble>,
+    ) {
         let owner = Owner::of(&spec);
         if self.preparing.get(&owner).is_none_or(|(latest, _)| *latest != number) {
             return;
@@ -197,7 +204,7 @@ impl Agent {
                 Preparation::Failed(trouble, self.now() + pause)
             }
         };
-        self.prepared.insert(owner, Prepared { spec, state });
+        self.prepared.insert(owner, Prepared { spec, runtime, state });
     }
 
     fn worked(&mut self, job: &Job, outcome: &Outcome) {

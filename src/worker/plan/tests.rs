@@ -240,6 +240,19 @@ fn new_parameters_need_an_order_and_then_reach_the_kernel() {
 }
 
 #[test]
+fn a_fetch_by_the_rules_of_another_container_runtime_is_another_fetch() {
+    for state in [Preparation::Running, Preparation::Failed(Trouble::new(NodeReason::ImageNotFound, ""), Duration::MAX)]
+    {
+        let mut world = gpu();
+        let wanted = world.desired.modules[0].clone();
+        world.prepared.insert(Owner::of(&wanted), Prepared { spec: wanted, runtime: None, state });
+        assert_eq!(world.plan().prepare, []);
+        world.desired.container_runtime = Some("containerd://2.1".into());
+        assert_eq!(world.plan().prepare, world.desired.modules);
+    }
+}
+
+#[test]
 fn how_an_image_is_fetched_does_not_concern_the_kernel() {
     let mut world = gpu();
     world.settle();
