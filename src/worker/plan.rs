@@ -365,6 +365,7 @@ pub fn plan(observed: &Observed) -> Plan {
     together::wait_for_running(observed, &mut plan);
     upkeep::plan(observed, &mut plan);
     hold::plan(observed, &mut plan);
+    together::tell_waiting(observed, &mut plan);
     plan.reports.sort_by_key(|report| Owner::of(&report.spec));
     plan
 }

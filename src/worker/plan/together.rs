@@ -1,9 +1,9 @@
 //! Which jobs may run at the same time: a module whose init function never returns must hold up nobody else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Job, Observed, Plan, Step, report};
+use super::{Job, Observed, Plan, Preparation, Step, report};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec};
 use crate::core::kmod::proc_modules::InitState;
@@ -91,10 +91,20 @@ impl Reach {
 
     /// Whether the two share anything.
     pub fn meets(&self, other: &Self) -> bool {
-        !self.owners.is_disjoint(&other.owners)
-            || !self.modules.is_disjoint(&other.modules)
-            || !self.firmware.is_disjoint(&other.firmware)
+        self.shares(other).is_some()
     }
+
+    /// Something that both touch, in words.
+    fn shares(&self, other: &Self) -> Option<String> {
+        let module = self.modules.intersection(&other.modules).next().map(|name| format!("module {name}"));
+        let firmware = || self.firmware.intersection(&other.firmware).next().map(|name| format!("firmware {name}"));
+        let record = || self.owners.intersection(&other.owners).next().map(what_is_of);
+        module.or_else(firmware).or_else(record)
+    }
+}
+
+fn what_is_of(owner: &Owner) -> String {
+    if owner.is_node() { "what is published on the host".to_owned() } else { format!("the record of {owner}") }
 }
 
 /// The jobs that can be begun beside those that run and beside one another, in order. The others are planned anew when
@@ -104,18 +114,26 @@ pub fn startable<'a>(
     record: &Record,
     running: impl IntoIterator<Item = &'a Reach>,
 ) -> Vec<(Job, Reach)> {
+    let queue = queue(&jobs, record, running);
+    let free = jobs.into_iter().zip(queue).filter(|(_, (_, before))| before.is_none());
+    free.map(|(job, (reach, _))| (job, reach)).collect()
+}
+
+/// What each job touches, and which one it waits for: its place among those that run, followed by these.
+fn queue<'a>(
+    jobs: &[Job],
+    record: &Record,
+    running: impl IntoIterator<Item = &'a Reach>,
+) -> Vec<(Reach, Option<usize>)> {
     let mut taken: Vec<Reach> = running.into_iter().cloned().collect();
-    let mut started = Vec::new();
-    for job in jobs {
-        let reach = Reach::of(&job, record);
+    let queued = jobs.iter().map(|job| {
+        let reach = Reach::of(job, record);
         // A job that waits keeps its place before later ones that meet it.
-        let free = !taken.iter().any(|other| other.meets(&reach));
+        let before = taken.iter().position(|other| other.meets(&reach));
         taken.push(reach.clone());
-        if free {
-            started.push((job, reach));
-        }
-    }
-    started
+        (reach, before)
+    });
+    queued.collect()
 }
 
 /// A Module with a job that runs gets no second one, and is reported as on its way whatever the kernel shows meanwhile: also
@@ -140,28 +158,84 @@ pub(super) fn wait_for_running(observed: &Observed, plan: &mut Plan) {
         } else {
             (ModuleState::Unloading, NodeReason::Unloading)
         };
-        report.message = if observed.now >= job.since + LONG { overdue(observed, job) } else { String::new() };
+        report.message.clear();
     }
 }
 
-fn overdue(observed: &Observed, job: &Running) -> String {
+/// Says of every job that cannot be begun yet which Module it waits for, and of one that takes long who waits for it.
+pub(super) fn tell_waiting(observed: &Observed, plan: &mut Plan) {
+    let running = observed.running.values().map(|job| &job.reach);
+    let queue = queue(&plan.jobs, &observed.record, running);
+    let owners: Vec<&Owner> = observed.running.keys().chain(plan.jobs.iter().map(|job| &job.owner)).collect();
+    let reaches: Vec<&Reach> =
+        observed.running.values().map(|job| &job.reach).chain(queue.iter().map(|(reach, _)| reach)).collect();
+    let mut waiting: BTreeMap<Owner, (usize, String)> = BTreeMap::new();
+    for (job, (reach, before)) in plan.jobs.iter().zip(&queue) {
+        let Some(before) = *before else { continue };
+        let shared = reaches.get(before).and_then(|other| reach.shares(other)).unwrap_or_default();
+        waiting.insert(job.owner.clone(), (before, shared));
+    }
+    // One whose module is on its way into or out of the kernel by another's job has no job yet.
+    for owner in plan.reports.iter().filter(|report| report.state == ModuleState::Loading).map(|r| Owner::of(&r.spec)) {
+        if !owners.contains(&&owner)
+            && let Some(Preparation::Ready(set)) = observed.prepared.get(&owner).map(|prepared| &prepared.state)
+        {
+            let passing = set.files.iter().filter(|file| {
+                observed.kernel.listed.get(&file.name).is_some_and(|listed| listed.state != InitState::Live)
+            });
+            let before = passing.filter_map(|file| {
+                let place = observed.running.values().position(|job| job.reach.modules.contains(&file.name))?;
+                Some((place, format!("module {}", file.name)))
+            });
+            waiting.extend(before.take(1).map(|before| (owner.clone(), before)));
+        }
+    }
+    for report in &mut plan.reports {
+        let owner = Owner::of(&report.spec);
+        if let Some(job) = observed.running.get(&owner)
+            && observed.now >= job.since + LONG
+        {
+            let others = waiting.iter().filter(|(_, (before, _))| owners.get(*before) == Some(&&owner));
+            let names: Vec<String> = others.map(|(other, _)| other.to_string()).collect();
+            report.message = overdue(observed, job, &names);
+        } else if let Some((before, shared)) = waiting.get(&owner) {
+            match report.state {
+                ModuleState::Loading => {
+                    (report.state, report.reason) = (ModuleState::Pending, NodeReason::Pending);
+                }
+                ModuleState::Unloading => {}
+                // It is so already, and only to be recorded.
+                _ => continue,
+            }
+            let other = owners.get(*before).map(ToString::to_string).unwrap_or_default();
+            report.message = format!("waits for the job of {other}, which is about {shared} too");
+        }
+    }
+}
+
+fn overdue(observed: &Observed, job: &Running, waiting: &[String]) -> String {
     let in_state = |state: InitState| {
         let mut modules = job.reach.modules.iter();
         modules.find(|name| observed.kernel.listed.get(*name).is_some_and(|listed| listed.state == state))
     };
     let seconds = LONG.as_secs();
+    let others = match waiting {
+        [] => "Modules that share nothing with it go on".to_owned(),
+        [one] => format!("{one} waits for it"),
+        more => format!("{} wait for it", more.join(", ")),
+    };
     if let Some(name) = in_state(InitState::Coming) {
         format!(
             "the init function of module {name} has not returned for more than {seconds} s; the kernel cannot be made \
-             to give it up, so if it never returns only a reboot helps; other Modules do not wait for it"
+             to give it up, so if it never returns only a reboot helps; {others}"
         )
     } else if let Some(name) = in_state(InitState::Going) {
         format!(
             "the exit function of module {name} has not returned for more than {seconds} s; the kernel cannot be made \
-             to give it up, so if it never returns only a reboot helps; other Modules do not wait for it"
+             to give it up, so if it never returns only a reboot helps; {others}"
         )
     } else {
-        format!("this takes more than {seconds} s; other Modules do not wait for it")
+        format!("this takes more than {seconds} s; {others}")
     }
 }
 
@@ -218,13 +292,17 @@ mod tests {
         let (job, reach) = startable(world.plan().jobs, &world.record, []).remove(0);
         assert_eq!(job.owner.name, "gpu");
         world.running.insert(job.owner.clone(), Running::of(&job, reach.clone(), world.now));
-        let told = |world: &World| {
+        let of = |world: &World, module: &str| {
             let plan = plan(&world.observe());
             assert!(plan.jobs.iter().all(|job| job.owner.name != "gpu"), "{:?}", plan.jobs);
-            let report = plan.reports.into_iter().find(|report| report.spec.name == "gpu").unwrap();
+            let report = plan.reports.into_iter().find(|report| report.spec.name == module).unwrap();
             format!("{:?} {}: {}", report.state, report.reason.as_str(), report.message)
         };
+        let told = |world: &World| of(world, "gpu");
         assert_eq!(told(&world), "Loading Loading: ");
+        let waits = "Pending Pending: waits for the job of drivers/gpu, which is about module base too";
+        assert_eq!(of(&world, "net"), waits);
+        assert_eq!(of(&world, "disk"), "Loading Loading: ");
         world.kernel.with(|modules| {
             let hanging = crate::worker::simulated::Loaded {
                 id: "b1".into(),
@@ -236,6 +314,12 @@ mod tests {
         world.now += LONG;
         let message = told(&world);
         assert!(message.starts_with("Loading Loading: the init function of module base has not returned"), "{message}");
+        assert!(message.ends_with("; drivers/net waits for it"), "{message}");
+        assert_eq!(of(&world, "net"), waits);
+        world.kernel.with(|modules| modules.get_mut("base").unwrap().state = None);
+        assert_eq!(of(&world, "net"), waits);
+        assert_eq!(told(&world), "Loading Loading: this takes more than 30 s; drivers/net waits for it");
+        world.kernel.with(|modules| modules.get_mut("base").unwrap().state = Some(InitState::Coming));
         // Only an order for all that is wanted of it takes it back.
         let taken_back = |world: &World| plan(&world.observe()).taken_back.len();
         world.desired.unload = vec![intent("gpu", 1)];
