@@ -30,6 +30,7 @@ pub mod publish;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;
+mod remove;
 pub mod state_dir;
 pub mod status;
 mod trees;

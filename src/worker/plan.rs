@@ -464,9 +464,8 @@ impl Observed {
             if let Ok(identity) = wanted::identity(spec) {
                 names.entry(identity.main().to_owned()).or_default().extend(identity.parameter_names());
             }
-            let in_tree = spec.config.in_tree_modules_to_remove.iter().chain(&spec.config.in_tree_module_to_remove);
-            for name in in_tree {
-                names.entry(crate::core::kmod::kernel_name(name)).or_default();
+            for name in wanted::in_tree(spec) {
+                names.entry(name).or_default();
             }
         }
         names

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::command;
 use super::kernel::Trouble;
 use super::record::{Entry, Owner};
+use super::remove::remove;
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::hash;
@@ -184,11 +185,6 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
-}
-
-/// Removes a file, a link or a folder with all that is in it; what is not there is no error.
-fn remove(path: &Path) -> io::Result<()> {
-    super::firmware_folder::remove(path)
 }
 
 #[cfg(test)]
