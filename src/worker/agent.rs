@@ -6,6 +6,8 @@ mod away;
 mod disk;
 mod keeping;
 mod reporting;
+#[cfg(test)]
+mod taken_back;
 mod tasks;
 mod users;
 

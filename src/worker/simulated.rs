@@ -77,6 +77,11 @@ impl SimulatedKernel {
         self.faults.lock().unwrap().insert(module.to_owned(), errno);
     }
 
+    /// Loads and unloads do not return before this is dropped.
+    pub(super) fn hold(&self) -> impl Drop {
+        self.faults.lock().unwrap()
+    }
+
     pub(super) fn heal(&self) {
         self.faults.lock().unwrap().clear();
     }
