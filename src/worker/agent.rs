@@ -6,6 +6,8 @@ mod away;
 mod disk;
 mod keeping;
 mod reporting;
+#[cfg(test)]
+mod taken_back;
 mod tasks;
 mod users;
 
@@ -68,6 +70,8 @@ pub struct Agent {
     record: Arc<Mutex<Record>>,
     /// Jobs that run.
     running: BTreeMap<Owner, RunningJob>,
+    /// Tells each of them that what it loads is not wanted any more.
+    taken_back: BTreeMap<Owner, CancellationToken>,
     /// What is to be carried out; `None` until the API server or the kept plan said so.
     wanted: Option<KeptPlan>,
     /// A kept plan that waits for its time.
@@ -150,6 +154,7 @@ impl Agent {
             started: Instant::now(),
             record: Arc::new(Mutex::new(record)),
             running: BTreeMap::new(),
+            taken_back: BTreeMap::new(),
             wanted: None,
             kept,
             keeping: Keeping::default(),
@@ -379,12 +384,15 @@ impl Agent {
         };
         let plan = plan(&observed);
         self.forget_what_is_over(&observed, &plan);
+        for (_, job) in self.taken_back.iter().filter(|(owner, _)| plan.taken_back.contains(*owner)) {
+            job.cancel();
+        }
         self.look_for_users(in_use(&observed, &plan), &observed.kernel.listed);
         let idle = plan.is_quiet() && self.preparing.is_empty() && self.running.is_empty();
         let quiet = idle && !self.users.looking();
         for spec in plan.prepare {
             let loaded = observed.kernel.listed.keys().cloned().collect();
-            self.prepare(spec, loaded);
+            self.prepare(spec, observed.desired.container_runtime.clone(), loaded);
         }
         // What is said of a part alone would be read as if it were all.
         if scope == Scope::Everything {

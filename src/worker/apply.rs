@@ -27,8 +27,10 @@ pub enum Outcome {
     Done(Duration),
     /// A step failed; those after it were not begun.
     Failed(Trouble),
-    /// The worker is to end; the rest is left for its successor.
+    /// The worker is to end; the rest is left for its successor. Nothing has left the kernel.
     Interrupted,
+    /// What it was to load is not wanted any more; what made room for it was given back.
+    TakenBack,
 }
 
 /// Where the record is written to.
@@ -79,18 +81,21 @@ pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
 /// Carries out all jobs, one after the other, and keeps `record` and its store up to date. Several threads may do so
 /// at the same time for jobs that have nothing in common.
 ///
-/// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at; a step that has
-/// begun is always finished.
+/// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at, until the job has
+/// begun to take something out of the kernel: from then on it goes to its end, so that what comes in its place comes. A
+/// step that has begun is always finished. Once `taken_back` is told, what the jobs were to load is not wanted any more:
+/// they end before the next step, as if that had failed.
 pub fn jobs(
     kernel: &dyn Kernel,
     store: &dyn RecordStore,
     record: &Mutex<Record>,
     jobs: &[Job],
     shutdown: &CancellationToken,
+    taken_back: &CancellationToken,
 ) -> BTreeMap<Owner, Outcome> {
     let mut outcomes = BTreeMap::new();
     for job in jobs {
-        let outcome = carry_out(kernel, store, record, job, shutdown);
+        let outcome = carry_out(kernel, store, record, job, shutdown, taken_back);
         if let Outcome::Failed(trouble) = &outcome {
             warn!(module = %job.owner, reason = trouble.reason.as_str(), "{}", trouble.message);
         }
@@ -105,11 +110,12 @@ fn carry_out(
     record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
+    taken_back: &CancellationToken,
 ) -> Outcome {
     let begun = Instant::now();
     // Modules that the record says are inserted and that the kernel has not got.
     let mut open = BTreeSet::new();
-    let outcome = carry_out_steps(kernel, store, record, job, shutdown, &mut open);
+    let outcome = carry_out_steps(kernel, store, record, job, shutdown, taken_back, &mut open);
     let took = begun.elapsed();
     let loaded = outcome.is_ok() && job.steps.iter().any(Step::loads);
     // That this is lost if the write fails harms little: the next look at the kernel completes the entry.
@@ -135,6 +141,7 @@ fn carry_out_steps(
     record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
+    taken_back: &CancellationToken,
     open: &mut BTreeSet<String>,
 ) -> Result<(), Outcome> {
     // What leaves is recorded afterwards: where nothing can be recorded, nothing leaves.
@@ -144,20 +151,24 @@ fn carry_out_steps(
         return Err(Outcome::Failed(trouble));
     }
     let mut undo: &[Step] = &[];
+    let mut leaves = false;
     for step in &job.steps {
-        if shutdown.is_cancelled() {
+        if !leaves && shutdown.is_cancelled() {
             return Err(Outcome::Interrupted);
         }
+        if taken_back.is_cancelled() {
+            info!(module = %job.owner, "not loaded: an order has taken it back");
+            return Err(roll_back(kernel, store, record, undo).map_or(Outcome::TakenBack, Outcome::Failed));
+        }
+        leaves |= step.unloads();
         if let Step::OnFailure(steps) = step {
             undo = steps;
             continue;
         }
         let carried_out = carry_out_step(kernel, store, record, step, open);
         if let Err(mut trouble) = carried_out {
-            for step in undo {
-                if let Err(more) = carry_out_step(kernel, store, record, step, &mut BTreeSet::new()) {
-                    trouble.message = format!("{}; {}", trouble.message, more.message);
-                }
+            if let Some(more) = roll_back(kernel, store, record, undo) {
+                trouble.message = format!("{}; {}", trouble.message, more.message);
             }
             return Err(Outcome::Failed(trouble));
         }
@@ -166,6 +177,13 @@ fn carry_out_steps(
         }
     }
     Ok(())
+}
+
+/// Carries out all that can be, and says what could not.
+fn roll_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>, undo: &[Step]) -> Option<Trouble> {
+    let none = &mut BTreeSet::new();
+    let failed = undo.iter().filter_map(|step| carry_out_step(kernel, store, record, step, none).err());
+    failed.reduce(|first, more| Trouble { message: format!("{}; {}", first.message, more.message), ..first })
 }
 
 fn carry_out_step(

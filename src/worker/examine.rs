@@ -3,6 +3,7 @@
 mod firmware_files;
 mod folder;
 mod module_file;
+mod own;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 pub(super) use self::firmware_files::firmware;
 use self::folder::Folder;
 pub(super) use self::module_file::read_module;
+pub(super) use self::own::own_module;
 use super::kernel::Trouble;
 use super::plan::{LoadFile, LoadSet};
 use super::wanted::{self, LoadIdentity};

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use super::remove::remove;
 
 const SEARCH: &str = "search";
 const UNFINISHED: &str = ".new";
@@ -70,16 +72,6 @@ impl FirmwareFolder {
     pub fn unmerge(&self) -> io::Result<()> {
         remove(&self.0)
     }
-}
-
-/// Removes a file, a link or a folder with all that is in it; what is not there is no error.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::Owner;
 use super::state_dir::VERSION;
 use crate::api::{NodeModuleSpec, NodeModulesConfigSpec};
 
@@ -29,13 +28,7 @@ impl KeptPlan {
     /// are not part of it: while nobody can take one back, nothing goes.
     #[must_use]
     pub fn without_orders(&self) -> NodeModulesConfigSpec {
-        let taken_back = |spec: &NodeModuleSpec| {
-            let owner = Owner::of(spec);
-            self.spec.unload.iter().any(|intent| {
-                (&intent.namespace, &intent.name, &intent.module_uid) == (&owner.namespace, &owner.name, &owner.uid)
-                    && intent.generation >= spec.generation.unwrap_or(0)
-            })
-        };
+        let taken_back = |spec: &NodeModuleSpec| self.spec.unload.iter().any(|intent| intent.covers(spec));
         let modules = self.spec.modules.iter().filter(|spec| !taken_back(spec)).cloned().collect();
         NodeModulesConfigSpec { modules, unload: Vec::new(), ..self.spec.clone() }
     }

@@ -71,7 +71,7 @@ pub trait Kernel: Send + Sync + 'static {
     /// All readable parameters of a loaded module.
     fn parameters(&self, name: &str) -> io::Result<BTreeMap<String, String>>;
     /// Files of a module that the kernel itself came with, in the order of loading: what it needs first, the module last.
-    /// Empty if there is none of that name.
+    /// Empty if there is none of that name. What is published for Modules is none of it, whatever the index says.
     fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>>;
     /// Where the kernel searches for firmware first; `None` if this kernel cannot be told.
     fn firmware_path(&self) -> io::Result<Option<SearchPath>>;

@@ -1,6 +1,7 @@
 //! The running Linux kernel, by system calls, `/proc` and `/sys`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env::consts::ARCH;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,9 +19,8 @@ use super::firmware::SearchPath;
 use super::kernel::{Kernel, Refused, Running, Trouble};
 use super::modprobe::Program;
 use super::publish::{HostModules, View as Published};
-use super::{WorkerSettings, unpack, users};
+use super::{WorkerSettings, examine, unpack, users};
 use crate::core::kmod::gates::{self, Gates};
-use crate::core::kmod::modules_dep;
 use crate::core::kmod::names::{self, Packing};
 use crate::core::kmod::proc_modules::{self, Listed};
 use crate::core::kmod::users::Users;
@@ -247,12 +247,7 @@ impl Kernel for LinuxKernel {
     }
 
     fn own_module(&self, name: &str) -> io::Result<Vec<PathBuf>> {
-        let folder = self.host.read.join(self.release()?);
-        let modules = modules_dep::parse(&fs::read_to_string(folder.join("modules.dep"))?);
-        let Some(entry) = modules.get(name) else { return Ok(Vec::new()) };
-        // depmod writes what must be there first at the end of the line.
-        let needs = entry.needs.iter().rev().filter_map(|need| modules.get(need));
-        Ok(needs.chain([entry]).map(|entry| folder.join(&entry.path)).collect())
+        examine::own_module(&self.host.read.join(self.release()?), ARCH, name)
     }
 
     fn firmware_path(&self) -> io::Result<Option<SearchPath>> {

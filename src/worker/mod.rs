@@ -30,6 +30,7 @@ pub mod publish;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;
+mod remove;
 pub mod state_dir;
 pub mod status;
 mod trees;
@@ -161,8 +162,8 @@ pub struct Turn {
 
 /// Runs the worker until `shutdown`.
 ///
-/// At shutdown a step that the kernel has begun is finished, and nothing is unloaded. A second worker on the same node
-/// waits until the first has gone.
+/// At shutdown a step that the kernel has begun is finished, and so is a job that has begun to take something out; nothing
+/// else is unloaded. A second worker on the same node waits until the first has gone.
 pub async fn run(
     settings: WorkerSettings,
     client: Client,

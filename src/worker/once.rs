@@ -43,7 +43,8 @@ pub enum Pass {
     },
 }
 
-/// Carries out the entries of the kept plan that ask for it. Blocks; ends between two steps at `shutdown`.
+/// Carries out the entries of the kept plan that ask for it. Blocks; at `shutdown` it ends between two steps, but not while
+/// something has made room for what is not there yet.
 ///
 /// # Errors
 /// The worker's own files, or a kernel that does not tell who it is. A module that cannot be loaded is no error but part
@@ -117,10 +118,10 @@ fn carry_out(
                 Ok(set) => Preparation::Ready(set.into()),
                 Err(trouble) => Preparation::Failed(trouble, NEVER),
             };
-            prepared.insert(Owner::of(&spec), Prepared { spec, state });
+            prepared.insert(Owner::of(&spec), Prepared { spec, runtime: desired.container_runtime.clone(), state });
         }
         let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
-        let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown);
+        let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown, &CancellationToken::new());
         for job in jobs {
             let loads = job.steps.iter().any(Step::loads);
             let trouble = match outcomes.get(&job.owner) {
@@ -129,7 +130,7 @@ fn carry_out(
                     info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
                     Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
                 }
-                Some(Outcome::Done(_) | Outcome::Interrupted) | None => continue,
+                Some(Outcome::Done(_) | Outcome::Interrupted | Outcome::TakenBack) | None => continue,
             };
             attempts.insert(
                 job.owner,

@@ -93,6 +93,8 @@ pub enum Preparation {
 pub struct Prepared {
     /// The entry that it was started for.
     pub spec: NodeModuleSpec,
+    /// The node's container runtime, by whose mirrors and rules the image is fetched.
+    pub runtime: Option<String>,
     /// How far it is.
     pub state: Preparation,
 }
@@ -344,6 +346,8 @@ pub struct Plan {
     pub reports: Vec<Report>,
     /// Modules of which something is to be done that could not be remembered.
     pub held: BTreeSet<Owner>,
+    /// Modules with a job that loads what an order has taken back since.
+    pub taken_back: BTreeSet<Owner>,
 }
 
 impl Plan {
@@ -379,6 +383,7 @@ pub fn plan(observed: &Observed) -> Plan {
     together::wait_for_running(observed, &mut plan);
     upkeep::plan(observed, &mut plan);
     hold::plan(observed, &mut plan);
+    together::tell_waiting(observed, &mut plan);
     plan.reports.sort_by_key(|report| Owner::of(&report.spec));
     plan
 }
@@ -423,6 +428,13 @@ impl Observed {
             })
             .map(|intent| intent.generation)
             .max()
+    }
+
+    /// Whether the Module is to leave the node with what an entry loads, and no later entry is wanted.
+    fn is_taken_back(&self, spec: &NodeModuleSpec) -> bool {
+        let covered = |spec: &NodeModuleSpec| self.desired.unload.iter().any(|intent| intent.covers(spec));
+        let mut wanted = self.desired.modules.iter().filter(|wanted| Owner::of(wanted) == Owner::of(spec));
+        covered(spec) && wanted.all(covered)
     }
 
     /// What a Module has in the kernel: its record, if the module itself is there and is the recorded file.
@@ -470,9 +482,8 @@ impl Observed {
             if let Ok(identity) = wanted::identity(spec) {
                 names.entry(identity.main().to_owned()).or_default().extend(identity.parameter_names());
             }
-            let in_tree = spec.config.in_tree_modules_to_remove.iter().chain(&spec.config.in_tree_module_to_remove);
-            for name in in_tree {
-                names.entry(crate::core::kmod::kernel_name(name)).or_default();
+            for name in wanted::in_tree(spec) {
+                names.entry(name).or_default();
             }
         }
         names

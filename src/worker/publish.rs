@@ -15,6 +15,7 @@ use super::command;
 use super::examine::read_module;
 use super::kernel::Trouble;
 use super::record::{Entry, Owner};
+use super::remove::remove;
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::hash;
@@ -22,7 +23,7 @@ use crate::core::kmod::{Identity, names};
 use crate::runtime::client::chain;
 
 /// The folder of ours in the folder of a kernel.
-const OURS: &str = "updates/kmm";
+pub(super) const OURS: &str = "updates/kmm";
 /// In a Module's folder: what tells its content from another.
 const CONTENT: &str = ".content";
 /// In [`OURS`]: the index does not know the last change.
@@ -197,11 +198,6 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
-}
-
-/// Removes a file, a link or a folder with all that is in it; what is not there is no error.
-fn remove(path: &Path) -> io::Result<()> {
-    super::firmware_folder::remove(path)
 }
 
 #[cfg(test)]

@@ -45,13 +45,7 @@ pub fn candidates(
         candidate(as_loaded(module, policy)?, identity, of_this_boot, adopted)
     });
     all.extend(of_kept.chain(of_reports).map(|candidate| (Owner::of(&candidate.spec), candidate)));
-    let must_go = |spec: &NodeModuleSpec| {
-        desired.unload.iter().any(|intent| {
-            (Some(&intent.module_uid), &intent.namespace, &intent.name)
-                == (spec.module_uid.as_ref(), &spec.namespace, &spec.name)
-                && intent.generation >= spec.generation.unwrap_or(0)
-        })
-    };
+    let must_go = |spec: &NodeModuleSpec| desired.unload.iter().any(|intent| intent.covers(spec));
     let is_wanted = |candidate: &Candidate| {
         desired.modules.iter().any(|spec| {
             Owner::of(spec) == Owner::of(&candidate.spec)

@@ -68,6 +68,8 @@ pub(super) struct SimulatedKernel {
     published_files: Mutex<BTreeMap<(String, String), BTreeMap<String, Identity>>>,
     /// Modules that the kernel itself came with, each with what it needs.
     pub(super) own: Mutex<BTreeMap<String, Vec<String>>>,
+    /// A change, and what is told right after it.
+    told_after: Mutex<Option<(String, CancellationToken)>>,
 }
 
 impl SimulatedKernel {
@@ -77,6 +79,11 @@ impl SimulatedKernel {
 
     pub(super) fn fail(&self, module: &str, errno: Errno) {
         self.faults.lock().unwrap().insert(module.to_owned(), errno);
+    }
+
+    /// Loads and unloads do not return before this is dropped.
+    pub(super) fn hold(&self) -> impl Drop {
+        self.faults.lock().unwrap()
     }
 
     pub(super) fn heal(&self) {
@@ -93,6 +100,23 @@ impl SimulatedKernel {
 
     pub(super) fn id(&self, name: &str) -> Option<String> {
         self.modules.lock().unwrap().get(name).map(|loaded| loaded.id.clone())
+    }
+
+    /// What is told right after this change.
+    pub(super) fn tells_after(&self, call: &str) -> CancellationToken {
+        let token = CancellationToken::new();
+        *self.told_after.lock().unwrap() = Some((call.to_owned(), token.clone()));
+        token
+    }
+
+    /// Notes a change.
+    fn called(&self, call: String) {
+        if let Some((after, token)) = &*self.told_after.lock().unwrap()
+            && *after == call
+        {
+            token.cancel();
+        }
+        self.calls.lock().unwrap().push(call);
     }
 
     fn fault(&self, name: &str) -> Result<(), Refused> {
@@ -170,7 +194,7 @@ impl Kernel for SimulatedKernel {
         let parameters =
             params::decode(parameters).into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
         modules.insert(name.to_owned(), Loaded { id, needs, parameters, ..Loaded::default() });
-        self.calls.lock().unwrap().push(format!("+{name}"));
+        self.called(format!("+{name}"));
         Ok(())
     }
 
@@ -185,7 +209,7 @@ impl Kernel for SimulatedKernel {
             return Err(Errno::EAGAIN.into());
         }
         self.modules.lock().unwrap().remove(name);
-        self.calls.lock().unwrap().push(format!("-{name}"));
+        self.called(format!("-{name}"));
         Ok(())
     }
 
@@ -382,6 +406,8 @@ pub(super) struct World {
     pub(super) attempts: BTreeMap<Owner, Attempt>,
     /// Jobs of an agent that are said to run.
     pub(super) running: BTreeMap<Owner, RunningJob>,
+    /// Told to the jobs that are carried out.
+    pub(super) taken_back: CancellationToken,
     pub(super) now: Duration,
     /// Nothing is left of what was generated for modprobe.
     pub(super) lost_generated: bool,
@@ -460,7 +486,8 @@ impl World {
                     self.now + Duration::from_secs(5),
                 ),
             };
-            self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), state });
+            let runtime = self.desired.container_runtime.clone();
+            self.prepared.insert(Owner::of(spec), Prepared { spec: spec.clone(), runtime, state });
         }
         self.carry_out(&plan, shutdown);
         plan
@@ -471,7 +498,7 @@ impl World {
         let record = Mutex::new(std::mem::take(&mut self.record));
         let startable: Vec<Job> =
             startable(plan.jobs.clone(), &apply::lock(&record), []).into_iter().map(|(job, _)| job).collect();
-        let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown);
+        let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown, &self.taken_back);
         self.record = record.into_inner().unwrap();
         for job in &plan.jobs {
             if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {

@@ -19,6 +19,7 @@ use super::firmware_folder::FirmwareFolder;
 use super::kept_plan::KeptPlan;
 use super::kernel::Trouble;
 use super::record::Record;
+use super::remove::remove;
 use super::trees;
 use crate::runtime::client::chain;
 
@@ -79,8 +80,7 @@ fn keep(folder: &Path, names: &BTreeSet<String>) -> Result<usize, StoreError> {
         if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| names.contains(name)) {
             continue;
         }
-        let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        gone.map_err(failed("remove", &path))?;
+        remove(&path).map_err(failed("remove", &path))?;
         removed += 1;
     }
     Ok(removed)

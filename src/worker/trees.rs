@@ -83,12 +83,7 @@ fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, (PathBuf, io::Error)
 }
 
 fn remove(path: &Path) -> Result<(), (PathBuf, io::Error)> {
-    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let gone = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match gone {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err((path.to_owned(), error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    super::remove::remove(path).map_err(|error| (path.to_owned(), error))
 }
 
 /// Bytes of the disk that a folder and all below it take.

@@ -1,8 +1,8 @@
 //! Host tools find the module that runs, where its Module asks for it.
 
 use anyhow::{Result, ensure};
-use kmm::api::ModuleState::Loaded;
-use kmm::api::{LoadPolicy, NodeModuleSpec};
+use kmm::api::ModuleState::{Failed, Loaded};
+use kmm::api::{LoadPolicy, NodeModuleSpec, UnloadIntent, UnloadReason};
 
 use crate::world::{Options, PATIENCE, World, of};
 
@@ -88,5 +88,49 @@ async fn modinfo_and_modprobe_on_the_host_find_a_published_module_while_it_is_th
             .await?
             .contains("same")
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_comes_back_is_the_kernels_own_also_where_the_module_was_published_under_its_name() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let image = world.push("plain", &[world.mods.plain()?]).await?;
+    let broken = world.push("broken", &[world.mods.fail()?]).await?;
+    let own = format!("/lib/modules/{}/kernel/drivers/kmm_plain.ko", world.mods.release);
+    world.vm.put(&own, 0o644, &world.mods.plain_v2()?.bytes).await?;
+    world.vm.run("/usr/sbin/depmod && /usr/sbin/modprobe kmm_plain").await?;
+    let version =
+        || async { Ok::<_, anyhow::Error>(world.vm.run("cat /sys/module/kmm_plain/version").await?.trim().to_owned()) };
+    assert_eq!(version().await?, "2.0");
+    let entry = |module: &str, image: &str, generation| {
+        let mut entry = world.entry("plain", module, image, generation);
+        entry.config.in_tree_modules_to_remove = vec!["kmm_plain".into()];
+        let policy = LoadPolicy { publish_on_host: true, restore_in_tree_modules: true, ..LoadPolicy::default() };
+        NodeModuleSpec { policy: Some(policy), ..entry }
+    };
+    start(&world, true).await?;
+    let generation = world.want(vec![entry("kmm_plain", &image, 1)], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    assert_eq!(version().await?, "1.0");
+    let published =
+        || world.vm.wait_for(PATIENCE, "/usr/sbin/modinfo -n kmm_plain", |out| out.text().contains("updates/kmm"));
+    published().await?;
+
+    // What comes in its place cannot be loaded.
+    let next = vec![entry("kmm_fail", &broken, 2)];
+    let generation = world.want(next, vec![world.intent("plain", 1)]).await?;
+    world.settled(generation, &[("plain", Failed, "KernelRefused")]).await?;
+    assert_eq!(version().await?, "2.0");
+
+    let removal = |generation| UnloadIntent { reason: UnloadReason::Deleted, ..world.intent("plain", generation) };
+    let generation = world.want(vec![entry("kmm_plain", &image, 3)], vec![world.intent("plain", 2)]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    assert_eq!(version().await?, "1.0");
+    published().await?;
+    let generation = world.want(vec![], vec![removal(3)]).await?;
+    world.settled(generation, &[]).await?;
+    assert_eq!(version().await?, "2.0");
+    let found = world.vm.run("/usr/sbin/modinfo -n kmm_plain").await?;
+    ensure!(found.trim() == own, "{found}");
     Ok(())
 }

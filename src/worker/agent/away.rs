@@ -30,6 +30,23 @@ impl Fetch for NoRegistry {
     }
 }
 
+/// Fetches nothing, and remembers for which container runtime it was to.
+#[derive(Debug, Default)]
+struct Asked(std::sync::Mutex<Vec<Option<String>>>);
+
+impl Fetch for Asked {
+    fn fetch(
+        &self,
+        spec: NodeModuleSpec,
+        runtime: Option<String>,
+        release: String,
+        tree: PathBuf,
+    ) -> BoxFuture<'static, Result<(), Trouble>> {
+        self.0.lock().unwrap().push(runtime.clone());
+        NoRegistry.fetch(spec, runtime, release, tree)
+    }
+}
+
 fn loaded(kernel: &SimulatedKernel, module: &str) -> Entry {
     let id = format!("{module}1");
     kernel.with(|modules| {
@@ -94,6 +111,27 @@ async fn an_hour_without_the_api_server_touches_nothing_and_asks_seldom() {
         let kept = StateDir::open(folder.path()).unwrap().unwrap().record("boot-1").unwrap().0;
         assert_eq!(kept, record);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_loaded_at_boot_is_fetched_as_the_nodes_container_runtime_would() {
+    let (_folder, state, kernel) = holding(&[]);
+    let policy = Some(crate::api::LoadPolicy { load_at_boot: true, ..Default::default() });
+    let wanted = NodeModulesConfigSpec {
+        modules: vec![NodeModuleSpec { policy, ..spec("gpu", "gpu", 'a', 1) }],
+        container_runtime: Some("containerd://2.1".into()),
+        ..Default::default()
+    };
+    state.save_plan(&KeptPlan::new("u", 1, wanted)).unwrap();
+    let client = Client::new(Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE), "default");
+    let (settings, shutdown, fetch) = (WorkerSettings::new("n"), CancellationToken::new(), Arc::new(Asked::default()));
+    let before = settings.kept_plan_after / 2;
+    let agent = Agent::new(settings, kernel, fetch.clone(), state, client, shutdown.clone()).unwrap();
+    let running = tokio::spawn(agent.run());
+    tokio::time::sleep(before).await;
+    assert_eq!(fetch.0.lock().unwrap()[0].as_deref(), Some("containerd://2.1"));
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

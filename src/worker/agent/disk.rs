@@ -1,4 +1,4 @@
-//! A disk that cannot be written, by a clock that does not wait.
+//! A disk that cannot be written, and an API server that keeps less than it is sent, by a clock that does not wait.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,15 @@ use crate::worker::simulated::{RELEASE, SimulatedKernel, intent, spec};
 struct Server {
     client: Client,
     told: Arc<Mutex<NodeModulesConfigStatus>>,
+    writes: Arc<AtomicUsize>,
 }
 
 impl Server {
-    fn start(spec: NodeModulesConfigSpec) -> Self {
-        let told = Arc::new(Mutex::new(NodeModulesConfigStatus::default()));
-        let status = Arc::clone(&told);
+    fn start(spec: NodeModulesConfigSpec, keep: fn(&mut NodeModulesConfigStatus)) -> Self {
+        let (told, writes) = (Arc::new(Mutex::new(NodeModulesConfigStatus::default())), Arc::new(AtomicUsize::new(0)));
+        let (status, count) = (Arc::clone(&told), Arc::clone(&writes));
         let server = Router::new().fallback(move |request: Request| {
-            let (status, spec) = (Arc::clone(&status), spec.clone());
+            let (status, count, spec) = (Arc::clone(&status), Arc::clone(&count), spec.clone());
             async move {
                 if request.uri().query().is_some_and(|query| query.contains("watch=")) {
                     return std::future::pending().await;
@@ -43,7 +44,10 @@ impl Server {
                         patch
                     })
                     .unwrap();
-                    *status.lock().unwrap() = patch.status.unwrap();
+                    let mut told = patch.status.unwrap();
+                    keep(&mut told);
+                    *status.lock().unwrap() = told;
+                    assert!(count.fetch_add(1, Ordering::Relaxed) < 1000, "writes again and again");
                 }
                 let mut object = NodeModulesConfig::new("n", spec);
                 object.metadata.uid = Some("u".into());
@@ -57,7 +61,7 @@ impl Server {
                 list.to_string()
             }
         });
-        Self { client: Client::new(server, "default"), told }
+        Self { client: Client::new(server, "default"), told, writes }
     }
 
     /// `generation: module state reason, …`, as soon as it is `good`.
@@ -99,11 +103,12 @@ async fn orders_that_cannot_be_kept_are_told_and_carried_out_as_soon_as_they_can
     }
     state.sign(false);
 
-    let server = Server::start(NodeModulesConfigSpec {
+    let wanted = NodeModulesConfigSpec {
         modules: vec![spec("gpu", "gpu", 'a', 1)],
         unload: vec![intent("net", 1)],
         ..NodeModulesConfigSpec::default()
-    });
+    };
+    let server = Server::start(wanted, |_| {});
     let shutdown = CancellationToken::new();
     let client = server.client.clone();
     let settings = WorkerSettings::new("n");
@@ -162,7 +167,8 @@ async fn an_unpacked_image_with_a_file_that_cannot_be_read_is_fetched_again_and_
     let wanted = spec("gpu", "gpu", 'a', 1);
     let tree = state.tree(&wanted::identity(&wanted).unwrap().tree_key(RELEASE));
     kernel.lost.lock().unwrap().insert(unpack(&tree));
-    let server = Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() });
+    let server =
+        Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() }, |_| {});
     let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
     let shutdown = CancellationToken::new();
     let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
@@ -174,6 +180,31 @@ async fn an_unpacked_image_with_a_file_that_cannot_be_read_is_fetched_again_and_
     assert_eq!(told, "2: gpu Failed KernelRefused");
     tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(registry.asked.load(Ordering::Relaxed), 1);
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_api_server_does_not_keep_is_sent_seldom_and_everything_new_at_once() {
+    let (_folder, state, kernel) = holding(&["gpu"]);
+    let wanted =
+        NodeModulesConfigSpec { modules: vec![spec("gpu", "gpu", 'a', 1)], ..NodeModulesConfigSpec::default() };
+    // By a webhook.
+    let server = Server::start(wanted, |status| {
+        status.worker_version = None;
+        status.modules.iter_mut().for_each(|module| module.build_id = None);
+    });
+    let shutdown = CancellationToken::new();
+    let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
+    let agent = Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown.clone()).unwrap();
+    let running = tokio::spawn(agent.run());
+    assert_eq!(server.tells(|told| told.contains("gpu Loaded")).await, "2: gpu Loaded Loaded");
+    tokio::time::sleep(Duration::from_hours(2)).await;
+    let writes = server.writes.load(Ordering::Relaxed);
+    assert!((2..=14).contains(&writes), "{writes} writes in two hours");
+    kernel.with(|modules| drop(modules.remove("gpu")));
+    let told = server.tells(|told| told.contains("gpu Failed")).await;
+    assert_eq!(told, "2: gpu Failed ImageUnreachable");
     shutdown.cancel();
     running.await.unwrap().unwrap();
 }

@@ -9,8 +9,8 @@ use tracing::{debug, warn};
 
 use super::Agent;
 use super::tasks::{Finished, pause};
-use crate::api::NodeModulesConfig;
 use crate::api::names::field_manager;
+use crate::api::{NodeModulesConfig, NodeModulesConfigStatus};
 use crate::runtime::client::{self, ApiError, chain};
 use crate::worker::plan::Report;
 use crate::worker::status::{self, Node};
@@ -20,6 +20,8 @@ const PASSING: Duration = Duration::from_secs(1);
 /// First and longest pause after a failed write.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// What the API server does not keep as it was sent is sent again after this: it may keep it by then.
+const SEND_AGAIN: Duration = Duration::from_mins(10);
 
 /// What is to be told and what has been.
 #[derive(Debug, Default)]
@@ -37,11 +39,46 @@ pub(super) struct Reporting {
     failures: u32,
     not_before: Duration,
     written: Option<Timestamp>,
+    /// What is being sent.
+    sent: NodeModulesConfigStatus,
+    told: Option<Told>,
+}
+
+/// A status that the API server took and did not keep as it was sent: a webhook changed it.
+#[derive(Debug)]
+struct Told {
+    sent: NodeModulesConfigStatus,
+    kept: NodeModulesConfigStatus,
+    at: Duration,
 }
 
 impl Reporting {
+    /// What counts as told already, given what the API server shows.
+    fn known(&self, shown: NodeModulesConfigStatus, now: Duration) -> NodeModulesConfigStatus {
+        match &self.told {
+            Some(told) if told.kept == shown && now < told.at + SEND_AGAIN => told.sent.clone(),
+            _ => shown,
+        }
+    }
+
+    /// The API server took what was sent, and shows this now.
+    fn took(&mut self, kept: NodeModulesConfigStatus, now: Duration) {
+        let sent = std::mem::take(&mut self.sent);
+        if kept == sent {
+            self.told = None;
+            return;
+        }
+        if self.told.is_none() {
+            warn!("the API server does not keep the status as it is sent; does a webhook change it?");
+        }
+        self.told = Some(Told { sent, kept, at: now });
+    }
+
     /// The API server showed the object.
     pub(super) fn know(&mut self, object: NodeModulesConfig) {
+        if self.object.as_ref().is_none_or(|known| known.uid() != object.uid()) {
+            self.told = None;
+        }
         self.object = Some(object);
     }
 
@@ -78,6 +115,7 @@ impl Reporting {
                 self.written = Some(Timestamp::now());
                 // One that was made again meanwhile is told by the watch.
                 if self.object.as_ref().is_some_and(|known| known.uid() == object.uid()) {
+                    self.took(object.status.clone().unwrap_or_default(), now);
                     self.object = Some(NodeModulesConfig {
                         spec: self.object.take().map(|known| known.spec).unwrap_or_default(),
                         ..object
@@ -115,7 +153,7 @@ impl Agent {
             generation,
             unreadable: reporting.unreadable.as_deref(),
         };
-        let old = object.status.clone().unwrap_or_default();
+        let old = reporting.known(object.status.clone().unwrap_or_default(), now);
         let Some(new) = status::status(&old, &node, &reporting.reports, reporting.written, Timestamp::now()) else {
             return;
         };
@@ -129,6 +167,7 @@ impl Agent {
         let api: Api<NodeModulesConfig> = Api::all(self.client.clone());
         let name = self.settings.node_name.clone();
         self.reporting.writing = true;
+        self.reporting.sent = new;
         self.tasks.spawn(async move {
             let written = client::apply_status(&api, &name, field_manager::WORKER, &body).await;
             Finished::Written(written.map(Box::new))

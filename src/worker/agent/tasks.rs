@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Agent;
@@ -32,7 +33,7 @@ const GAVE_WAY_PAUSE: Duration = Duration::from_mins(30);
 /// The end of a task.
 pub(super) enum Finished {
     /// An image was fetched and read.
-    Prepared { number: u64, spec: Box<NodeModuleSpec>, result: Result<LoadSet, Trouble> },
+    Prepared { number: u64, spec: Box<NodeModuleSpec>, runtime: Option<String>, result: Result<LoadSet, Trouble> },
     /// A job was carried out; without an outcome it broke off.
     Worked { job: Box<Job>, outcome: Option<Outcome> },
     /// Users of modules that could not go were looked for.
@@ -79,8 +80,9 @@ impl Default for Fetches {
 }
 
 impl Agent {
-    /// Starts to fetch the image of an entry, unless it is on the node, and to read its modules.
-    pub(super) fn prepare(&mut self, spec: NodeModuleSpec, loaded: BTreeSet<String>) {
+    /// Starts to fetch the image of an entry, unless it is on the node, as this container runtime would, and to read its
+    /// modules.
+    pub(super) fn prepare(&mut self, spec: NodeModuleSpec, runtime: Option<String>, loaded: BTreeSet<String>) {
         let Ok(identity) = wanted::identity(&spec) else { return };
         let owner = Owner::of(&spec);
         if let Some((_, task)) = self.preparing.remove(&owner) {
@@ -97,15 +99,15 @@ impl Agent {
         let host = Host::new(&self.settings, self.state.generated());
         let wanted = spec.clone();
         let release = self.release.clone();
-        let runtime = self.wanted.as_ref().and_then(|wanted| wanted.spec.container_runtime.clone());
-        self.prepared.insert(owner.clone(), Prepared { spec: spec.clone(), state: Preparation::Running });
+        let running = Prepared { spec: spec.clone(), runtime: runtime.clone(), state: Preparation::Running };
+        self.prepared.insert(owner.clone(), running);
         let task = self.tasks.spawn(async move {
             let _turn = turn.lock().await;
             let fetched = if tree.is_dir() {
                 Ok(())
             } else {
                 let _slot = slots.acquire().await;
-                fetch.fetch(spec.clone(), runtime, release.clone(), tree.clone()).await
+                fetch.fetch(spec.clone(), runtime.clone(), release.clone(), tree.clone()).await
             };
             let result = match fetched {
                 Ok(()) => {
@@ -120,7 +122,7 @@ impl Agent {
                 }
                 Err(trouble) => Err(trouble),
             };
-            Finished::Prepared { number, spec: Box::new(spec), result }
+            Finished::Prepared { number, spec: Box::new(spec), runtime, result }
         });
         self.preparing.insert(owner, (number, task));
     }
@@ -131,14 +133,15 @@ impl Agent {
         let state = Arc::clone(&self.state);
         let record = Arc::clone(&self.record);
         let shutdown = self.shutdown.clone();
-        let running = RunningJob { since: self.now(), loads: job.identity.is_some(), reach };
-        self.running.insert(job.owner.clone(), running);
+        let taken_back = CancellationToken::new();
+        self.running.insert(job.owner.clone(), RunningJob::of(&job, reach, self.now()));
+        self.taken_back.insert(job.owner.clone(), taken_back.clone());
         let (done, ended) = oneshot::channel();
         let given = job.clone();
         // Not on the runtime's threads for blocking work: the process could not end before they do.
         let begun = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
             let jobs = [given];
-            let mut outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &record, &jobs, &shutdown);
+            let mut outcomes = apply::jobs(kernel.as_ref(), state.as_ref(), &record, &jobs, &shutdown, &taken_back);
             let [given] = jobs;
             if let Some(outcome) = outcomes.remove(&given.owner) {
                 let _ = done.send(outcome);
@@ -159,9 +162,10 @@ impl Agent {
     /// A job broke off: what it has done is not known to this process any more.
     pub(super) fn finish(&mut self, finished: Finished) -> Result<(), Error> {
         match finished {
-            Finished::Prepared { number, spec, result } => self.prepared(number, *spec, result),
+            Finished::Prepared { number, spec, runtime, result } => self.prepared(number, *spec, runtime, result),
             Finished::Worked { job, outcome } => {
                 self.running.remove(&job.owner);
+                self.taken_back.remove(&job.owner);
                 let outcome = outcome.ok_or_else(|| Error::Job(job.owner.clone()))?;
                 self.worked(&job, &outcome);
                 self.tidy = true;
@@ -172,7 +176,13 @@ impl Agent {
         Ok(())
     }
 
-    fn prepared(&mut self, number: u64, spec: NodeModuleSpec, result: Result<LoadSet, Trouble>) {
+    fn prepared(
+        &mut self,
+        number: u64,
+        spec: NodeModuleSpec,
+        runtime: Option<String>,
+        result: Result<LoadSet, Trouble>,
+    ) {
         let owner = Owner::of(&spec);
         if self.preparing.get(&owner).is_none_or(|(latest, _)| *latest != number) {
             return;
@@ -195,7 +205,7 @@ impl Agent {
                 Preparation::Failed(trouble, self.now() + pause)
             }
         };
-        self.prepared.insert(owner, Prepared { spec, state });
+        self.prepared.insert(owner, Prepared { spec, runtime, state });
     }
 
     /// An unpacked image of which a file cannot be read any more goes, so that it is fetched again.
@@ -245,7 +255,7 @@ impl Agent {
                 }
                 return;
             }
-            Outcome::Interrupted => return,
+            Outcome::Interrupted | Outcome::TakenBack => return,
         };
         let mut pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
         let gave_way = job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));

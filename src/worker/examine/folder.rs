@@ -17,7 +17,7 @@ const MAX_TEXT: u64 = 64 * 1024 * 1024;
 /// Modules of the kernel's own build that are tried for what it writes into all of them.
 const TRIED: usize = 8;
 
-type Found = BTreeMap<String, (PathBuf, Packing)>;
+pub(super) type Found = BTreeMap<String, (PathBuf, Packing)>;
 /// Modules that should be loaded before and after another.
 type Around = (Vec<String>, Vec<String>);
 
@@ -44,7 +44,7 @@ impl Folder {
         let mut folder = Self::listed(path);
         let listed = folder.dep().keys().filter_map(|name| Some((name.clone(), folder.listed_file(name)?)));
         let mut files = listed.collect();
-        walk(&folder.path, 0, &mut files)?;
+        walk(&folder.path, None, 0, &mut files)?;
         folder.files = files;
         Ok(folder)
     }
@@ -128,9 +128,9 @@ impl Folder {
     }
 }
 
-/// Adds module files below the folder that are not known yet; links are not followed.
-fn walk(folder: &Path, depth: usize, files: &mut Found) -> io::Result<()> {
-    if depth > MAX_DEPTH {
+/// Adds module files below the folder that are not known yet, but for those of one folder; links are not followed.
+pub(super) fn walk(folder: &Path, without: Option<&Path>, depth: usize, files: &mut Found) -> io::Result<()> {
+    if depth > MAX_DEPTH || without == Some(folder) {
         return Ok(());
     }
     let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
@@ -139,7 +139,7 @@ fn walk(folder: &Path, depth: usize, files: &mut Found) -> io::Result<()> {
         let kind = entry.file_type()?;
         let path = entry.path();
         if kind.is_dir() {
-            walk(&path, depth + 1, files)?;
+            walk(&path, without, depth + 1, files)?;
         } else if (kind.is_file() || (kind.is_symlink() && path.is_file()))
             && files.len() < MAX_FILES
             && let Some((name, packing)) = entry.file_name().to_str().and_then(names::of_file)

@@ -19,6 +19,7 @@ pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
     });
     if let Some(why) = &observed.unkept {
         held.extend(plan.prepare.drain(..).map(|spec| (Owner::of(&spec), why.clone())));
+        plan.taken_back.clear();
     }
     for report in &mut plan.reports {
         let Some(why) = held.get(&Owner::of(&report.spec)) else { continue };

@@ -117,6 +117,27 @@ fn the_kernels_own_module_of_the_same_name_comes_back_too() {
 }
 
 #[test]
+fn the_host_shows_nothing_of_the_module_any_more_before_the_kernels_own_comes_back() {
+    let mut world = node(true);
+    world.kernel.published.lock().unwrap().writable = true;
+    world.kernel.with(|modules| {
+        modules.clear();
+        modules.insert("gpu".into(), Loaded { id: "own".into(), ..Loaded::default() });
+    });
+    let mut wanted = asking("gpu", 'a', &["gpu"], true);
+    wanted.policy = wanted.policy.map(|policy| LoadPolicy { publish_on_host: true, ..policy });
+    world.desired.modules = vec![wanted];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    world.desired.modules.clear();
+    world.desired.unload = vec![removal("gpu")];
+    let steps =
+        ["unload gpu", "unpublish drivers.gpu", "index 6.12.1+", "put back gpu", "forget taken gpu", "forget gpu"];
+    assert_eq!(world.next_steps(), steps);
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.id("gpu").as_deref(), Some("own"));
+}
+
+#[test]
 fn what_another_module_wants_gone_stays_out_until_that_one_leaves() {
     let mut world = node(true);
     world.desired.modules.push(asking("net", 'b', &["lib", "old_gpu"], true));
@@ -145,6 +166,40 @@ fn a_load_that_fails_gives_the_node_its_own_module_back() {
     silent.kernel.fail("gpu", Errno::ENODEV);
     silent.settle();
     assert_eq!(silent.kernel.names(), [""; 0]);
+}
+
+#[test]
+fn a_load_that_fails_gives_it_back_also_while_the_worker_ends() {
+    let mut world = node(true);
+    world.round(&CancellationToken::new());
+    world.kernel.fail("gpu", Errno::ENODEV);
+    let shutdown = world.kernel.tells_after("-lib");
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), ["-old_gpu", "-lib", "+lib", "+old_gpu"]);
+}
+
+#[test]
+fn what_is_taken_back_while_room_is_made_for_it_is_told_until_then_and_not_loaded() {
+    let mut world = node(true);
+    world.round(&CancellationToken::new());
+    let plan = world.plan();
+    let (job, reach) = startable(plan.jobs.clone(), &world.record, []).remove(0);
+    world.running.insert(job.owner.clone(), RunningJob::of(&job, reach, world.now));
+    world.desired.modules.clear();
+    world.desired.unload = vec![removal("gpu")];
+    let told = world.plan();
+    let reports: Vec<_> = told.reports.iter().map(|report| (report.state, report.generation)).collect();
+    assert_eq!(reports, [(ModuleState::Loading, Some(1))], "it is not gone yet");
+    assert_eq!(told.taken_back, BTreeSet::from([job.owner]));
+
+    world.taken_back = world.kernel.tells_after("-old_gpu");
+    world.carry_out(&plan, &CancellationToken::new());
+    assert_eq!(world.kernel.take_calls(), ["-old_gpu", "+old_gpu"]);
+    world.running.clear();
+    world.taken_back = CancellationToken::new();
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.names(), ["lib", "old_gpu"]);
+    assert_eq!(world.record, Record::new("boot-1"));
 }
 
 #[test]

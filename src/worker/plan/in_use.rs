@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Observed, Plan};
 use crate::api::names::NodeReason;
-use crate::core::kmod::kernel_name;
 use crate::worker::record::Owner;
+use crate::worker::wanted;
 
 /// Modules whose users are worth looking for, each with the types of filesystems that it provides: those with references
 /// of every Module that is reported as kept from going. Empty when nothing waits, so at rest nothing is looked for.
@@ -17,9 +17,7 @@ pub fn in_use(observed: &Observed, plan: &Plan) -> BTreeMap<String, Vec<String>>
         let names: Vec<(String, Vec<String>)> = match report.reason {
             NodeReason::InUse => recorded.map(|module| (module.name.clone(), module.filesystems.clone())).collect(),
             NodeReason::InTreeModuleStays => {
-                let config = &report.spec.config;
-                let names = config.in_tree_modules_to_remove.iter().chain(&config.in_tree_module_to_remove);
-                names.map(|name| (kernel_name(name), Vec::new())).collect()
+                wanted::in_tree(&report.spec).into_iter().map(|name| (name, Vec::new())).collect()
             }
             _ => Vec::new(),
         };

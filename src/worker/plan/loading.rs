@@ -107,6 +107,7 @@ fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (Mo
     let same_fetch = prepared.spec.config == wanted.spec.config
         && prepared.spec.image_repo_secret == wanted.spec.image_repo_secret
         && prepared.spec.image_pull_secrets == wanted.spec.image_pull_secrets
+        && prepared.runtime == observed.desired.container_runtime
         && same_load;
     match &prepared.state {
         Preparation::Ready(set) if same_load => Ok(set),

@@ -196,6 +196,36 @@ fn a_replacement_unloads_the_old_file_only_when_the_new_one_is_there() {
 }
 
 #[test]
+fn the_end_of_the_worker_waits_for_what_comes_in_the_place_of_what_has_left() {
+    let replaced = || {
+        let mut world = gpu();
+        world.settle();
+        world.desired.modules = vec![spec("gpu", "gpu", 'b', 2)];
+        world.desired.unload = vec![intent("gpu", 1)];
+        world.round(&CancellationToken::new());
+        world.kernel.take_calls();
+        world
+    };
+    let mut world = replaced();
+    let shutdown = world.kernel.tells_after("-gpu");
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
+    assert!(world.record.entries[0].complete, "the job went to its end");
+
+    let mut world = replaced();
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), [""; 0], "nothing is begun any more");
+
+    let mut world = gpu();
+    world.round(&CancellationToken::new());
+    let shutdown = world.kernel.tells_after("+base");
+    world.round(&shutdown);
+    assert_eq!(world.kernel.take_calls(), ["+base"], "where nothing has left, the rest is left for later");
+    world.restart();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+}
+
+#[test]
 fn new_parameters_need_an_order_and_then_reach_the_kernel() {
     let mut world = gpu();
     world.settle();
@@ -207,6 +237,19 @@ fn new_parameters_need_an_order_and_then_reach_the_kernel() {
     world.desired.unload = vec![intent("gpu", 1)];
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
+}
+
+#[test]
+fn a_fetch_by_the_rules_of_another_container_runtime_is_another_fetch() {
+    for state in [Preparation::Running, Preparation::Failed(Trouble::new(NodeReason::ImageNotFound, ""), Duration::MAX)]
+    {
+        let mut world = gpu();
+        let wanted = world.desired.modules[0].clone();
+        world.prepared.insert(Owner::of(&wanted), Prepared { spec: wanted, runtime: None, state });
+        assert_eq!(world.plan().prepare, []);
+        world.desired.container_runtime = Some("containerd://2.1".into());
+        assert_eq!(world.plan().prepare, world.desired.modules);
+    }
 }
 
 #[test]

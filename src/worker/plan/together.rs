@@ -1,12 +1,13 @@
 //! Which jobs may run at the same time: a module whose init function never returns must hold up nobody else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Job, Observed, Plan, Step};
-use crate::api::ModuleState;
+use super::{Job, Observed, Plan, Preparation, Step, report};
 use crate::api::names::NodeReason;
+use crate::api::{ModuleState, NodeModuleSpec};
 use crate::core::kmod::proc_modules::InitState;
+use crate::worker::kernel::Trouble;
 use crate::worker::record::{Owner, Record};
 
 /// A job that is not over after so long is told with the module that it waits for.
@@ -21,14 +22,25 @@ pub struct Reach {
 }
 
 /// A job that runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Running {
     /// When it was begun, on the worker's own clock.
     pub since: Duration,
-    /// It loads something; otherwise it only unloads or writes.
-    pub loads: bool,
+    /// The entry that it loads; `None` if it only unloads or writes.
+    pub load: Option<NodeModuleSpec>,
     /// What it touches.
     pub reach: Reach,
+}
+
+impl Running {
+    /// The job, begun now.
+    pub fn of(job: &Job, reach: Reach, now: Duration) -> Self {
+        let written = job.steps.iter().find_map(|step| match step {
+            Step::Write(entry) if entry.owner() == job.owner => Some(entry.spec.clone()),
+            _ => None,
+        });
+        Self { since: now, load: written.filter(|_| job.identity.is_some()), reach }
+    }
 }
 
 impl Reach {
@@ -79,10 +91,20 @@ impl Reach {
 
     /// Whether the two share anything.
     pub fn meets(&self, other: &Self) -> bool {
-        !self.owners.is_disjoint(&other.owners)
-            || !self.modules.is_disjoint(&other.modules)
-            || !self.firmware.is_disjoint(&other.firmware)
+        self.shares(other).is_some()
     }
+
+    /// Something that both touch, in words.
+    fn shares(&self, other: &Self) -> Option<String> {
+        let module = self.modules.intersection(&other.modules).next().map(|name| format!("module {name}"));
+        let firmware = || self.firmware.intersection(&other.firmware).next().map(|name| format!("firmware {name}"));
+        let record = || self.owners.intersection(&other.owners).next().map(what_is_of);
+        module.or_else(firmware).or_else(record)
+    }
+}
+
+fn what_is_of(owner: &Owner) -> String {
+    if owner.is_node() { "what is published on the host".to_owned() } else { format!("the record of {owner}") }
 }
 
 /// The jobs that can be begun beside those that run and beside one another, in order. The others are planned anew when
@@ -92,53 +114,128 @@ pub fn startable<'a>(
     record: &Record,
     running: impl IntoIterator<Item = &'a Reach>,
 ) -> Vec<(Job, Reach)> {
-    let mut taken: Vec<Reach> = running.into_iter().cloned().collect();
-    let mut started = Vec::new();
-    for job in jobs {
-        let reach = Reach::of(&job, record);
-        // A job that waits keeps its place before later ones that meet it.
-        let free = !taken.iter().any(|other| other.meets(&reach));
-        taken.push(reach.clone());
-        if free {
-            started.push((job, reach));
-        }
-    }
-    started
+    let queue = queue(&jobs, record, running);
+    let free = jobs.into_iter().zip(queue).filter(|(_, (_, before))| before.is_none());
+    free.map(|(job, (reach, _))| (job, reach)).collect()
 }
 
-/// A Module with a job that runs gets no second one, and is reported as on its way whatever the kernel shows meanwhile.
+/// What each job touches, and which one it waits for: its place among those that run, followed by these.
+fn queue<'a>(
+    jobs: &[Job],
+    record: &Record,
+    running: impl IntoIterator<Item = &'a Reach>,
+) -> Vec<(Reach, Option<usize>)> {
+    let mut taken: Vec<Reach> = running.into_iter().cloned().collect();
+    let queued = jobs.iter().map(|job| {
+        let reach = Reach::of(job, record);
+        // A job that waits keeps its place before later ones that meet it.
+        let before = taken.iter().position(|other| other.meets(&reach));
+        taken.push(reach.clone());
+        (reach, before)
+    });
+    queued.collect()
+}
+
+/// A Module with a job that runs gets no second one, and is reported as on its way whatever the kernel shows meanwhile: also
+/// one that is not wanted any more and has nothing in the record yet, as it is not gone before the job is over.
 pub(super) fn wait_for_running(observed: &Observed, plan: &mut Plan) {
     plan.jobs.retain(|job| !observed.running.contains_key(&job.owner));
     plan.prepare.retain(|spec| !observed.running.contains_key(&Owner::of(spec)));
+    for (owner, job) in &observed.running {
+        let Some(spec) = &job.load else { continue };
+        if observed.is_taken_back(spec) {
+            plan.taken_back.insert(owner.clone());
+        }
+        if !plan.reports.iter().any(|report| Owner::of(&report.spec) == *owner) {
+            let trouble = Trouble::new(NodeReason::Loading, String::new());
+            plan.reports.push(report(spec, ModuleState::Loading, trouble, observed.in_kernel(owner)));
+        }
+    }
     for report in &mut plan.reports {
         let Some(job) = observed.running.get(&Owner::of(&report.spec)) else { continue };
-        (report.state, report.reason) = if job.loads {
+        (report.state, report.reason) = if job.load.is_some() {
             (ModuleState::Loading, NodeReason::Loading)
         } else {
             (ModuleState::Unloading, NodeReason::Unloading)
         };
-        report.message = if observed.now >= job.since + LONG { overdue(observed, job) } else { String::new() };
+        report.message.clear();
     }
 }
 
-fn overdue(observed: &Observed, job: &Running) -> String {
+/// Says of every job that cannot be begun yet which Module it waits for, and of one that takes long who waits for it.
+pub(super) fn tell_waiting(observed: &Observed, plan: &mut Plan) {
+    let running = observed.running.values().map(|job| &job.reach);
+    let queue = queue(&plan.jobs, &observed.record, running);
+    let owners: Vec<&Owner> = observed.running.keys().chain(plan.jobs.iter().map(|job| &job.owner)).collect();
+    let reaches: Vec<&Reach> =
+        observed.running.values().map(|job| &job.reach).chain(queue.iter().map(|(reach, _)| reach)).collect();
+    let mut waiting: BTreeMap<Owner, (usize, String)> = BTreeMap::new();
+    for (job, (reach, before)) in plan.jobs.iter().zip(&queue) {
+        let Some(before) = *before else { continue };
+        let shared = reaches.get(before).and_then(|other| reach.shares(other)).unwrap_or_default();
+        waiting.insert(job.owner.clone(), (before, shared));
+    }
+    // One whose module is on its way into or out of the kernel by another's job has no job yet.
+    for owner in plan.reports.iter().filter(|report| report.state == ModuleState::Loading).map(|r| Owner::of(&r.spec)) {
+        if !owners.contains(&&owner)
+            && let Some(Preparation::Ready(set)) = observed.prepared.get(&owner).map(|prepared| &prepared.state)
+        {
+            let passing = set.files.iter().filter(|file| {
+                observed.kernel.listed.get(&file.name).is_some_and(|listed| listed.state != InitState::Live)
+            });
+            let before = passing.filter_map(|file| {
+                let place = observed.running.values().position(|job| job.reach.modules.contains(&file.name))?;
+                Some((place, format!("module {}", file.name)))
+            });
+            waiting.extend(before.take(1).map(|before| (owner.clone(), before)));
+        }
+    }
+    for report in &mut plan.reports {
+        let owner = Owner::of(&report.spec);
+        if let Some(job) = observed.running.get(&owner)
+            && observed.now >= job.since + LONG
+        {
+            let others = waiting.iter().filter(|(_, (before, _))| owners.get(*before) == Some(&&owner));
+            let names: Vec<String> = others.map(|(other, _)| other.to_string()).collect();
+            report.message = overdue(observed, job, &names);
+        } else if let Some((before, shared)) = waiting.get(&owner) {
+            match report.state {
+                ModuleState::Loading => {
+                    (report.state, report.reason) = (ModuleState::Pending, NodeReason::Pending);
+                }
+                ModuleState::Unloading => {}
+                // It is so already, and only to be recorded.
+                _ => continue,
+            }
+            let other = owners.get(*before).map(ToString::to_string).unwrap_or_default();
+            report.message = format!("waits for the job of {other}, which is about {shared} too");
+        }
+    }
+}
+
+fn overdue(observed: &Observed, job: &Running, waiting: &[String]) -> String {
     let in_state = |state: InitState| {
         let mut modules = job.reach.modules.iter();
         modules.find(|name| observed.kernel.listed.get(*name).is_some_and(|listed| listed.state == state))
     };
     let seconds = LONG.as_secs();
+    let others = match waiting {
+        [] => "Modules that share nothing with it go on".to_owned(),
+        [one] => format!("{one} waits for it"),
+        more => format!("{} wait for it", more.join(", ")),
+    };
     if let Some(name) = in_state(InitState::Coming) {
         format!(
             "the init function of module {name} has not returned for more than {seconds} s; the kernel cannot be made \
-             to give it up, so if it never returns only a reboot helps; other Modules do not wait for it"
+             to give it up, so if it never returns only a reboot helps; {others}"
         )
     } else if let Some(name) = in_state(InitState::Going) {
         format!(
             "the exit function of module {name} has not returned for more than {seconds} s; the kernel cannot be made \
-             to give it up, so if it never returns only a reboot helps; other Modules do not wait for it"
+             to give it up, so if it never returns only a reboot helps; {others}"
         )
     } else {
-        format!("this takes more than {seconds} s; other Modules do not wait for it")
+        format!("this takes more than {seconds} s; {others}")
     }
 }
 
@@ -194,14 +291,18 @@ mod tests {
         world.round(&never);
         let (job, reach) = startable(world.plan().jobs, &world.record, []).remove(0);
         assert_eq!(job.owner.name, "gpu");
-        world.running.insert(job.owner.clone(), Running { since: world.now, loads: true, reach: reach.clone() });
-        let told = |world: &World| {
+        world.running.insert(job.owner.clone(), Running::of(&job, reach.clone(), world.now));
+        let of = |world: &World, module: &str| {
             let plan = plan(&world.observe());
             assert!(plan.jobs.iter().all(|job| job.owner.name != "gpu"), "{:?}", plan.jobs);
-            let report = plan.reports.into_iter().find(|report| report.spec.name == "gpu").unwrap();
+            let report = plan.reports.into_iter().find(|report| report.spec.name == module).unwrap();
             format!("{:?} {}: {}", report.state, report.reason.as_str(), report.message)
         };
+        let told = |world: &World| of(world, "gpu");
         assert_eq!(told(&world), "Loading Loading: ");
+        let waits = "Pending Pending: waits for the job of drivers/gpu, which is about module base too";
+        assert_eq!(of(&world, "net"), waits);
+        assert_eq!(of(&world, "disk"), "Loading Loading: ");
         world.kernel.with(|modules| {
             let hanging = crate::worker::simulated::Loaded {
                 id: "b1".into(),
@@ -213,10 +314,27 @@ mod tests {
         world.now += LONG;
         let message = told(&world);
         assert!(message.starts_with("Loading Loading: the init function of module base has not returned"), "{message}");
+        assert!(message.ends_with("; drivers/net waits for it"), "{message}");
+        assert_eq!(of(&world, "net"), waits);
+        world.kernel.with(|modules| modules.get_mut("base").unwrap().state = None);
+        assert_eq!(of(&world, "net"), waits);
+        assert_eq!(told(&world), "Loading Loading: this takes more than 30 s; drivers/net waits for it");
+        world.kernel.with(|modules| modules.get_mut("base").unwrap().state = Some(InitState::Coming));
+        // Only an order for all that is wanted of it takes it back.
+        let taken_back = |world: &World| plan(&world.observe()).taken_back.len();
+        world.desired.unload = vec![intent("gpu", 1)];
+        assert_eq!(taken_back(&world), 1);
+        world.unkept = Some(Trouble::new(NodeReason::StoreFull, "no room"));
+        assert_eq!(taken_back(&world), 0);
+        world.unkept = None;
+        world.desired.modules.push(spec("gpu", "gpu", 'b', 2));
+        assert_eq!(taken_back(&world), 0);
+        world.desired.modules.pop();
+        world.desired.unload.clear();
         // The others go on: `disk` is loaded, `net` waits for base too.
         let running = world.running.values().map(|job| &job.reach).collect::<Vec<_>>();
         assert_eq!(names(&startable(world.plan().jobs, &world.record, running)), ["disk"]);
-        world.running.values_mut().for_each(|job| job.loads = false);
+        world.running.values_mut().for_each(|job| job.load = None);
         world.kernel.with(|modules| modules.get_mut("base").unwrap().state = Some(InitState::Going));
         let message = told(&world);
         assert!(message.starts_with("Unloading Unloading: the exit function of module base"), "{message}");

@@ -1,0 +1,49 @@
+//! A Module that is deleted while its first load makes room.
+
+use axum::Router;
+use axum::http::StatusCode;
+
+use super::away::{NoRegistry, holding};
+use super::*;
+use crate::api::{LoadPolicy, UnloadIntent, UnloadReason};
+use crate::core::kmod::order::Role::Named;
+use crate::worker::plan::LoadSet;
+use crate::worker::simulated::{Loaded, file, intent, spec};
+
+fn object(generation: i64, spec: NodeModulesConfigSpec) -> NodeModulesConfig {
+    let mut object = NodeModulesConfig::new("n", spec);
+    (object.metadata.uid, object.metadata.generation) = (Some("u".into()), Some(generation));
+    object
+}
+
+#[tokio::test]
+async fn a_load_that_an_order_takes_back_while_it_runs_ends_with_what_the_node_had() {
+    let (_folder, state, kernel) = holding(&[]);
+    kernel.own.lock().unwrap().insert("old_gpu".into(), vec![]);
+    kernel.with(|modules| drop(modules.insert("old_gpu".into(), Loaded { id: "own".into(), ..Loaded::default() })));
+    let client = Client::new(Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE), "default");
+    let (settings, shutdown) = (WorkerSettings::new("n"), CancellationToken::new());
+    let mut agent = Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown).unwrap();
+
+    let mut wanted = spec("gpu", "gpu", 'a', 1);
+    wanted.config.in_tree_modules_to_remove = vec!["old_gpu".into()];
+    wanted.policy = Some(LoadPolicy { restore_in_tree_modules: true, ..LoadPolicy::default() });
+    let set = LoadSet { files: vec![file("gpu", "gpu1", Named, &[])], ..LoadSet::default() };
+    let ready = Prepared { spec: wanted.clone(), runtime: None, state: Preparation::Ready(Arc::new(set)) };
+    agent.prepared.insert(Owner::of(&wanted), ready);
+    agent.want(Some(object(1, NodeModulesConfigSpec { modules: vec![wanted], ..Default::default() })));
+    {
+        let _hanging = kernel.hold();
+        agent.pass();
+        assert_eq!(agent.running.len(), 1);
+        let unload = vec![UnloadIntent { reason: UnloadReason::Deleted, ..intent("gpu", 2) }];
+        agent.want(Some(object(2, NodeModulesConfigSpec { unload, ..Default::default() })));
+        agent.pass();
+    }
+    while !agent.running.is_empty() {
+        let finished = agent.tasks.join_next().await.unwrap().unwrap();
+        agent.finish(finished).unwrap();
+    }
+    assert_eq!(kernel.names(), ["old_gpu"]);
+    assert_eq!(apply::lock(&agent.record).entries, []);
+}
