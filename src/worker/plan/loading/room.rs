@@ -1,0 +1,243 @@
+//! What has to leave the kernel before a load, or why it stays.
+
+use std::collections::BTreeSet;
+
+use super::{Found, Loading, ready};
+use crate::api::names::NodeReason;
+use crate::api::{LoadPolicy, ModuleState, OnChange, OnOtherFile};
+use crate::core::kmod::Sameness;
+use crate::core::kmod::order::Role;
+use crate::worker::kernel::Trouble;
+use crate::worker::plan::checks::before_load;
+use crate::worker::plan::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, users_first};
+use crate::worker::plan::{LoadFile, Step};
+use crate::worker::record::{Entry, Owner, RecordedModule};
+use crate::worker::wanted;
+
+/// What makes room for a load.
+pub(super) struct Room<'a> {
+    /// All modules that leave, users first.
+    pub(super) leaving: Vec<String>,
+    /// Those of them that the kernel itself came with.
+    pub(super) in_tree: Vec<String>,
+    /// The step by which modprobe takes out those of the Module.
+    pub(super) modprobe: Option<Step>,
+    /// Entries of other Modules whose modules are among them.
+    along: Vec<&'a Entry>,
+}
+
+/// Whether two files are certainly not the same.
+fn differ(one: &LoadFile, other: &LoadFile) -> bool {
+    one.identity.compare(&other.identity) == Sameness::Different
+}
+
+impl<'a> Loading<'a> {
+    /// Modules that must leave before the load, users first; or why they cannot.
+    pub(super) fn make_room(
+        &self,
+        stale: &[&str],
+        parameters: Option<String>,
+    ) -> Result<Room<'a>, (ModuleState, Trouble)> {
+        let failed = |reason, message: String| Err((ModuleState::Failed, Trouble::new(reason, message)));
+        let (mut leaving, mut modprobe, mut along) = (Vec::new(), None, Vec::new());
+        if let Some(entry) = self.entry.filter(|_| self.is_ordered()) {
+            let refused = |trouble| (ModuleState::UnloadFailed, trouble);
+            along = self.go_along(stale).map_err(refused)?;
+            let together: Vec<&Entry> = std::iter::once(entry).chain(along.iter().copied()).collect();
+            let names = removal(&self.observed.record, &together, &self.observed.kernel).map_err(refused)?;
+            // What modprobe takes out, it takes out whole.
+            modprobe = modprobe_removes(self.observed, entry, &names).filter(|_| along.is_empty());
+            leaving = if modprobe.is_some() { names } else { self.without_what_can_stay(names, stale) };
+        }
+        let listed = &self.observed.kernel.listed;
+        let unwanted = wanted::in_tree(&self.wanted.spec);
+        let in_tree: Vec<&str> = unwanted
+            .iter()
+            .map(String::as_str)
+            .filter(|name| {
+                listed.contains_key(*name) && !leaving.iter().any(|going| going == name) && !self.is_ours(name)
+            })
+            .collect();
+        let mut replaced = self.strangers_to_replace(stale);
+        replaced.retain(|name| !leaving.contains(name) && !in_tree.contains(&name.as_str()));
+        let going: Vec<&str> = in_tree.into_iter().chain(replaced.iter().map(String::as_str)).collect();
+        let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(going.iter().copied()).collect();
+        if let Some(name) = stale.iter().find(|name| !all.contains(**name)) {
+            let goes = |other: &Entry| along.iter().any(|along| along.owner() == other.owner());
+            let own = self.is_ordered() && self.brought(name) && self.others_with(&[name]).all(goes);
+            if let Some(why) = own.then(|| blocked(name, &all, &self.observed.kernel)).flatten() {
+                return Err((ModuleState::UnloadFailed, Trouble::new(NodeReason::InUse, why)));
+            }
+            return Err(self.in_the_way(name, parameters));
+        }
+        for name in &going {
+            if let Some(why) = blocked(name, &all, &self.observed.kernel) {
+                if replaced.iter().any(|replaced| replaced == name) {
+                    let by = if self.is_published(name) { "" } else { " by policy.onOtherFile" };
+                    return failed(NodeReason::InUse, format!("to be replaced{by}: {why}"));
+                }
+                return failed(NodeReason::InTreeModuleStays, format!("to be removed first: {why}"));
+            }
+        }
+        let going = users_first(&going.into_iter().collect(), listed);
+        let in_tree = going.iter().filter(|name| unwanted.contains(name)).cloned().collect();
+        leaving.extend(going);
+        Ok(Room { leaving, in_tree, modprobe, along })
+    }
+
+    /// Entries of other Modules that have one of these modules.
+    pub(super) fn others_with(&self, names: &[&str]) -> impl Iterator<Item = &'a Entry> {
+        let entries = self.observed.record.entries.iter().filter(|entry| entry.owner() != self.wanted.owner);
+        entries.filter(move |entry| names.iter().any(|name| entry.module(name).is_some()))
+    }
+
+    /// Entries of other Modules that have what is in the way, where all of them are to make room for the same: their
+    /// modules go along, and their Modules load their own again. None where one of them keeps it.
+    ///
+    /// # Errors
+    /// One of them has to be waited for.
+    fn go_along(&self, stale: &[&str]) -> Result<Vec<&'a Entry>, Trouble> {
+        let observed = self.observed;
+        let others: Vec<&Entry> = self.others_with(stale).collect();
+        if others.iter().any(|other| observed.intent(&other.owner(), other.generation()).is_none()) {
+            return Ok(Vec::new());
+        }
+        for other in &others {
+            let owner = other.owner();
+            let wait = |why: String| {
+                let names: Vec<&str> = stale.iter().copied().filter(|name| other.module(name).is_some()).collect();
+                let names = names.join(", ");
+                Err(Trouble::new(NodeReason::InUse, format!("module {names} is also of {owner}, {why}")))
+            };
+            let mut wanted = observed.desired.modules.iter().filter(|spec| Owner::of(spec) == owner);
+            let next = wanted.find(|spec| observed.intent(&owner, spec.generation.unwrap_or(0)).is_none());
+            let Some(next) = next else { return wait("which is to go before".to_owned()) };
+            let next = match wanted::check(next, &observed.release) {
+                Ok(next) => next,
+                Err(trouble) => return wait(format!("which cannot be replaced: {}", trouble.message)),
+            };
+            let set = match ready(observed, &next) {
+                Ok(set) => set,
+                Err((_, trouble, _)) => return wait(format!("which cannot be replaced yet: {}", trouble.message)),
+            };
+            let mut files = set.files.iter().filter(|file| stale.contains(&file.name.as_str()));
+            if files.any(|file| self.set.files.iter().any(|own| own.name == file.name && differ(own, file))) {
+                return Ok(Vec::new());
+            }
+            if let Err(trouble) = before_load(&observed.kernel.gates, &set.files) {
+                return wait(format!("which cannot be replaced: {}", trouble.message));
+            }
+        }
+        Ok(others)
+    }
+
+    /// Entries of other Modules as they are after the unload: what this one inserted and leaves there is theirs, and what
+    /// went along is not.
+    pub(super) fn others_after(&self, room: &Room<'_>) -> Vec<Entry> {
+        let mut others = self.entry.map(|entry| heirs(&self.observed.record, entry)).unwrap_or_default();
+        for other in &room.along {
+            let heir = others.iter().position(|heir| heir.owner() == other.owner());
+            let mut left = heir.map_or_else(|| (*other).clone(), |at| others.remove(at));
+            left.modules.retain(|module| module.named || !room.leaving.contains(&module.name));
+            let gone = left.modules.iter_mut().filter(|module| room.leaving.contains(&module.name));
+            gone.for_each(|module| module.inserted = false);
+            others.push(Entry { complete: false, ..left });
+        }
+        others
+    }
+
+    /// Of the modules that are in the way, those that no Module brought and that the policy takes out, and those that the
+    /// host has loaded of what was published for this Module, with what uses them.
+    fn strangers_to_replace(&self, stale: &[&str]) -> Vec<String> {
+        let mut published = Vec::new();
+        if stale.iter().any(|name| self.is_published(name)) {
+            let files = self.set.files.iter().filter(|file| file.role != Role::Optional);
+            let names = files.map(|file| file.name.as_str()).filter(|name| self.is_published(name)).collect();
+            published = self.without_what_can_stay(users_first(&names, &self.observed.kernel.listed), stale);
+        }
+        if self.policy().on_other_file != OnOtherFile::Replace {
+            return published;
+        }
+        let of_nobody = |name: &&&str| {
+            let mut entries = self.observed.record.entries.iter();
+            !entries.any(|entry| {
+                let own = entry.owner() == self.wanted.owner;
+                entry.module(name).is_some_and(|module| !own || self.is_still(module))
+            })
+        };
+        let strangers = stale.iter().filter(of_nobody).map(|name| (*name).to_owned());
+        published.into_iter().chain(strangers).collect()
+    }
+
+    /// Whether the kernel still runs the file that was recorded.
+    pub(super) fn is_still(&self, module: &RecordedModule) -> bool {
+        let running = self.observed.kernel.running.get(&module.name);
+        running.is_some_and(|running| is_recorded(module, &running.identity))
+    }
+
+    pub(super) fn policy(&self) -> LoadPolicy {
+        self.wanted.spec.policy.unwrap_or_default()
+    }
+
+    /// Why a module that must leave first stays.
+    fn in_the_way(&self, name: &str, parameters: Option<String>) -> (ModuleState, Trouble) {
+        let failed = |reason, message: String| (ModuleState::Failed, Trouble::new(reason, message));
+        let by = self.others_with(&[name]).next();
+        let parameters = parameters.filter(|_| name == self.main());
+        let which = self.set.files.iter().find(|file| file.name == name).map_or_else(String::new, |file| {
+            let running = self.observed.kernel.running.get(name).map(|running| running.identity.describe());
+            let running = running.unwrap_or_default();
+            format!("the kernel runs {name} ({running}), wanted is {}", file.identity.describe())
+        });
+        let differs = parameters.clone().unwrap_or(which.clone());
+        // A Module made again under its name follows the one before, whose file this is.
+        let follows =
+            |owner: &Owner| (&owner.namespace, &owner.name) == (&self.wanted.owner.namespace, &self.wanted.owner.name);
+        if let Some(by) = by.filter(|by| !follows(&by.owner())) {
+            return failed(NodeReason::Conflict, format!("module {name} belongs to {}: {differs}", by.owner()));
+        }
+        let own = by.is_some() || self.entry.and_then(|entry| entry.module(name)).is_some_and(|m| self.is_still(m));
+        if own && self.policy().on_change == OnChange::OnReboot {
+            let message = format!(
+                "module {name}: {differs}; policy.onChange is OnReboot: what is loaded stays until the node boots again"
+            );
+            return (ModuleState::Pending, Trouble::new(NodeReason::WaitingForReboot, message));
+        }
+        let wait = if own {
+            "reloading waits for an order to unload, or for a reboot"
+        } else {
+            "it was not loaded for this Module and is not touched; unload it, name it in inTreeModulesToRemove, or set \
+             policy.onOtherFile to Replace"
+        };
+        match parameters {
+            Some(how) => failed(NodeReason::LoadedOtherParameters, format!("module {name}: {how}; {wait}")),
+            None => failed(NodeReason::LoadedOtherFile, format!("{which}; {wait}")),
+        }
+    }
+
+    /// Leaves out of the modules to be removed, which stand users first, those that the new load wants just as they are.
+    fn without_what_can_stay(&self, names: Vec<String>, stale: &[&str]) -> Vec<String> {
+        let listed = &self.observed.kernel.listed;
+        let mut leaving: Vec<String> = Vec::new();
+        for name in names.into_iter().rev() {
+            let same = self.set.files.iter().any(|file| file.name == name && matches!(self.found(file), Found::Same));
+            let uses = leaving.iter().any(|going| listed.get(going).is_some_and(|entry| entry.holders.contains(&name)));
+            if !same || uses || stale.contains(&name.as_str()) {
+                leaving.push(name);
+            }
+        }
+        leaving.reverse();
+        leaving
+    }
+
+    /// Whether what is loaded under the name is a wanted file, or in the record.
+    fn is_ours(&self, name: &str) -> bool {
+        let wanted = self.set.files.iter().any(|file| file.name == name && matches!(self.found(file), Found::Same));
+        wanted
+            || self.observed.record.entries.iter().any(|entry| {
+                entry.module(name).is_some_and(|module| {
+                    self.observed.kernel.running.get(name).is_some_and(|running| is_recorded(module, &running.identity))
+                })
+            })
+    }
+}
