@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use kmm::core::claims;
 use kmm::core::kernel::KernelVersion;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, PropagationPolicy};
 use serde_json::{Value, json};
 
 use crate::hub_bed::{Bed, LIMIT, condition, sent};
@@ -17,6 +17,7 @@ use crate::ocm::kinds::{managed_clusters, put};
 use crate::ocm::{Expectation, check_manifest_work};
 use crate::support::eventually;
 use crate::support::faulty::{Fault, FaultyRegistry};
+use crate::support::images::{Image, Layer};
 
 const KERNELS: [&str; 5] = [
     "5.14.0-284.52.1.el9_2.x86_64",
@@ -359,6 +360,52 @@ async fn a_registry_that_hangs_holds_up_its_own_kernel_and_no_other() -> Result<
         Ok(Some(()))
     })
     .await?;
+    assert_eq!(bed.forbidden()?, [] as [String; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_that_is_given_up_keeps_what_it_has_and_the_next_module_of_the_name_takes_it_over() -> Result<()> {
+    let bed = Bed::start().await?;
+    let images = bed.push("kmods/w", &[KERNELS[0]]).await?;
+    bed.cluster("c1", &[("mcm", "w")], &[KERNELS[0]]).await?;
+    let image = format!("{}/kmods/w:${{KERNEL_FULL_VERSION}}", bed.registry.address());
+    let first = bed.module("w", &image, &[]).await?;
+    let before = eventually(LIMIT, "the work", || bed.work("c1", "w")).await?;
+    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    bed.modules().delete("w", &orphan).await?;
+    let gone = || async { Ok(bed.modules().get_opt("w").await?.is_none().then_some(())) };
+    eventually(LIMIT, "the ManagedClusterModule to go alone", gone).await?;
+    bed.settled(2).await?;
+    let left = bed.work("c1", "w").await?.context("the work went along")?;
+    assert_eq!((&left["spec"], &left["metadata"]["ownerReferences"]), (&before["spec"], &Value::Null));
+    assert_eq!(bed.images().get("w").await?.metadata.owner_references, None);
+
+    let second = bed.module("w", &image, &[]).await?;
+    assert_ne!(first, second);
+    let taken_over = || async {
+        let work = bed.work("c1", "w").await?.context("no work")?;
+        let images = bed.images().get("w").await?.metadata.owner_references.unwrap_or_default();
+        ensure!(work["metadata"]["ownerReferences"][0]["uid"] == *second, "{}", work["metadata"]);
+        ensure!(images.iter().any(|owner| owner.uid == second), "{images:?}");
+        Ok(Some(()))
+    };
+    eventually(LIMIT, "work and images to be the next one's", taken_over).await?;
+
+    // What was found out is lost and the tag has moved: what is in use stays, and that is told.
+    let other = Image::new().layer(Layer::new().file("opt/other", b"other")).build()?;
+    bed.registry.push("kmods/w", KERNELS[0], &other).await?;
+    bed.images().delete("w", &DeleteParams::default()).await?;
+    let told = || async {
+        let events = Api::<Event>::all(bed.admin.clone()).list(&ListParams::default()).await?.items;
+        Ok(events.into_iter().find(|event| event.reason.as_deref() == Some("ImageTagMoved")))
+    };
+    let event = eventually(LIMIT, "the tag that moved to be told", told).await?;
+    let note = event.note.unwrap_or_default();
+    ensure!(note.starts_with(&image.replace("${KERNEL_FULL_VERSION}", KERNELS[0])), "{note}");
+    bed.settled(2).await?;
+    let work = bed.work("c1", "w").await?.context("no work")?;
+    assert_eq!((&work["metadata"]["uid"], sent(&work)), (&before["metadata"]["uid"], images));
     assert_eq!(bed.forbidden()?, [] as [String; 0]);
     Ok(())
 }

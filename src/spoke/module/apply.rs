@@ -14,9 +14,9 @@ use crate::api::{Module, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleStatu
 use crate::runtime::client::{ApiError, apply_status, delete, merge, merge_status, within};
 use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
-use crate::runtime::store::ObjectKey;
+use crate::runtime::store::{ObjectKey, Store};
 use crate::spoke::node::{Belongs, is_label_key};
-use crate::spoke::view::ModuleFacts;
+use crate::spoke::view::{ModuleFacts, NodeView};
 
 use super::plan::{ImagesAction, Plan};
 
@@ -26,9 +26,14 @@ const PAGE: u32 = 100;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Writes what the plan says; a failure of one object does not keep the other from being written.
-pub(super) async fn carry_out(client: &Client, facts: &ModuleFacts, plan: &Plan) -> Result<Outcome, ApiError> {
+pub(super) async fn carry_out(
+    client: &Client,
+    nodes: &Store<NodeView>,
+    facts: &ModuleFacts,
+    plan: &Plan,
+) -> Result<Outcome, ApiError> {
     let finalizers = match &plan.finalizers {
-        Some(list) if facts.deleting => end(client, facts, list).await,
+        Some(list) if facts.deleting => end(client, nodes, facts, list).await,
         Some(list) => write_finalizers(client, facts, list).await.map(|()| Outcome::Done),
         None => Ok(Outcome::Done),
     };
@@ -38,16 +43,21 @@ pub(super) async fn carry_out(client: &Client, facts: &ModuleFacts, plan: &Plan)
 
 /// Lets the Module go, unless the server knows of a node that wants it. The stores may not: a write whose answer was
 /// lost, or that a broken watch has not shown yet, would leave an entry of a Module that nobody can take back any more.
-async fn end(client: &Client, facts: &ModuleFacts, list: &[String]) -> Result<Outcome, ApiError> {
-    if let Some(node) = wanted_on(client, facts).await? {
-        info!(module = %facts.key, node, "the end of the Module waits: a node wants it, as the API server knows and the watch does not");
+async fn end(
+    client: &Client,
+    nodes: &Store<NodeView>,
+    facts: &ModuleFacts,
+    list: &[String],
+) -> Result<Outcome, ApiError> {
+    if let Some(node) = wanted_on(client, nodes, facts).await? {
+        info!(module = %facts.key, node, "not gone yet: the API server knows a node that wants it, and the watch does not");
         return Ok(Outcome::Again(LOOK_AGAIN));
     }
     write_finalizers(client, facts, list).await.map(|()| Outcome::Done)
 }
 
-/// A node whose NodeModulesConfig, as it is on the server now, has an entry of the Module.
-async fn wanted_on(client: &Client, facts: &ModuleFacts) -> Result<Option<String>, ApiError> {
+/// One of the nodes whose NodeModulesConfig, as it is on the server now, has an entry of the Module.
+async fn wanted_on(client: &Client, nodes: &Store<NodeView>, facts: &ModuleFacts) -> Result<Option<String>, ApiError> {
     let api: Api<Guarded<NodeModulesConfig>> = Api::all(client.clone());
     let label = module_configured_label(&facts.key.namespace, &facts.key.name);
     let mut params = ListParams::default().limit(PAGE);
@@ -59,9 +69,12 @@ async fn wanted_on(client: &Client, facts: &ModuleFacts) -> Result<Option<String
         let action = || format!("list the NodeModulesConfigs with entries of Module {}", facts.key);
         let page = within(action, api.list(&params)).await?;
         let configs = page.items.into_iter().filter_map(|config| config.0.ok());
-        let names = |config: &NodeModulesConfig| config.spec.modules.iter().any(|entry| entry.belongs_to(facts));
-        if let Some(config) = configs.into_iter().find(names) {
-            return Ok(config.metadata.name);
+        let mut named = configs
+            .filter(|config| config.spec.modules.iter().any(|entry| entry.belongs_to(facts)))
+            .filter_map(|config| config.metadata.name);
+        // That of a node that is gone goes by its owner reference, whatever it says.
+        if let Some(node) = named.find(|node| nodes.get(&ObjectKey::cluster(node.as_str())).is_some()) {
+            return Ok(Some(node));
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),

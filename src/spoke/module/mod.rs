@@ -27,7 +27,7 @@ pub(super) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         totals: context.is_warm().then(|| context.tally.lock().of(&module.facts.uid)),
         facts: Arc::clone(&module.facts),
     };
-    apply::carry_out(&context.client, &module.facts, &plan(&observed)).await
+    apply::carry_out(&context.client, &context.stores.nodes, &module.facts, &plan(&observed)).await
 }
 
 /// One pass over the status of one Module.

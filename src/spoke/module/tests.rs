@@ -6,7 +6,10 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::Method;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use kube::Client;
+use kube::api::ObjectMeta;
+use kube_runtime::watcher::Event;
 use serde_json::json;
 
 use crate::api::names::MODULE_FINALIZER;
@@ -14,11 +17,12 @@ use crate::api::{
     DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig, NodeModulesConfigSpec,
 };
 use crate::runtime::queue::Outcome;
-use crate::runtime::store::Projection;
+use crate::runtime::guarded::Guarded;
+use crate::runtime::store::{Projection, store};
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module, an_entry};
-use crate::spoke::view::{ImagesView, ModuleView};
+use crate::spoke::view::{ImagesView, ModuleView, NodeView};
 
 use super::apply::carry_out;
 use super::plan::{ImagesAction, Observed, Plan, plan, wanted_images};
@@ -318,12 +322,16 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
 #[tokio::test]
 async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
     let entry = |uid: &str| an_entry("drivers", "gpu", uid);
+    let (nodes, mut writer) = store::<NodeView>();
+    let metadata = ObjectMeta { name: Some("n1".to_owned()), ..ObjectMeta::default() };
+    writer.update(Event::Apply(Guarded(Ok(Node { metadata, ..Node::default() }))));
     let long = "g".repeat(60);
-    for (what, entries, name, gone) in [
-        ("the watch lags", vec![entry("u1")], "gpu", false),
-        ("an earlier Module of the name left it", vec![entry("u0")], "gpu", true),
-        ("no node", vec![], "gpu", true),
-        ("a name that is too long for the label", vec![an_entry("drivers", &long, "u1")], &*long, false),
+    for (what, node, entries, name, gone) in [
+        ("the watch lags", "n1", vec![entry("u1")], "gpu", false),
+        ("the node is gone", "n0", vec![entry("u1")], "gpu", true),
+        ("an earlier Module of the name left it", "n1", vec![entry("u0")], "gpu", true),
+        ("none has the label", "n1", vec![], "gpu", true),
+        ("a name that is too long for the label", "n1", vec![an_entry("drivers", &long, "u1")], &*long, false),
     ] {
         let facts = a_module("drivers", name, "u1").deleting().build();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -331,7 +339,7 @@ async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
         let server = Router::new().fallback(move |request: Request| {
             let uri = request.uri().to_string();
             seen.lock().unwrap().push((request.method().clone(), uri.clone()));
-            let mut config = NodeModulesConfig::new("n1", NodeModulesConfigSpec::default());
+            let mut config = NodeModulesConfig::new(node, NodeModulesConfigSpec::default());
             config.spec.modules.clone_from(&entries);
             let items: Vec<_> = named.then_some(config).into_iter().collect();
             let list = json!({"apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "NodeModulesConfigList",
@@ -340,7 +348,7 @@ async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
         });
         let client = Client::new(server, "default");
         let plan = Plan { finalizers: Some(vec![]), images: ImagesAction::Nothing };
-        let outcome = carry_out(&client, &facts, &plan).await.unwrap();
+        let outcome = carry_out(&client, &nodes, &facts, &plan).await.unwrap();
         assert_eq!(outcome == Outcome::Done, gone, "{what}");
         let asked = asked.lock().unwrap();
         assert_eq!(asked.iter().any(|(method, _)| method == Method::PATCH), gone, "{what}");
