@@ -147,7 +147,8 @@ fn nothing_is_left_after_ctrl_c() -> Result<()> {
 #[test]
 fn beds_side_by_side_have_the_same_address_and_do_not_see_each_other() -> Result<()> {
     // Both programs of this bed are begun, and may not be what they are to be yet.
-    let look = "count() { ps ax -o comm= | grep -c '^sleep$'; }; for try in $(seq 500); do [ $(count) -lt 2 ] || break; done
+    let look =
+        "count() { ps ax -o comm= | grep -c '^sleep$'; }; for try in $(seq 500); do [ $(count) -lt 2 ] || break; done
         ip -o -4 addr show kmmbr | awk '{ print $4 }'; ls /run/kmm-bed; touch /run/kmm-bed/mine; count";
     let first = Running::start(look, "sleep 1000")?;
     let second = Running::start(look, "sleep 1000")?;

@@ -16,8 +16,8 @@ use crate::api::names::MODULE_FINALIZER;
 use crate::api::{
     DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig, NodeModulesConfigSpec,
 };
-use crate::runtime::queue::Outcome;
 use crate::runtime::guarded::Guarded;
+use crate::runtime::queue::Outcome;
 use crate::runtime::store::{Projection, store};
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
