@@ -41,7 +41,9 @@ pub struct Fleet {
     /// Works that wait for answers about their images.
     pub waits: Waits,
     /// Why the server does not take the ModuleImagesConfig of a ManagedClusterModule.
-    images_refused: Mutex<HashMap<Arc<str>, String>>,
+    images_refused: Notes,
+    /// Which tags of a ManagedClusterModule have moved.
+    tags_moved: Notes,
     /// Works to look at.
     pub work_queue: Queue<Target>,
     /// `ManagedClusterModules` whose images are to be looked at.
@@ -77,7 +79,8 @@ impl Fleet {
             works,
             tally: Tally::default(),
             waits: Waits::default(),
-            images_refused: Mutex::default(),
+            images_refused: Notes::default(),
+            tags_moved: Notes::default(),
             work_queue: Queue::new(WORK_DEBOUNCE, metrics.queue("manifest_work")),
             images_queue: Queue::new(IMAGES_DEBOUNCE, metrics.queue("module_images")),
             status_queue: Queue::new(STATUS_DEBOUNCE, metrics.queue("fleet_status")),
@@ -141,26 +144,21 @@ impl Fleet {
         }
     }
 
-    fn refused(&self) -> MutexGuard<'_, HashMap<Arc<str>, String>> {
-        self.images_refused.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes down whether the server takes the ModuleImagesConfig, or why not, and wakes the status if that is news.
     pub fn images_refused(&self, module: &Arc<str>, why: Option<&str>) {
-        let mut refused = self.refused();
-        if refused.get(module).map(String::as_str) == why {
-            return;
+        if self.images_refused.set(module, why) {
+            self.status_queue.add(Arc::clone(module));
         }
-        match why {
-            Some(why) => refused.insert(Arc::clone(module), why.to_owned()),
-            None => refused.remove(module),
-        };
-        self.status_queue.add(Arc::clone(module));
+    }
+
+    /// Takes down which tags have moved; whether that is news.
+    pub fn tags_moved(&self, module: &Arc<str>, which: Option<&str>) -> bool {
+        self.tags_moved.set(module, which)
     }
 
     /// Why the server does not take the ModuleImagesConfig of a ManagedClusterModule.
     pub fn why_images_are_refused(&self, module: &str) -> Option<String> {
-        self.refused().get(module).cloned()
+        self.images_refused.lock().get(module).cloned()
     }
 
     /// A ManagedClusterModule changed.
@@ -173,7 +171,8 @@ impl Fleet {
         let Some(new) = new else {
             self.tally.forget(&name);
             self.waits.forget(&name);
-            self.refused().remove(&name);
+            self.images_refused.set(&name, None);
+            self.tags_moved.set(&name, None);
             return;
         };
         self.status_queue.add(Arc::clone(&name));
@@ -238,5 +237,28 @@ impl Fleet {
             let (module, cluster) = (intern::text(&change.key.name), intern::text(&change.key.namespace));
             self.work_queue.add(Target { module, cluster });
         }
+    }
+}
+
+/// A sentence about some of the `ManagedClusterModules`, by name.
+#[derive(Debug, Default)]
+struct Notes(Mutex<HashMap<Arc<str>, String>>);
+
+impl Notes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes down what is to be said; whether it is another thing than before.
+    fn set(&self, module: &Arc<str>, note: Option<&str>) -> bool {
+        let mut notes = self.lock();
+        if notes.get(module).map(String::as_str) == note {
+            return false;
+        }
+        match note {
+            Some(note) => notes.insert(Arc::clone(module), note.to_owned()),
+            None => notes.remove(module),
+        };
+        true
     }
 }

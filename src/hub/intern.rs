@@ -46,7 +46,7 @@ where
 pub struct Sent {
     /// The kernel, without a trailing `+`.
     pub kernel: Arc<str>,
-    /// The image as it stands in the work, with digest.
+    /// The image as it stands in the work, with digest; empty where only the kernel is remembered.
     pub image: Arc<str>,
     /// [`source_id`](crate::core::pin::source_id) of the image that the digest was found for.
     pub source: Arc<str>,

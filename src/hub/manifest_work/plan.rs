@@ -106,7 +106,7 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     let has_loader = spec.module_loader.is_some();
     let unknown_kernels = matches!(cluster.kernels, Kernels::Absent | Kernels::Invalid(_));
     // Nothing to send, or nobody can tell: what was sent before stays.
-    if has_loader && (lines.is_empty() || unknown_kernels) {
+    if has_loader && (!lines.iter().any(Line::is_sent) || unknown_kernels) {
         return Ok(Plan { wants_images, waits, ..Plan::nothing(Some(as_it_is(&gaps))) });
     }
     // Without a loader, kernels do not matter.
@@ -221,16 +221,16 @@ fn lines(
             Ok(resolved) => resolved,
         };
         wants_images |= !images.is_some_and(|images| images.asks_for(&kernel, &resolved.image));
-        let before: Vec<&Sent> = sent().filter(|sent| sent.kernel == kernel).collect();
+        let before = sent().find(|sent| sent.kernel == kernel);
         let is_told = cluster.kernels.known().contains(&kernel);
-        let (image, source) = match image(module, &kernel, &resolved, images, &before) {
+        let (image, source) = match image(module, &kernel, &resolved, images, before) {
             Ok(pinned) => (intern::text(&pinned.image), intern::text(&pinned.source)),
             Err(Missing { why, unanswered }) => {
                 gaps.unanswered += usize::from(taken.is_none() && unanswered);
                 gaps.held_back.push((Arc::clone(&kernel), taken.clone().unwrap_or(why)));
-                match before.first().filter(|_| !is_told) {
+                match before.filter(|_| !is_told) {
                     // Left out, it would be known nowhere any more.
-                    Some(sent) => (Arc::clone(&sent.image), Arc::clone(&sent.source)),
+                    Some(sent) => (intern::text(""), Arc::clone(&sent.source)),
                     None => continue,
                 }
             }
@@ -275,7 +275,7 @@ fn image(
     kernel: &str,
     resolved: &Resolved,
     images: Option<&Images>,
-    before: &[&Sent],
+    before: Option<&Sent>,
 ) -> Result<Pinned, Missing> {
     let (name, trigger) = (&*resolved.image, module.trigger());
     let reference = match name.parse::<ImageRef>() {
@@ -283,8 +283,8 @@ fn image(
         Err(error) => return Err(Missing { why: error.to_string(), unanswered: false }),
     };
     let known = images.map_or(Known::Pending, |images| images.known(kernel, name, trigger));
-    let in_use: Vec<(&str, &str)> = before.iter().map(|sent| (&*sent.image, &*sent.source)).collect();
-    pin::pin(&reference, name, trigger, &known, &in_use).ok_or_else(|| {
+    let in_use = before.filter(|sent| !sent.image.is_empty()).map(|sent| (&*sent.image, &*sent.source));
+    pin::pin(&reference, name, trigger, &known, in_use).ok_or_else(|| {
         let fact = images.and_then(|images| images.fact(kernel, name)).filter(|fact| !fact.reason.is_empty());
         Missing {
             why: fact.map_or_else(|| name.to_owned(), |fact| format!("{name}: {}", fact.reason)),

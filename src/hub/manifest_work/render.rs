@@ -26,7 +26,7 @@ const LABEL_MAX: usize = 63;
 pub(super) struct Line {
     /// The kernel, without a trailing `+`.
     pub kernel: Arc<str>,
-    /// The image that travels, with digest.
+    /// The image that travels, with digest; empty where only the kernel is remembered.
     pub image: Arc<str>,
     /// [`source_id`](crate::core::pin::source_id) of the image that the digest was found for.
     pub source: Arc<str>,
@@ -36,6 +36,13 @@ pub(super) struct Line {
     pub in_tree_modules_to_remove: Vec<String>,
 }
 
+impl Line {
+    /// Whether the kernel gets a mapping.
+    pub(super) fn is_sent(&self) -> bool {
+        !self.image.is_empty()
+    }
+}
+
 /// Value of the label that names the ManagedClusterModule: its name, shortened if it is too long for a label.
 pub fn label_value(module: &str) -> String {
     hash::bounded_name(module, LABEL_MAX, NameForm::Subdomain)
@@ -43,7 +50,7 @@ pub fn label_value(module: &str) -> String {
 
 /// The ManifestWork of `cluster`. `lines` are ordered by kernel, each kernel once.
 ///
-/// Without a `moduleLoader` no line is needed; with one, at least one, because the API demands a mapping.
+/// Without a `moduleLoader` no line is needed; with one, at least one that is sent, because the API demands a mapping.
 ///
 /// # Errors
 /// Something has no JSON form.
@@ -112,7 +119,7 @@ fn trimmed(spec: &ModuleSpec, lines: &[Line]) -> ModuleSpec {
         container.registry_tls = None;
         container.in_tree_module_to_remove = None;
         container.in_tree_modules_to_remove = None;
-        container.kernel_mappings = lines.iter().map(mapping).collect();
+        container.kernel_mappings = lines.iter().filter(|line| line.is_sent()).map(mapping).collect();
     }
     spec
 }

@@ -64,10 +64,11 @@ async fn pass(client: &kube::Client, events: &Events, fleet: &Fleet, module: &Ar
     if let Plan::Apply { .. } | Plan::Delete { .. } = plan {
         info!(images = %observed.key, "ModuleImagesConfig written");
     }
-    if let Some(of) = &observed.module {
-        for note in plan::moved(&observed) {
-            publish(events, of, Severity::Warning, EventReason::ImageTagMoved, &note).await;
-        }
+    let moved = plan::moved(&observed);
+    if fleet.tags_moved(module, moved.as_deref())
+        && let (Some(module), Some(note)) = (&observed.module, moved)
+    {
+        publish(events, module, Severity::Warning, EventReason::ImageTagMoved, &note).await;
     }
     Ok(Outcome::Done)
 }

@@ -1,7 +1,6 @@
 //! What becomes of the ModuleImagesConfig of one ManagedClusterModule. Pure.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -9,14 +8,12 @@ use super::observe::Observed;
 use crate::api::{ModuleImageSpec, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleSpec};
 use crate::core::hash;
 use crate::core::mapping::{Mappings, Resolved};
-use crate::core::pin::{Known, source_id};
-use crate::hub::intern::Sent;
+use crate::core::pin::{KEPT, Known, source_id};
 use crate::hub::manifest_work::{owner_reference, resolve};
 use crate::hub::view::{FleetModule, Images};
 
-/// Kernels that no cluster has and whose images are remembered: enough for clusters that are silent or on their way from
-/// one kernel to the next, and few enough for one object.
-const KEPT: usize = 256;
+/// Tags that a sentence names.
+const NAMED: usize = 3;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,30 +78,30 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     })))
 }
 
-/// Tags that name another image than the one that clusters have, for whoever decides whether to follow them.
-pub(super) fn moved(observed: &Observed) -> Vec<String> {
-    let (Some(module), Some(images)) = (observed.module.as_deref(), observed.images.as_deref()) else {
-        return Vec::new();
-    };
+/// Tags that name another image than the one that clusters have, in one sentence for whoever decides whether to follow
+/// them; `None` if there are none.
+pub(super) fn moved(observed: &Observed) -> Option<String> {
+    let (module, images) = (observed.module.as_deref()?, observed.images.as_deref()?);
     let trigger = module.trigger();
-    let mut moved = BTreeMap::new();
-    for asked in images.spec.images.iter().filter(|_| images.is_owned_by(&module.uid)) {
-        let Known::Found(digest) = images.known(&asked.kernel_version, &asked.image, trigger) else { continue };
-        let (source, digest) = (source_id(&asked.image, trigger), digest.to_string());
-        let other = |sent: &&Sent| {
-            *sent.kernel == *asked.kernel_version && *sent.source == *source && !sent.image.ends_with(&digest)
+    let mut moved = BTreeSet::new();
+    for sent in observed.sent.iter().filter(|_| images.is_owned_by(&module.uid)) {
+        let Some(resolved) = module.mappings().and_then(|mappings| resolve(mappings, module, &sent.kernel).ok()) else {
+            continue;
         };
-        if let Some(sent) = observed.sent.iter().find(other) {
-            moved.insert(&asked.image, (digest, Arc::clone(&sent.image)));
+        if let Known::Found(digest) = images.known(&sent.kernel, &resolved.image, trigger)
+            && *sent.source == *source_id(&resolved.image, trigger)
+            // A tag, which the older edition has sent, is about to be replaced.
+            && sent.image.contains('@')
+            && !sent.image.ends_with(&digest.to_string())
+        {
+            moved.insert(format!("{} is {digest} now, clusters have {}", resolved.image, sent.image));
         }
     }
-    let note = |(image, (digest, sent)): (&String, (String, Arc<str>))| {
-        format!(
-            "{image} is {digest} now; clusters that have {sent} keep it until the image or imageRebuildTriggerGeneration \
-             of the ManagedClusterModule changes"
-        )
-    };
-    moved.into_iter().map(note).collect()
+    let first: Vec<&str> = moved.iter().take(NAMED).map(String::as_str).collect();
+    let more = if moved.len() > NAMED { format!("; and {} more", moved.len() - NAMED) } else { String::new() };
+    let until =
+        "what is in use stays until the image or imageRebuildTriggerGeneration of the ManagedClusterModule changes";
+    (!moved.is_empty()).then(|| format!("{until}: {}{more}", first.join("; ")))
 }
 
 /// Ordered by kernel, then image.
@@ -126,20 +123,16 @@ fn entries(
             ask(kernel, resolved);
         }
     }
-    let mut kept = 0;
-    for (images, asked) in
-        images.into_iter().flat_map(|images| images.spec.images.iter().map(move |asked| (images, asked)))
-    {
-        let kernel = &*asked.kernel_version;
-        let found = || images.fact(kernel, &asked.image).is_some_and(|fact| fact.digest.is_some());
-        if observed.kernels.contains(kernel) || kept == KEPT || !found() {
-            continue;
-        }
-        if let Some(resolved) = resolve(mappings, module, kernel).ok().filter(|resolved| resolved.image == asked.image)
-        {
-            ask(kernel, resolved);
-            kept += 1;
-        }
+    if let Some(images) = images {
+        let found = |asked: &&ModuleImageSpec| {
+            let known = images.known(&asked.kernel_version, &asked.image, module.trigger());
+            !observed.kernels.contains(&*asked.kernel_version) && matches!(known, Known::Found(_))
+        };
+        let kept = images.spec.images.iter().filter(found).filter_map(|asked| {
+            let resolved = resolve(mappings, module, &asked.kernel_version).ok()?;
+            (resolved.image == asked.image).then_some((&asked.kernel_version, resolved))
+        });
+        kept.take(KEPT).for_each(|(kernel, resolved)| ask(kernel, resolved));
     }
     entries.into_values().collect()
 }

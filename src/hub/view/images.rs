@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::api::names::ImageReason;
 use crate::api::{ImageState, ModuleImagesConfig, ModuleImagesConfigSpec};
 use crate::core::pin::Known;
 use crate::hub::intern;
@@ -64,13 +63,7 @@ impl Images {
     /// What look-ups say of the image for the kernel, with this `imageRebuildTriggerGeneration`.
     pub fn known(&self, kernel: &str, image: &str, trigger: Option<i64>) -> Known {
         let Some(fact) = self.fact(kernel, image).filter(|_| self.trigger == trigger) else { return Known::Pending };
-        let digest = fact.digest.as_deref().and_then(|digest| digest.parse().ok());
-        match (ImageReason::from_name(&fact.reason), digest) {
-            (Some(ImageReason::Pending), _) => Known::Pending,
-            (Some(ImageReason::Resolved), Some(digest)) => Known::Found(digest),
-            (_, Some(digest)) => Known::Before(digest),
-            (_, None) => Known::Missing,
-        }
+        Known::of(Some(&*fact.reason), fact.digest.as_deref())
     }
 
     /// Whether the image was asked for, for this kernel.
@@ -90,14 +83,15 @@ impl Images {
         self.owner.is_some() && !self.is_owned_by(uid)
     }
 
-    /// Kernels of which something else is known, or asked, on the two sides.
+    /// Kernels of which something else is known on the two sides, or of which it is known for another owner or trigger.
     pub fn changed_kernels(old: Option<&Self>, new: Option<&Self>) -> Vec<Arc<str>> {
         let facts = |images: Option<&Self>| images.map(|images| images.facts.clone()).unwrap_or_default();
-        let (old_facts, new_facts) = (facts(old), facts(new));
+        let of = |images: Option<&Self>| images.map(|images| (images.owner.clone(), images.trigger));
+        let (old_facts, new_facts, all) = (facts(old), facts(new), of(old) != of(new));
         let mut kernels: Vec<Arc<str>> = old_facts
             .iter()
-            .filter(|fact| !new_facts.contains(fact))
-            .chain(new_facts.iter().filter(|fact| !old_facts.contains(fact)))
+            .filter(|fact| all || !new_facts.contains(fact))
+            .chain(new_facts.iter().filter(|fact| all || !old_facts.contains(fact)))
             .map(|fact| Arc::clone(&fact.kernel))
             .collect();
         kernels.sort_unstable();

@@ -153,7 +153,7 @@ fn module_of(work: &ManifestWork) -> Option<&Value> {
     })
 }
 
-/// Kernels and images of the Module in the work. A work of KMM's Go implementation holds tags and no annotation:
+/// Kernels and images of the Module in the work, and without image the kernels that are only remembered. A work of KMM's Go implementation holds tags and no annotation:
 /// there, the image is its own source.
 fn sent_of(work: &ManifestWork, module: Option<&Value>) -> Arc<[Sent]> {
     let annotation = work.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SENT_IMAGES_ANNOTATION));
@@ -171,6 +171,13 @@ fn sent_of(work: &ManifestWork, module: Option<&Value>) -> Arc<[Sent]> {
             Some(Sent { kernel: intern::text(kernel), image: intern::text(image), source })
         })
         .collect();
+    let remembered = sources.iter().map(|(kernel, source)| (kernel.as_str(), source.as_str()));
+    sent.extend(remembered.map(|(kernel, source)| Sent {
+        kernel: intern::text(kernel),
+        image: intern::text(""),
+        source: intern::text(source),
+    }));
+    // Stable: of two lines for a kernel the one with an image comes first and stays.
     sent.sort_by(|a, b| a.kernel.cmp(&b.kernel));
     sent.dedup_by(|a, b| a.kernel == b.kernel);
     intern::sent(&sent)

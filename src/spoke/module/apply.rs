@@ -73,7 +73,9 @@ async fn wanted_on(client: &Client, nodes: &Store<NodeView>, facts: &ModuleFacts
             .filter(|config| config.spec.modules.iter().any(|entry| entry.belongs_to(facts)))
             .filter_map(|config| config.metadata.name);
         // That of a node that is gone goes by its owner reference, whatever it says.
-        if let Some(node) = named.find(|node| nodes.get(&ObjectKey::cluster(node.as_str())).is_some()) {
+        let counts = |node: &NodeView| !node.released;
+        if let Some(node) = named.find(|node| nodes.get(&ObjectKey::cluster(&**node)).is_some_and(|node| counts(&node)))
+        {
             return Ok(Some(node));
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {

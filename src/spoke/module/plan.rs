@@ -6,14 +6,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use crate::api::names::MODULE_FINALIZER;
-use crate::api::{ModuleImageSpec, ModuleImagesConfigSpec, TLSOptions};
+use crate::api::{ImageStatus, ModuleImageSpec, ModuleImagesConfigSpec, TLSOptions};
 use crate::core::image::ImageRef;
+use crate::core::pin::KEPT;
 use crate::spoke::node::trimmed;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
-
-/// Kernels that no node has and whose images are remembered.
-const KEPT: usize = 256;
 
 /// What a Module's plan is made from.
 #[derive(Clone, Debug)]
@@ -129,7 +127,11 @@ pub(super) fn wanted_images<'a>(
     };
     let mut images: Vec<ModuleImageSpec> = kernels.filter_map(asked).collect();
     let needed: BTreeSet<String> = images.iter().map(|image| image.kernel_version.clone()).collect();
-    let found = present.into_iter().flat_map(|present| &present.states).filter(|state| state.digest.is_some());
+    let found = present
+        .filter(|present| present.trigger == facts.spec.image_rebuild_trigger_generation)
+        .into_iter()
+        .flat_map(|present| &present.states)
+        .filter(|state| state.status == ImageStatus::Exists && state.digest.is_some());
     let kept = found.filter_map(|state| {
         let kernel = state.kernel_version.as_deref().filter(|kernel| !needed.contains(*kernel))?;
         asked(&Arc::from(kernel)).filter(|image| image.image == state.image)

@@ -12,9 +12,10 @@ use kube::api::ObjectMeta;
 use kube_runtime::watcher::Event;
 use serde_json::json;
 
-use crate::api::names::MODULE_FINALIZER;
+use crate::api::names::{MODULE_FINALIZER, RELEASE_NODE_ANNOTATION};
 use crate::api::{
-    DaemonSetStatus, ImageState, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig, NodeModulesConfigSpec,
+    DaemonSetStatus, ImageState, ImageStatus, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig,
+    NodeModulesConfigSpec,
 };
 use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
@@ -128,6 +129,7 @@ fn what_was_found_for_a_kernel_that_no_node_has_now_is_remembered() {
         kernel_version: Some(kernel.into()),
         image: image.into(),
         digest: digest.map(str::to_owned),
+        status: if kernel == "6.1.0-6-amd64" { ImageStatus::DoesNotExist } else { ImageStatus::Exists },
         ..ImageState::default()
     };
     let present = ImagesView {
@@ -136,6 +138,7 @@ fn what_was_found_for_a_kernel_that_no_node_has_now_is_remembered() {
         states: vec![
             found("6.1.0-9-amd64", "r.example/gpu:6.1.0-9-amd64", Some(DIGEST)),
             found("6.1.0-8-amd64", "r.example/gpu:6.1.0-8-amd64", None),
+            found("6.1.0-6-amd64", "r.example/gpu:6.1.0-6-amd64", Some(DIGEST)),
             found("6.1.0-7-amd64", "r.example/gpu:of-an-older-mapping", Some(DIGEST)),
             found("7.0.0", "r.example/gpu:7.0.0", Some(DIGEST)),
         ],
@@ -147,6 +150,10 @@ fn what_was_found_for_a_kernel_that_no_node_has_now_is_remembered() {
     };
     assert_eq!(asked(&ModuleTotals::default()), ["6.1.0-9-amd64"]);
     assert_eq!(asked(&totals(|_| {})), [KERNEL, "6.1.0-2-amd64", "6.1.0-9-amd64"]);
+    let mut triggered = tagged();
+    triggered.spec.image_rebuild_trigger_generation = Some(1);
+    let wanted = wanted_images(&triggered.build(), [].iter(), Some(&present), &[]);
+    assert_eq!(wanted.images, [], "what nobody has is not looked up again");
 }
 
 fn told(module: ModuleBuilder, totals: &ModuleTotals) -> (String, String, String) {
@@ -323,11 +330,16 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
 async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
     let entry = |uid: &str| an_entry("drivers", "gpu", uid);
     let (nodes, mut writer) = store::<NodeView>();
-    let metadata = ObjectMeta { name: Some("n1".to_owned()), ..ObjectMeta::default() };
-    writer.update(Event::Apply(Guarded(Ok(Node { metadata, ..Node::default() }))));
+    for (name, annotations) in
+        [("n1", None), ("n2", Some([(RELEASE_NODE_ANNOTATION.to_owned(), String::new())].into()))]
+    {
+        let metadata = ObjectMeta { name: Some(name.to_owned()), annotations, ..ObjectMeta::default() };
+        writer.update(Event::Apply(Guarded(Ok(Node { metadata, ..Node::default() }))));
+    }
     let long = "g".repeat(60);
     for (what, node, entries, name, gone) in [
         ("the watch lags", "n1", vec![entry("u1")], "gpu", false),
+        ("a person has released the node", "n2", vec![entry("u1")], "gpu", true),
         ("the node is gone", "n0", vec![entry("u1")], "gpu", true),
         ("an earlier Module of the name left it", "n1", vec![entry("u0")], "gpu", true),
         ("none has the label", "n1", vec![], "gpu", true),

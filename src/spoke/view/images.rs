@@ -2,7 +2,7 @@
 
 use crate::api::names::ImageReason;
 use crate::api::{ImageState, ImageStatus, ModuleImagesConfig, ModuleImagesConfigSpec};
-use crate::core::image::{Digest, ImageRef};
+use crate::core::image::ImageRef;
 use crate::core::pin::{Known, Pinned, pin};
 use crate::runtime::store::Projection;
 
@@ -71,19 +71,16 @@ impl ImageFact {
             Ok(reference) => reference,
             Err(error) => return Self::missing(ImageReason::InvalidReference.as_str(), format!("{error}")),
         };
-        if let Some(digest) = reference.digest() {
-            return Self::Pinned(Pinned { image: reference.with_digest(digest), source: String::new() });
-        }
-        let states = images.map(|images| images.states.as_slice()).unwrap_or_default();
-        let state = states
-            .iter()
+        let of_trigger = images.filter(|images| images.trigger == trigger);
+        let state = of_trigger
+            .into_iter()
+            .flat_map(|images| &images.states)
             .find(|state| state.image == image && state.kernel_version.as_deref().is_none_or(|of| of == kernel));
-        let is_of_trigger = images.is_some_and(|images| images.trigger == trigger);
-        let known = state.filter(|_| is_of_trigger).map_or(Known::Pending, known);
-        if let Some(pinned) = pin(&reference, image, trigger, &known, in_use.as_slice()) {
+        let known = |state: &ImageState| Known::of(state.reason.as_deref(), state.digest.as_deref());
+        if let Some(pinned) = pin(&reference, image, trigger, &state.map_or(Known::Pending, known), in_use) {
             return Self::Pinned(pinned);
         }
-        let Some(state) = state.filter(|_| is_of_trigger) else {
+        let Some(state) = state else {
             return Self::missing("Pending", format!("image {image} was not looked up yet"));
         };
         let reason = state.reason.as_deref().and_then(ImageReason::from_name);
@@ -104,15 +101,5 @@ impl ImageFact {
 
     fn missing(reason: &'static str, message: String) -> Self {
         Self::Missing { reason, message }
-    }
-}
-
-fn known(state: &ImageState) -> Known {
-    let digest = state.digest.as_deref().and_then(|digest| digest.parse::<Digest>().ok());
-    match (state.reason.as_deref().and_then(ImageReason::from_name), digest) {
-        (Some(ImageReason::Pending), _) => Known::Pending,
-        (_, Some(digest)) if state.status == ImageStatus::Exists => Known::Found(digest),
-        (_, Some(digest)) => Known::Before(digest),
-        (_, None) => Known::Missing,
     }
 }
