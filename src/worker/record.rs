@@ -148,6 +148,11 @@ impl Entry {
         self.spec.generation.unwrap_or(0)
     }
 
+    /// Whether it names or inserted the module: one that it only uses is not its own.
+    pub fn owns(&self, name: &str) -> bool {
+        self.module(name).is_some_and(|module| module.named || module.inserted)
+    }
+
     /// The module of that name.
     pub fn module(&self, name: &str) -> Option<&RecordedModule> {
         self.modules.iter().find(|module| module.name == name)
