@@ -178,6 +178,9 @@ pub struct Record {
     /// What an earlier worker recorded in this boot may be lost, and was not made up for yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lost: bool,
+    /// What was lost was made up for in this boot: there may have been more than what it says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_up: bool,
 }
 
 impl Record {
@@ -190,6 +193,7 @@ impl Record {
             firmware_before: None,
             in_tree: Vec::new(),
             lost: false,
+            made_up: false,
         }
     }
 

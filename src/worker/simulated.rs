@@ -441,7 +441,11 @@ impl World {
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
             published: Some(self.kernel.published().unwrap()),
-            published_files: observe::published_files(&self.kernel, RELEASE, &self.record, &self.prepared),
+            published_files: {
+                let published = self.kernel.published().unwrap();
+                let (record, prepared, read) = (&self.record, &self.prepared, &mut BTreeMap::new());
+                observe::published_files(&self.kernel, RELEASE, Some(&published), record, prepared, read)
+            },
             generated: self
                 .record
                 .entries

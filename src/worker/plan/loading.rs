@@ -154,7 +154,8 @@ impl Loading<'_> {
             others.map(|file| file.name.as_str()).collect()
         };
         let due = all_same || self.is_ordered();
-        outdated.extend(self.outdated_needs().filter(|name| due || self.is_published(name)));
+        let named_goes = !outdated.is_empty();
+        outdated.extend(self.outdated_needs().filter(|name| if self.brought(name) { due } else { named_goes }));
         if all_same && outdated.is_empty() {
             return self.adopt(plan);
         }
@@ -187,13 +188,12 @@ impl Loading<'_> {
         known.is_some_and(|module| module.inserted && self.is_still(module))
     }
 
-    /// Whether the kernel runs what was published for this Module and is of no Module in this boot: at the boot the host has
+    /// Whether the kernel runs what was published for this Module, of which nothing is recorded: at the boot the host has
     /// loaded by itself what the Module had before. That a change was to wait for.
     fn is_published(&self, name: &str) -> bool {
         let running = self.observed.kernel.running.get(name);
         let published = self.observed.published_files.get(&self.wanted.owner).and_then(|files| files.get(name));
         published.zip(running).is_some_and(|(file, running)| running.identity.compare(file) == Sameness::Same)
-            && self.others_with(name).next().is_none()
     }
 
     /// What the kernel runs under the name of a file, if that is certainly another one.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Found, Loading};
 use crate::api::names::NodeReason;
-use crate::api::{LoadPolicy, ModuleState, OnChange, OnOtherFile};
+use crate::api::{LoadPolicy, ModuleState, NodeModuleSpec, OnChange, OnOtherFile};
 use crate::core::kmod::order::Role;
 use crate::worker::kernel::Trouble;
 use crate::worker::plan::Step;
@@ -75,13 +75,32 @@ impl<'a> Loading<'a> {
         entries.filter(move |entry| entry.owns(name))
     }
 
+    /// Another Module that has this module as its own, or of those that this one only needs is to have it.
+    fn other_owner(&self, name: &str) -> Option<Owner> {
+        let observed = self.observed;
+        let names_it = |spec: &&NodeModuleSpec| {
+            let owner = Owner::of(spec);
+            owner != self.wanted.owner
+                && observed.intent(&owner, spec.generation.unwrap_or(0)).is_none()
+                && wanted::identity(spec).is_ok_and(|identity| identity.named.iter().any(|named| named == name))
+        };
+        let to_have_it =
+            || observed.desired.modules.iter().filter(|_| self.only_needs(name)).find(names_it).map(Owner::of);
+        self.others_with(name).next().map(Entry::owner).or_else(to_have_it)
+    }
+
+    fn only_needs(&self, name: &str) -> bool {
+        self.set.files.iter().any(|file| file.name == name && file.role == Role::Needed)
+    }
+
     /// Of the modules that are in the way, those that no Module brought and that the policy takes out, and those that the
     /// host has loaded of what was published for this Module, with what uses them.
     fn strangers_to_replace(&self, stale: &[&str]) -> Vec<String> {
         let mut published = Vec::new();
         if stale.iter().any(|name| self.is_published(name)) {
             let files = self.set.files.iter().filter(|file| file.role != Role::Optional);
-            let names = files.map(|file| file.name.as_str()).filter(|name| self.is_published(name)).collect();
+            let free = |name: &&str| self.is_published(name) && self.other_owner(name).is_none();
+            let names = files.map(|file| file.name.as_str()).filter(free).collect();
             published = self.without_what_can_stay(users_first(&names, &self.observed.kernel.listed), stale);
         }
         if self.policy().on_other_file != OnOtherFile::Replace {
@@ -89,7 +108,7 @@ impl<'a> Loading<'a> {
         }
         let of_nobody = |name: &&&str| {
             let own = self.entry.and_then(|entry| entry.module(name));
-            self.others_with(name).next().is_none() && !own.is_some_and(|module| self.is_still(module))
+            self.other_owner(name).is_none() && !own.is_some_and(|module| self.is_still(module))
         };
         let strangers = stale.iter().filter(of_nobody).map(|name| (*name).to_owned());
         published.into_iter().chain(strangers).collect()
@@ -108,7 +127,7 @@ impl<'a> Loading<'a> {
     /// Why a module that must leave first stays.
     fn in_the_way(&self, name: &str, parameters: Option<String>) -> (ModuleState, Trouble) {
         let failed = |reason, message: String| (ModuleState::Failed, Trouble::new(reason, message));
-        let by = self.others_with(name).next();
+        let by = self.other_owner(name);
         let parameters = parameters.filter(|_| name == self.main());
         let which = self.set.files.iter().find(|file| file.name == name).map_or_else(String::new, |file| {
             let running = self.observed.kernel.running.get(name).map(|running| running.identity.describe());
@@ -119,10 +138,10 @@ impl<'a> Loading<'a> {
         // A Module made again under its name follows the one before, whose file this is.
         let follows =
             |owner: &Owner| (&owner.namespace, &owner.name) == (&self.wanted.owner.namespace, &self.wanted.owner.name);
-        if let Some(by) = by.filter(|by| !follows(&by.owner())) {
+        if let Some(by) = by.as_ref().filter(|by| !follows(by)) {
             return failed(
                 NodeReason::Conflict,
-                format!("module {name} belongs to {}: {differs}{}", by.owner(), self.way_out(name)),
+                format!("module {name} belongs to {by}: {differs}{}", self.way_out(name)),
             );
         }
         let own = by.is_some() || self.entry.and_then(|entry| entry.module(name)).is_some_and(|m| self.is_still(m));
@@ -146,8 +165,7 @@ impl<'a> Loading<'a> {
 
     /// What helps where another Module has what this one needs as another file.
     fn way_out(&self, name: &str) -> &'static str {
-        let needed = self.set.files.iter().any(|file| file.name == name && file.role == Role::Needed);
-        if needed { "; delete or change that Module first, or boot the node" } else { "" }
+        if self.only_needs(name) { "; delete or change that Module first, or boot the node" } else { "" }
     }
 
     /// Leaves out of the modules to be removed, which stand users first, those that the new load wants just as they are.
