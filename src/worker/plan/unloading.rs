@@ -68,11 +68,11 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             // After modprobe these find nothing left to do, or do it.
             steps.extend(unload_steps(&names, &observed.kernel));
             steps.extend(heirs(&observed.record, entry, &names).into_iter().map(Step::write));
-            // First, so that neither the kernel nor a tool finds a file of the Module for what comes back.
-            steps.extend(upkeep::before_forgetting(observed, entry));
+            // First, as the node is without it until then.
             if observed.is_removal(&owner, intent) {
                 steps.extend(in_tree::after_removal(observed, &entry.spec));
             }
+            steps.extend(upkeep::before_forgetting(observed, entry));
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
