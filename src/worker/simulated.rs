@@ -167,6 +167,7 @@ impl Kernel for SimulatedKernel {
     }
 
     fn readable(&self, file: &Path) -> io::Result<()> {
+        self.fault(&file.display().to_string()).map_err(|refused| refused.errno)?;
         if self.lost.lock().unwrap().contains(file) { Err(Errno::ENOENT.into()) } else { Ok(()) }
     }
 
@@ -505,7 +506,7 @@ impl World {
         let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown, &self.taken_back);
         self.record = record.into_inner().unwrap();
         for job in &plan.jobs {
-            if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {
+            if let Some(Outcome::Failed { trouble, .. }) = outcomes.get(&job.owner) {
                 let attempt = Attempt {
                     identity: job.identity.clone(),
                     trouble: trouble.clone(),
