@@ -85,6 +85,7 @@ pub struct Agent {
     prepared: BTreeMap<Owner, Prepared>,
     /// Number of the latest preparation of each Module; what an earlier one brings is dropped.
     preparing: BTreeMap<Owner, (u64, tokio::task::AbortHandle)>,
+    files_read: observe::FilesRead,
     attempts: BTreeMap<Owner, Attempt>,
     backoff: BTreeMap<Owner, Backoff>,
     fetch_backoff: BTreeMap<Owner, Backoff>,
@@ -162,6 +163,7 @@ impl Agent {
             before_loss: before_loss.unwrap_or_default(),
             prepared: BTreeMap::new(),
             preparing: BTreeMap::new(),
+            files_read: observe::FilesRead::new(),
             attempts: BTreeMap::new(),
             backoff: BTreeMap::new(),
             fetch_backoff: BTreeMap::new(),
@@ -360,11 +362,18 @@ impl Agent {
             Ok(firmware) => firmware,
             Err(error) => return warn!("the search path for firmware cannot be looked at: {error}"),
         };
+        let seen = self.kernel.published();
+        let published = seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok();
+        let published_files = observe::published_files(
+            self.kernel.as_ref(),
+            &self.release,
+            published.as_ref(),
+            &record,
+            &self.prepared,
+            &mut self.files_read,
+        );
         // Of a part of what is wanted nothing can be said about the rest.
-        let published = (scope == Scope::Everything)
-            .then(|| self.kernel.published())
-            .and_then(|seen| seen.inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok());
-        let published_files = observe::published_files(self.kernel.as_ref(), &self.release, &record, &self.prepared);
+        let published = published.filter(|_| scope == Scope::Everything);
         let generated = observe::generated(&record);
         let observed = Observed {
             release: self.release.clone(),

@@ -26,7 +26,12 @@ pub enum Outcome {
     /// All steps done, in this time.
     Done(Duration),
     /// A step failed; those after it were not begun.
-    Failed(Trouble),
+    Failed {
+        /// How.
+        trouble: Trouble,
+        /// A module had left the kernel before.
+        left: bool,
+    },
     /// The worker is to end; the rest is left for its successor. Nothing has left the kernel.
     Interrupted,
     /// What it was to load is not wanted any more; what made room for it was given back.
@@ -96,7 +101,7 @@ pub fn jobs(
     let mut outcomes = BTreeMap::new();
     for job in jobs {
         let outcome = carry_out(kernel, store, record, job, shutdown, taken_back);
-        if let Outcome::Failed(trouble) = &outcome {
+        if let Outcome::Failed { trouble, .. } = &outcome {
             warn!(module = %job.owner, reason = trouble.reason.as_str(), "{}", trouble.message);
         }
         outcomes.insert(job.owner.clone(), outcome);
@@ -148,17 +153,18 @@ fn carry_out_steps(
     if job.steps.iter().any(Step::unloads)
         && let Err(trouble) = change(store, record, |_| {})
     {
-        return Err(Outcome::Failed(trouble));
+        return Err(Outcome::Failed { trouble, left: false });
     }
     let mut undo: &[Step] = &[];
-    let mut leaves = false;
+    let (mut leaves, mut left) = (false, false);
     for step in &job.steps {
         if !leaves && shutdown.is_cancelled() {
             return Err(Outcome::Interrupted);
         }
         if taken_back.is_cancelled() {
             info!(module = %job.owner, "not loaded: an order has taken it back");
-            return Err(roll_back(kernel, store, record, undo).map_or(Outcome::TakenBack, Outcome::Failed));
+            let failed = roll_back(kernel, store, record, undo);
+            return Err(failed.map_or(Outcome::TakenBack, |trouble| Outcome::Failed { trouble, left }));
         }
         leaves |= step.unloads();
         if let Step::OnFailure(steps) = step {
@@ -170,8 +176,9 @@ fn carry_out_steps(
             if let Some(more) = roll_back(kernel, store, record, undo) {
                 trouble.message = format!("{}; {}", trouble.message, more.message);
             }
-            return Err(Outcome::Failed(trouble));
+            return Err(Outcome::Failed { trouble, left });
         }
+        left |= step.unloads();
         if matches!(step, Step::Write(entry) if entry.owner() == job.owner) {
             *open = job.steps.iter().flat_map(Step::inserts).cloned().collect();
         }

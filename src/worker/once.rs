@@ -125,7 +125,7 @@ fn carry_out(
         for job in jobs {
             let loads = job.steps.iter().any(Step::loads);
             let trouble = match outcomes.get(&job.owner) {
-                Some(Outcome::Failed(trouble)) => trouble.clone(),
+                Some(Outcome::Failed { trouble, .. }) => trouble.clone(),
                 Some(Outcome::Done(took)) if loads => {
                     info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
                     Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")

@@ -148,6 +148,11 @@ impl Entry {
         self.spec.generation.unwrap_or(0)
     }
 
+    /// Whether it names or inserted the module: one that it only uses is not its own.
+    pub fn owns(&self, name: &str) -> bool {
+        self.module(name).is_some_and(|module| module.named || module.inserted)
+    }
+
     /// The module of that name.
     pub fn module(&self, name: &str) -> Option<&RecordedModule> {
         self.modules.iter().find(|module| module.name == name)
@@ -173,6 +178,9 @@ pub struct Record {
     /// What an earlier worker recorded in this boot may be lost, and was not made up for yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lost: bool,
+    /// What was lost was made up for in this boot: there may have been more than what it says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_up: bool,
 }
 
 impl Record {
@@ -185,6 +193,7 @@ impl Record {
             firmware_before: None,
             in_tree: Vec::new(),
             lost: false,
+            made_up: false,
         }
     }
 

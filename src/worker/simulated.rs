@@ -167,6 +167,7 @@ impl Kernel for SimulatedKernel {
     }
 
     fn readable(&self, file: &Path) -> io::Result<()> {
+        self.fault(&file.display().to_string()).map_err(|refused| refused.errno)?;
         if self.lost.lock().unwrap().contains(file) { Err(Errno::ENOENT.into()) } else { Ok(()) }
     }
 
@@ -441,7 +442,11 @@ impl World {
                 observe::firmware(&self.kernel, &self.store, asked).unwrap()
             },
             published: Some(self.kernel.published().unwrap()),
-            published_files: observe::published_files(&self.kernel, RELEASE, &self.record, &self.prepared),
+            published_files: {
+                let published = self.kernel.published().unwrap();
+                let (record, prepared, read) = (&self.record, &self.prepared, &mut BTreeMap::new());
+                observe::published_files(&self.kernel, RELEASE, Some(&published), record, prepared, read)
+            },
             generated: self
                 .record
                 .entries
@@ -501,7 +506,7 @@ impl World {
         let outcomes = apply::jobs(&self.kernel, &self.store, &record, &startable, shutdown, &self.taken_back);
         self.record = record.into_inner().unwrap();
         for job in &plan.jobs {
-            if let Some(Outcome::Failed(trouble)) = outcomes.get(&job.owner) {
+            if let Some(Outcome::Failed { trouble, .. }) = outcomes.get(&job.owner) {
                 let attempt = Attempt {
                     identity: job.identity.clone(),
                     trouble: trouble.clone(),

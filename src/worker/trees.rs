@@ -61,6 +61,7 @@ pub(super) fn keep(folder: &Path, in_use: &BTreeSet<String>, limit: u64) -> Resu
 /// Removes one image, whole or not at all.
 pub(super) fn drop(folder: &Path, name: &str) -> Result<(), (PathBuf, io::Error)> {
     let (tree, aside) = (folder.join(name), folder.join(format!(".{name}.dropped")));
+    remove(&aside)?;
     match fs::rename(&tree, &aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err((tree, error)),
         Ok(()) | Err(_) => remove(&aside),
@@ -156,6 +157,7 @@ mod tests {
     #[test]
     fn one_image_is_dropped_and_the_others_stay() {
         let folder = store(&["a", "b"]);
+        fs::create_dir_all(folder.path().join(".a.dropped/left")).unwrap();
         for _ in 0..2 {
             drop(folder.path(), "a").unwrap();
             assert_eq!(left(folder.path()), ["b"]);

@@ -15,7 +15,9 @@ use super::away::{NoRegistry, holding};
 use super::*;
 use crate::api::{NodeModuleSpec, NodeModulesConfigStatus};
 use crate::core::kmod::elf::testing::module;
+use crate::worker::firmware::Firmware;
 use crate::worker::kernel::Trouble;
+use crate::worker::record::Entry;
 use crate::worker::simulated::{RELEASE, SimulatedKernel, intent, spec};
 
 /// An API server with one NodeModulesConfig, of generation 2.
@@ -162,7 +164,39 @@ fn unpack(tree: &Path) -> PathBuf {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unpacked_image_with_a_file_that_cannot_be_read_is_fetched_again_and_only_then() {
+async fn an_unpacked_image_whose_disk_fails_or_whose_firmware_is_in_use_stays() {
+    for firmware in [false, true] {
+        let (_folder, state, kernel) = holding(&[]);
+        let wanted = spec("gpu", "gpu", 'a', 1);
+        let tree = state.tree(&wanted::identity(&wanted).unwrap().tree_key(RELEASE));
+        let file = unpack(&tree);
+        if firmware {
+            kernel.lost.lock().unwrap().insert(file);
+            let firmware = Firmware { folder: tree.join("firmware"), files: BTreeMap::new() };
+            let mut record = Record::new("boot-1");
+            record.put(Entry { firmware: Some(firmware), ..Entry::of(spec("gpu", "gpu", 'b', 0)) });
+            state.save_record(&record).unwrap();
+        } else {
+            kernel.fail(&file.display().to_string(), nix::errno::Errno::EIO);
+        }
+        let server =
+            Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() }, |_| {});
+        let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
+        let shutdown = CancellationToken::new();
+        let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
+        let agent = Agent::new(settings, kernel.clone(), registry.clone(), state, client, shutdown.clone()).unwrap();
+        let running = tokio::spawn(agent.run());
+        let told = server.tells(|told| told.contains("StoreFailed")).await;
+        assert_eq!(told, "2: gpu Failed StoreFailed", "{firmware}");
+        tokio::time::sleep(Duration::from_hours(1)).await;
+        assert_eq!((registry.asked.load(Ordering::Relaxed), tree.is_dir()), (0, true), "{firmware}");
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unpacked_image_with_a_file_that_is_missing_is_fetched_again_and_only_then() {
     let (_folder, state, kernel) = holding(&[]);
     let wanted = spec("gpu", "gpu", 'a', 1);
     let tree = state.tree(&wanted::identity(&wanted).unwrap().tree_key(RELEASE));

@@ -112,7 +112,7 @@ impl Agent {
             warn!(module = %entry.owner(), proved = !entry.unproved, "the record was lost; taken from what was reported");
             record.put(entry);
         }
-        record.lost = false;
+        (record.lost, record.made_up) = (false, true);
         // Should this fail, a later start makes up for it in the same way.
         if let Err(error) = self.state.save_record(&record) {
             warn!("{}", chain(&error));

@@ -1,14 +1,15 @@
-//! A Module that is deleted while its first load makes room.
+//! A first load that makes room, and fails or is taken back.
 
 use axum::Router;
 use axum::http::StatusCode;
+use nix::errno::Errno;
 
 use super::away::{NoRegistry, holding};
 use super::*;
 use crate::api::{LoadPolicy, UnloadIntent, UnloadReason};
 use crate::core::kmod::order::Role::Named;
 use crate::worker::plan::LoadSet;
-use crate::worker::simulated::{Loaded, file, intent, spec};
+use crate::worker::simulated::{Loaded, SimulatedKernel, file, intent, spec};
 
 fn object(generation: i64, spec: NodeModulesConfigSpec) -> NodeModulesConfig {
     let mut object = NodeModulesConfig::new("n", spec);
@@ -16,9 +17,9 @@ fn object(generation: i64, spec: NodeModulesConfigSpec) -> NodeModulesConfig {
     object
 }
 
-#[tokio::test]
-async fn a_load_that_an_order_takes_back_while_it_runs_ends_with_what_the_node_had() {
-    let (_folder, state, kernel) = holding(&[]);
+/// An agent that is about to load `gpu`, for which the kernel's own `old_gpu` makes room.
+fn making_room() -> (tempfile::TempDir, Arc<SimulatedKernel>, Agent) {
+    let (folder, state, kernel) = holding(&[]);
     kernel.own.lock().unwrap().insert("old_gpu".into(), vec![]);
     kernel.with(|modules| drop(modules.insert("old_gpu".into(), Loaded { id: "own".into(), ..Loaded::default() })));
     let client = Client::new(Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE), "default");
@@ -32,6 +33,35 @@ async fn a_load_that_an_order_takes_back_while_it_runs_ends_with_what_the_node_h
     let ready = Prepared { spec: wanted.clone(), runtime: None, state: Preparation::Ready(Arc::new(set)) };
     agent.prepared.insert(Owner::of(&wanted), ready);
     agent.want(Some(object(1, NodeModulesConfigSpec { modules: vec![wanted], ..Default::default() })));
+    (folder, kernel, agent)
+}
+
+async fn end_of_jobs(agent: &mut Agent) {
+    while !agent.running.is_empty() {
+        let finished = agent.tasks.join_next().await.unwrap().unwrap();
+        agent.finish(finished).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_failed_is_tried_again_later_where_something_had_left_for_it() {
+    for (errno, calls) in [(None, vec![]), (Some(Errno::ENODEV), vec!["-old_gpu", "+old_gpu"])] {
+        let (_folder, kernel, mut agent) = making_room();
+        match errno {
+            Some(errno) => kernel.fail("gpu", errno),
+            None => *kernel.memory.lock().unwrap() = Some(1),
+        }
+        agent.pass();
+        end_of_jobs(&mut agent).await;
+        assert_eq!(kernel.take_calls(), calls);
+        let attempt = agent.attempts.values().next().unwrap();
+        assert_eq!(attempt.retry_at > Duration::from_mins(29), !calls.is_empty(), "{attempt:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_an_order_takes_back_while_it_runs_ends_with_what_the_node_had() {
+    let (_folder, kernel, mut agent) = making_room();
     {
         let _hanging = kernel.hold();
         agent.pass();
@@ -40,10 +70,7 @@ async fn a_load_that_an_order_takes_back_while_it_runs_ends_with_what_the_node_h
         agent.want(Some(object(2, NodeModulesConfigSpec { unload, ..Default::default() })));
         agent.pass();
     }
-    while !agent.running.is_empty() {
-        let finished = agent.tasks.join_next().await.unwrap().unwrap();
-        agent.finish(finished).unwrap();
-    }
+    end_of_jobs(&mut agent).await;
     assert_eq!(kernel.names(), ["old_gpu"]);
     assert_eq!(apply::lock(&agent.record).entries, []);
 }

@@ -1,6 +1,7 @@
 //! What runs beside the loop: fetching and reading images, and jobs for the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,7 +149,8 @@ impl Agent {
             }
         });
         let refused = begun.err().map(|error| {
-            Outcome::Failed(Trouble::new(NodeReason::KernelRefused, format!("no thread for the job: {error}")))
+            let trouble = Trouble::new(NodeReason::KernelRefused, format!("no thread for the job: {error}"));
+            Outcome::Failed { trouble, left: false }
         });
         self.tasks.spawn(async move {
             let outcome = if refused.is_some() { refused } else { ended.await.ok() };
@@ -208,7 +210,8 @@ impl Agent {
         self.prepared.insert(owner, Prepared { spec, runtime, state });
     }
 
-    /// An unpacked image of which a file cannot be read any more goes, so that it is fetched again.
+    /// An unpacked image of which a file is missing goes, so that it is fetched again; not one with firmware that the kernel
+    /// may ask for.
     fn drop_damaged_tree(&self, job: &Job) {
         let Some(identity) = &job.identity else { return };
         let key = identity.tree_key(&self.release);
@@ -217,8 +220,14 @@ impl Agent {
             Step::Check { files, .. } => Some(files),
             _ => None,
         });
-        let damaged = |file: &PathBuf| file.starts_with(&tree) && self.kernel.readable(file).is_err();
-        if tree.is_dir() && files.flatten().any(damaged) {
+        let missing = |file: &PathBuf| {
+            let read = self.kernel.readable(file);
+            file.starts_with(&tree) && read.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let record = apply::lock(&self.record).clone();
+        let mut firmware = record.entries.iter().filter_map(|entry| entry.firmware.as_ref());
+        let asked_for = firmware.any(|firmware| firmware.folder.starts_with(&tree));
+        if tree.is_dir() && !asked_for && files.flatten().any(missing) {
             match self.state.drop_tree(&key) {
                 Ok(()) => info!(module = %job.owner, tree = %tree.display(), "removed a damaged unpacked image"),
                 Err(error) => warn!("{}", chain(&error)),
@@ -229,7 +238,7 @@ impl Agent {
     fn worked(&mut self, job: &Job, outcome: &Outcome) {
         let loads = job.steps.iter().any(Step::loads);
         let trouble = match outcome {
-            Outcome::Failed(trouble) => {
+            Outcome::Failed { trouble, .. } => {
                 if trouble.reason == NodeReason::StoreFull {
                     self.make_room();
                 }
@@ -258,7 +267,8 @@ impl Agent {
             Outcome::Interrupted | Outcome::TakenBack => return,
         };
         let mut pause = self.backoff.entry(job.owner.clone()).or_default().next(job.identity.as_ref());
-        let gave_way = job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));
+        let left = matches!(outcome, Outcome::Done(_) | Outcome::Failed { left: true, .. });
+        let gave_way = left && job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));
         if gave_way && trouble.reason != NodeReason::InUse {
             pause = pause.max(GAVE_WAY_PAUSE);
         }

@@ -117,7 +117,7 @@ fn the_kernels_own_module_of_the_same_name_comes_back_too() {
 }
 
 #[test]
-fn the_host_shows_nothing_of_the_module_any_more_before_the_kernels_own_comes_back() {
+fn the_kernels_own_comes_back_before_anything_else_is_tidied_up() {
     let mut world = node(true);
     world.kernel.published.lock().unwrap().writable = true;
     world.kernel.with(|modules| {
@@ -131,7 +131,7 @@ fn the_host_shows_nothing_of_the_module_any_more_before_the_kernels_own_comes_ba
     world.desired.modules.clear();
     world.desired.unload = vec![removal("gpu")];
     let steps =
-        ["unload gpu", "unpublish drivers.gpu", "index 6.12.1+", "put back gpu", "forget taken gpu", "forget gpu"];
+        ["unload gpu", "put back gpu", "forget taken gpu", "unpublish drivers.gpu", "index 6.12.1+", "forget gpu"];
     assert_eq!(world.next_steps(), steps);
     assert_eq!(world.settle(), [""; 0]);
     assert_eq!(world.kernel.id("gpu").as_deref(), Some("own"));

@@ -6,7 +6,7 @@ mod room;
 use self::differences::drift;
 use self::room::Room;
 use super::checks::{before_load, memory_for};
-use super::unloading::{is_recorded, unload_steps};
+use super::unloading::{heirs, is_recorded, unload_steps};
 use super::{Job, LoadFile, LoadSet, Observed, Plan, Preparation, Step, in_tree, report};
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, OnChange, OnDrift};
@@ -154,7 +154,8 @@ impl Loading<'_> {
             others.map(|file| file.name.as_str()).collect()
         };
         let due = all_same || self.is_ordered();
-        outdated.extend(self.outdated_needs().filter(|name| due || self.is_published(name)));
+        let named_goes = !outdated.is_empty();
+        outdated.extend(self.outdated_needs().filter(|name| if self.brought(name) { due } else { named_goes }));
         if all_same && outdated.is_empty() {
             return self.adopt(plan);
         }
@@ -187,13 +188,12 @@ impl Loading<'_> {
         known.is_some_and(|module| module.inserted && self.is_still(module))
     }
 
-    /// Whether the kernel runs what was published for this Module and is of no Module in this boot: at the boot the host has
+    /// Whether the kernel runs what was published for this Module, of which nothing is recorded: at the boot the host has
     /// loaded by itself what the Module had before. That a change was to wait for.
     fn is_published(&self, name: &str) -> bool {
         let running = self.observed.kernel.running.get(name);
         let published = self.observed.published_files.get(&self.wanted.owner).and_then(|files| files.get(name));
         published.zip(running).is_some_and(|(file, running)| running.identity.compare(file) == Sameness::Same)
-            && self.others_with(&[name]).next().is_none()
     }
 
     /// What the kernel runs under the name of a file, if that is certainly another one.
@@ -299,9 +299,11 @@ impl Loading<'_> {
         });
         let (took_ms, loaded_at) = self.entry.map_or((None, None), |entry| (entry.took_ms, entry.loaded_at));
         let mut modules: Vec<RecordedModule> = modules.collect();
-        // What an earlier version of the entry brought stays this Module's as long as it is there.
+        // What an earlier version of the entry brought stays this Module's as long as it is there and of no other one.
         for known in self.entry.iter().flat_map(|entry| &entry.modules) {
-            let there = self.observed.kernel.listed.contains_key(&known.name) && !leaving.contains(&known.name);
+            let there = self.observed.kernel.listed.contains_key(&known.name)
+                && !leaving.contains(&known.name)
+                && self.others_with(&known.name).next().is_none();
             if there && (known.named || known.inserted) && !modules.iter().any(|module| module.name == known.name) {
                 modules.push(RecordedModule { named: false, inserted: true, ..known.clone() });
             }
@@ -326,7 +328,7 @@ impl Loading<'_> {
         }
     }
 
-    fn load(&self, plan: &mut Plan, room: &Room<'_>) {
+    fn load(&self, plan: &mut Plan, room: &Room) {
         let leaving = &room.leaving;
         let coming = || {
             let files = self.set.files.iter();
@@ -344,7 +346,8 @@ impl Loading<'_> {
         steps.extend(in_tree::before_load(self.observed, &self.wanted.spec, &room.in_tree));
         steps.extend(room.modprobe.clone());
         steps.extend(unload_steps(leaving, &self.observed.kernel));
-        steps.extend(self.others_after(room).into_iter().map(Step::write));
+        let heirs = self.entry.map(|entry| heirs(&self.observed.record, entry, leaving));
+        steps.extend(heirs.into_iter().flatten().map(Step::write));
         let mut entry = self.new_entry(false, leaving);
         for module in entry.modules.iter_mut().filter(|module| leaving.contains(&module.name)) {
             module.inserted = true;

@@ -1,8 +1,7 @@
 //! Modules that named ones need, of images in which they are other files than those that the kernel has.
 
-use tokio_util::sync::CancellationToken;
-
 use super::tests::foreign;
+use crate::api::{LoadPolicy, NodeModuleSpec, OnDrift};
 use crate::core::kmod::order::Role::{Named, Needed};
 use crate::worker::simulated::{World, file, intent, spec};
 
@@ -60,60 +59,55 @@ fn a_change_of_what_is_needed_alone_is_a_change() {
 }
 
 #[test]
-fn what_two_modules_need_is_replaced_when_both_are_and_not_before() {
-    let mut world = two_on_base();
-    world.desired.modules = vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)];
-    world.settle();
-    world.kernel.take_calls();
-    world.desired.modules[0] = spec("gpu", "gpu", 'b', 2);
-    world.desired.unload = vec![intent("gpu", 1)];
-    assert_eq!(world.settle(), ["gpu Failed Conflict", "net Loaded Loaded"]);
-    let image = world.images.remove(&('b', "net".to_owned())).unwrap();
-    world.desired.modules[1] = spec("net", "net", 'b', 2);
-    world.desired.unload.push(intent("net", 1));
-    assert_eq!(world.settle(), ["gpu UnloadFailed InUse", "net Failed ImageNotFound"]);
-    assert_eq!(
-        world.plan().reports[0].message,
-        "module base is also of drivers/net, which cannot be replaced yet: no such image"
-    );
-    world.images.insert(('b', "net".to_owned()), image);
-    world.wait();
-    world.kernel.with(|modules| modules.get_mut("net").unwrap().references = 1);
-    assert_eq!(world.settle(), ["gpu UnloadFailed InUse", "net UnloadFailed InUse"]);
-    assert_eq!(world.kernel.take_calls(), [""; 0]);
-    world.kernel.with(|modules| modules.get_mut("net").unwrap().references = 0);
-    assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Loaded Loaded"]);
-    assert_eq!(world.kernel.take_calls(), ["-gpu", "-net", "-base", "+base", "+gpu", "+net"]);
-    assert_eq!(ids(&world), ["base2", "gpu2", "net2"]);
-    world.desired.modules.clear();
-    world.desired.unload = vec![intent("gpu", 2), intent("net", 2)];
-    assert_eq!(world.settle(), [""; 0]);
-    assert_eq!(world.kernel.names(), [""; 0]);
+fn what_two_modules_brought_stays_until_one_of_them_goes_or_needs_it_no_more() {
+    for way_out in ["goes", "changes"] {
+        let mut world = two_on_base();
+        world.image('c', vec![file("net", "net3", Named, &[])]);
+        world.desired.modules = vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)];
+        world.settle();
+        world.kernel.take_calls();
+        world.desired.modules = vec![spec("gpu", "gpu", 'b', 2), spec("net", "net", 'b', 2)];
+        world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
+        assert_eq!(world.settle(), ["gpu Failed Conflict", "net Failed Conflict"]);
+        assert_eq!(
+            world.plan().reports[0].message,
+            "module base belongs to drivers/net: the kernel runs base (build id base1), wanted is build id base2; delete \
+             or change that Module first, or boot the node"
+        );
+        assert_eq!(world.kernel.take_calls(), [""; 0], "nothing leaves");
+        world.desired.modules.pop();
+        if way_out == "changes" {
+            world.desired.modules.push(spec("net", "net", 'c', 3));
+        }
+        world.settle();
+        assert_eq!(world.settle()[0], "gpu Loaded Loaded", "{way_out}");
+        let net = (way_out == "changes").then(|| "net3".to_owned());
+        assert_eq!(ids(&world), ["base2".to_owned(), "gpu2".to_owned()].into_iter().chain(net).collect::<Vec<_>>());
+        world.desired.modules.clear();
+        world.desired.unload = vec![intent("gpu", 2), intent("net", 3)];
+        assert_eq!(world.settle(), [""; 0]);
+        assert_eq!(world.kernel.names(), [""; 0]);
+    }
 }
 
 #[test]
-fn a_replacement_of_what_two_modules_need_ends_right_wherever_it_was_cut_off() {
-    for steps in 0..=8 {
-        let mut world = two_on_base();
-        world.desired.modules = vec![spec("gpu", "gpu", 'a', 1), spec("net", "net", 'a', 1)];
-        world.settle();
-        world.desired.modules = vec![spec("gpu", "gpu", 'b', 2), spec("net", "net", 'b', 2)];
-        world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
-        let never = CancellationToken::new();
-        world.round(&never);
-        let mut plan = world.plan();
-        assert_eq!(plan.jobs[0].steps.len(), 8);
-        plan.jobs.truncate(1);
-        plan.jobs[0].steps.truncate(steps);
-        world.carry_out(&plan, &never);
-        world.restart();
-        assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Loaded Loaded"], "after {steps} steps");
-        assert_eq!(ids(&world), ["base2", "gpu2", "net2"], "after {steps} steps");
-        world.desired.modules.clear();
-        world.desired.unload = vec![intent("net", 2), intent("gpu", 2)];
-        assert_eq!(world.settle(), [""; 0]);
-        assert_eq!(world.kernel.names(), [""; 0], "after {steps} steps");
-    }
+fn who_only_uses_a_module_keeps_it_as_long_as_it_does() {
+    let mut world = two_on_base();
+    let report = LoadPolicy { on_drift: OnDrift::Report, ..LoadPolicy::default() };
+    let net = NodeModuleSpec { policy: Some(report), ..spec("net", "net", 'b', 1) };
+    world.desired.modules = vec![spec("gpu", "gpu", 'a', 1), net];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Loaded Loaded"]);
+    assert!(!world.record.entries[1].owns("base"));
+    world.kernel.take_calls();
+    world.desired.modules[0] = spec("gpu", "gpu", 'b', 2);
+    world.desired.unload = vec![intent("gpu", 1)];
+    assert_eq!(world.settle(), ["gpu UnloadFailed InUse", "net Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), [""; 0], "nothing leaves");
+    world.kernel.with(|modules| drop(modules.remove("net")));
+    assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Failed Missing"]);
+    assert_eq!(world.kernel.take_calls(), ["-gpu", "-base", "+base", "+gpu"]);
+    assert_eq!(ids(&world), ["base2", "gpu2"]);
+    assert!(!world.record.entries[1].owns("base"), "what has left becomes nobody's");
 }
 
 #[test]
@@ -124,7 +118,7 @@ fn what_a_module_shares_with_one_that_goes_is_replaced_after_that() {
     world.desired.modules = vec![spec("gpu", "gpu", 'b', 2)];
     world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
     world.kernel.with(|modules| modules.get_mut("net").unwrap().references = 1);
-    assert_eq!(world.settle(), ["gpu UnloadFailed InUse", "net UnloadFailed InUse"]);
+    assert_eq!(world.settle(), ["gpu Failed Conflict", "net UnloadFailed InUse"]);
     world.kernel.with(|modules| modules.get_mut("net").unwrap().references = 0);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(ids(&world), ["base2", "gpu2"]);

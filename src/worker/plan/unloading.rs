@@ -20,10 +20,13 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
     let loaded = observed.in_kernel(&owner);
     let Some(intent) = observed.intent(&owner, entry.generation()) else {
         // Somebody else took it out, or a Module made again under the name took it over: nothing is left to speak of.
-        if targets(&observed.record, &[entry], &observed.kernel).is_empty()
+        let speaks = |other: &Entry, name: &str| other.owner() != owner && other.module(name).is_some();
+        let entries = &observed.record.entries;
+        let mut left = targets(&observed.record, entry, &observed.kernel).into_iter();
+        if left.all(|module| entries.iter().any(|other| speaks(other, &module.name)))
             && (loaded.is_none() || is_taken_over(observed, &owner))
         {
-            let mut steps: Vec<Step> = heirs(&observed.record, entry).into_iter().map(Step::write).collect();
+            let mut steps: Vec<Step> = heirs(&observed.record, entry, &[]).into_iter().map(Step::write).collect();
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             return;
@@ -54,7 +57,7 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
         generation: Some(intent),
         loaded: loaded.clone(),
     };
-    match removal(&observed.record, &[entry], &observed.kernel) {
+    match removal(&observed.record, entry, &observed.kernel) {
         Err(trouble) => plan.reports.push(tell(ModuleState::UnloadFailed, trouble)),
         Ok(_) if observed.held_back(&owner, None).is_some() => {
             let trouble = observed.held_back(&owner, None).cloned();
@@ -64,12 +67,12 @@ pub(super) fn plan(observed: &Observed, entry: &Entry, plan: &mut Plan) {
             let mut steps: Vec<Step> = modprobe_removes(observed, entry, &names).into_iter().collect();
             // After modprobe these find nothing left to do, or do it.
             steps.extend(unload_steps(&names, &observed.kernel));
-            steps.extend(heirs(&observed.record, entry).into_iter().map(Step::write));
-            // First, so that neither the kernel nor a tool finds a file of the Module for what comes back.
-            steps.extend(upkeep::before_forgetting(observed, entry));
+            steps.extend(heirs(&observed.record, entry, &names).into_iter().map(Step::write));
+            // First, as the node is without it until then.
             if observed.is_removal(&owner, intent) {
                 steps.extend(in_tree::after_removal(observed, &entry.spec));
             }
+            steps.extend(upkeep::before_forgetting(observed, entry));
             steps.push(Step::Forget(owner.clone()));
             plan.jobs.push(Job { owner, identity: None, steps });
             plan.reports.push(tell(ModuleState::Unloading, Trouble::new(NodeReason::Unloading, String::new())));
@@ -148,16 +151,14 @@ pub(super) fn unload_steps(names: &[String], kernel: &KernelView) -> Vec<Step> {
         .collect()
 }
 
-/// Modules of entries that must go with them: in the kernel, still the recorded file, inserted for one of them or named
-/// by it, and in no other entry.
-fn targets<'a>(record: &Record, entries: &[&'a Entry], kernel: &KernelView) -> Vec<&'a RecordedModule> {
-    let owners: BTreeSet<Owner> = entries.iter().map(|entry| entry.owner()).collect();
-    let elsewhere = |name: &str| {
-        record.entries.iter().any(|other| !owners.contains(&other.owner()) && other.module(name).is_some())
-    };
-    entries
+/// Modules of an entry that must go with it: in the kernel, still the recorded file, inserted for it or named by it, and
+/// not another entry's too.
+fn targets<'a>(record: &Record, entry: &'a Entry, kernel: &KernelView) -> Vec<&'a RecordedModule> {
+    let owner = entry.owner();
+    let elsewhere = |name: &str| record.entries.iter().any(|other| other.owner() != owner && other.owns(name));
+    entry
+        .modules
         .iter()
-        .flat_map(|entry| &entry.modules)
         .filter(|module| {
             (module.named || module.inserted)
                 && kernel.listed.contains_key(&module.name)
@@ -170,13 +171,13 @@ fn targets<'a>(record: &Record, entries: &[&'a Entry], kernel: &KernelView) -> V
         .collect()
 }
 
-/// Other entries with a module that this one inserted: it becomes theirs.
-pub(super) fn heirs(record: &Record, entry: &Entry) -> Vec<Entry> {
+/// Other entries with a module that this one inserted and that does not leave: it becomes theirs.
+pub(super) fn heirs(record: &Record, entry: &Entry, leaving: &[String]) -> Vec<Entry> {
     let owner = entry.owner();
     let mut heirs = Vec::new();
     for other in record.entries.iter().filter(|other| other.owner() != owner) {
         let mut heir = other.clone();
-        for module in &mut heir.modules {
+        for module in heir.modules.iter_mut().filter(|module| !leaving.contains(&module.name)) {
             module.inserted |= entry.module(&module.name).is_some_and(|known| known.inserted);
         }
         if heir != *other {
@@ -186,11 +187,11 @@ pub(super) fn heirs(record: &Record, entry: &Entry) -> Vec<Entry> {
     heirs
 }
 
-/// The modules of entries that are taken out together, users first; or why a named one cannot go.
+/// The modules of an entry that are taken out, users first; or why a named one cannot go.
 ///
 /// A module that is only needed, and that something else uses by now, is left where it is.
-pub(super) fn removal(record: &Record, entries: &[&Entry], kernel: &KernelView) -> Result<Vec<String>, Trouble> {
-    let targets = targets(record, entries, kernel);
+pub(super) fn removal(record: &Record, entry: &Entry, kernel: &KernelView) -> Result<Vec<String>, Trouble> {
+    let targets = targets(record, entry, kernel);
     let mut leaving: BTreeSet<&str> = targets.iter().map(|module| module.name.as_str()).collect();
     loop {
         let stays = targets

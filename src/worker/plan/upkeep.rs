@@ -129,7 +129,8 @@ mod tests {
     use crate::api::{LoadPolicy, NodeModuleSpec};
     use crate::core::kmod::order::Role::{Named, Needed};
     use crate::worker::plan::startable;
-    use crate::worker::simulated::{RELEASE, World, file, intent, spec};
+    use crate::worker::record::RecordedModule;
+    use crate::worker::simulated::{RELEASE, World, file, identity, intent, spec};
 
     fn asking(generation: i64, publish_on_host: bool) -> NodeModuleSpec {
         let policy = LoadPolicy { publish_on_host, ..LoadPolicy::default() };
@@ -213,36 +214,57 @@ mod tests {
         let never = CancellationToken::new();
         for (change, expected) in [
             ("named", vec!["-gpu", "+gpu"]),
-            ("needed", vec!["-gpu", "-base", "+base", "+gpu"]),
+            ("both", vec!["-gpu", "-base", "+base", "+gpu"]),
+            ("needed", vec![]),
             ("stranger", vec![]),
+            ("made up", vec![]),
+            ("of another", vec![]),
+            ("named by another", vec![]),
+            ("held", vec![]),
             ("none", vec![]),
         ] {
             let mut world = node();
             let image =
                 |base: &str, gpu: &str| vec![file("base", base, Needed, &[]), file("gpu", gpu, Named, &["base"])];
-            let needed = change == "needed";
             world.image('a', image("base1", "gpu1"));
-            world.image('b', if needed { image("base2", "gpu1") } else { image("base1", "gpu2") });
+            let (base, gpu) = match change {
+                "needed" => ("base2", "gpu1"),
+                "both" | "of another" | "named by another" | "held" => ("base2", "gpu2"),
+                _ => ("base1", "gpu2"),
+            };
+            world.image('b', image(base, gpu));
             world.settle();
             let digest = if change == "none" { 'a' } else { 'b' };
             world.desired.modules =
                 vec![NodeModuleSpec { policy: asking(2, true).policy, ..spec("gpu", "gpu", digest, 2) }];
             // The node boots, and the host loads what lies there.
             world.restart();
-            world.record = Record::new("boot-2");
+            world.record = Record { made_up: change == "made up", ..Record::new("boot-2") };
+            let other = spec("net", if change == "of another" { "net" } else { "base" }, 'c', 1);
+            match change {
+                "of another" => {
+                    let (name, identity) = ("base".to_owned(), identity("base1"));
+                    let base = RecordedModule { name, identity, named: false, inserted: true, filesystems: Vec::new() };
+                    world.record.put(Entry { modules: vec![base], ..Entry::of(other) });
+                }
+                "named by another" => world.desired.modules.push(other),
+                _ => {}
+            }
             world.kernel.with(|modules| {
+                modules.get_mut("base").unwrap().references = u32::from(change == "held");
                 let gpu = modules.get_mut("gpu").unwrap();
-                gpu.references = 1;
+                gpu.references = u32::from(change != "held");
                 if change == "stranger" {
                     gpu.id = "stranger".into();
                 }
             });
             world.kernel.take_calls();
-            let told = world.settle();
+            let told = world.settle().remove(0);
             match change {
-                "stranger" => assert_eq!(told, ["gpu Failed LoadedOtherFile"]),
-                "none" => assert_eq!(told, ["gpu Loaded Adopted"]),
-                _ => assert_eq!(told, ["gpu Failed InUse"], "{change}"),
+                "stranger" | "made up" => assert_eq!(told, "gpu Failed LoadedOtherFile", "{change}"),
+                "none" | "needed" => assert_eq!(told, "gpu Loaded Adopted", "{change}"),
+                "of another" | "named by another" => assert_eq!(told, "gpu Failed Conflict", "{change}"),
+                _ => assert_eq!(told, "gpu Failed InUse", "{change}"),
             }
             assert_eq!(world.kernel.take_calls(), [""; 0], "{change}");
             world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 0);

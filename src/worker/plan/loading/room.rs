@@ -2,51 +2,36 @@
 
 use std::collections::BTreeSet;
 
-use super::{Found, Loading, ready};
+use super::{Found, Loading};
 use crate::api::names::NodeReason;
-use crate::api::{LoadPolicy, ModuleState, OnChange, OnOtherFile};
-use crate::core::kmod::Sameness;
+use crate::api::{LoadPolicy, ModuleState, NodeModuleSpec, OnChange, OnOtherFile};
 use crate::core::kmod::order::Role;
 use crate::worker::kernel::Trouble;
-use crate::worker::plan::checks::before_load;
-use crate::worker::plan::unloading::{blocked, heirs, is_recorded, modprobe_removes, removal, users_first};
-use crate::worker::plan::{LoadFile, Step};
+use crate::worker::plan::Step;
+use crate::worker::plan::unloading::{blocked, is_recorded, modprobe_removes, removal, users_first};
 use crate::worker::record::{Entry, Owner, RecordedModule};
 use crate::worker::wanted;
 
 /// What makes room for a load.
-pub(super) struct Room<'a> {
+pub(super) struct Room {
     /// All modules that leave, users first.
     pub(super) leaving: Vec<String>,
     /// Those of them that the kernel itself came with.
     pub(super) in_tree: Vec<String>,
     /// The step by which modprobe takes out those of the Module.
     pub(super) modprobe: Option<Step>,
-    /// Entries of other Modules whose modules are among them.
-    along: Vec<&'a Entry>,
-}
-
-/// Whether two files are certainly not the same.
-fn differ(one: &LoadFile, other: &LoadFile) -> bool {
-    one.identity.compare(&other.identity) == Sameness::Different
 }
 
 impl<'a> Loading<'a> {
     /// Modules that must leave before the load, users first; or why they cannot.
-    pub(super) fn make_room(
-        &self,
-        stale: &[&str],
-        parameters: Option<String>,
-    ) -> Result<Room<'a>, (ModuleState, Trouble)> {
+    pub(super) fn make_room(&self, stale: &[&str], parameters: Option<String>) -> Result<Room, (ModuleState, Trouble)> {
         let failed = |reason, message: String| Err((ModuleState::Failed, Trouble::new(reason, message)));
-        let (mut leaving, mut modprobe, mut along) = (Vec::new(), None, Vec::new());
+        let (mut leaving, mut modprobe) = (Vec::new(), None);
         if let Some(entry) = self.entry.filter(|_| self.is_ordered()) {
             let refused = |trouble| (ModuleState::UnloadFailed, trouble);
-            along = self.go_along(stale).map_err(refused)?;
-            let together: Vec<&Entry> = std::iter::once(entry).chain(along.iter().copied()).collect();
-            let names = removal(&self.observed.record, &together, &self.observed.kernel).map_err(refused)?;
+            let names = removal(&self.observed.record, entry, &self.observed.kernel).map_err(refused)?;
             // What modprobe takes out, it takes out whole.
-            modprobe = modprobe_removes(self.observed, entry, &names).filter(|_| along.is_empty());
+            modprobe = modprobe_removes(self.observed, entry, &names);
             leaving = if modprobe.is_some() { names } else { self.without_what_can_stay(names, stale) };
         }
         let listed = &self.observed.kernel.listed;
@@ -63,8 +48,7 @@ impl<'a> Loading<'a> {
         let going: Vec<&str> = in_tree.into_iter().chain(replaced.iter().map(String::as_str)).collect();
         let all: BTreeSet<&str> = leaving.iter().map(String::as_str).chain(going.iter().copied()).collect();
         if let Some(name) = stale.iter().find(|name| !all.contains(**name)) {
-            let goes = |other: &Entry| along.iter().any(|along| along.owner() == other.owner());
-            let own = self.is_ordered() && self.brought(name) && self.others_with(&[name]).all(goes);
+            let own = self.is_ordered() && self.brought(name) && self.others_with(name).next().is_none();
             if let Some(why) = own.then(|| blocked(name, &all, &self.observed.kernel)).flatten() {
                 return Err((ModuleState::UnloadFailed, Trouble::new(NodeReason::InUse, why)));
             }
@@ -82,68 +66,31 @@ impl<'a> Loading<'a> {
         let going = users_first(&going.into_iter().collect(), listed);
         let in_tree = going.iter().filter(|name| unwanted.contains(name)).cloned().collect();
         leaving.extend(going);
-        Ok(Room { leaving, in_tree, modprobe, along })
+        Ok(Room { leaving, in_tree, modprobe })
     }
 
-    /// Entries of other Modules that have one of these modules.
-    pub(super) fn others_with(&self, names: &[&str]) -> impl Iterator<Item = &'a Entry> {
+    /// Entries of other Modules that have this module as their own. Whether one only uses it is told by the kernel.
+    pub(super) fn others_with(&self, name: &str) -> impl Iterator<Item = &'a Entry> {
         let entries = self.observed.record.entries.iter().filter(|entry| entry.owner() != self.wanted.owner);
-        entries.filter(move |entry| names.iter().any(|name| entry.module(name).is_some()))
+        entries.filter(move |entry| entry.owns(name))
     }
 
-    /// Entries of other Modules that have what is in the way, where all of them are to make room for the same: their
-    /// modules go along, and their Modules load their own again. None where one of them keeps it.
-    ///
-    /// # Errors
-    /// One of them has to be waited for.
-    fn go_along(&self, stale: &[&str]) -> Result<Vec<&'a Entry>, Trouble> {
+    /// Another Module that has this module as its own, or of those that this one only needs is to have it.
+    fn other_owner(&self, name: &str) -> Option<Owner> {
         let observed = self.observed;
-        let others: Vec<&Entry> = self.others_with(stale).collect();
-        if others.iter().any(|other| observed.intent(&other.owner(), other.generation()).is_none()) {
-            return Ok(Vec::new());
-        }
-        for other in &others {
-            let owner = other.owner();
-            let wait = |why: String| {
-                let names: Vec<&str> = stale.iter().copied().filter(|name| other.module(name).is_some()).collect();
-                let names = names.join(", ");
-                Err(Trouble::new(NodeReason::InUse, format!("module {names} is also of {owner}, {why}")))
-            };
-            let mut wanted = observed.desired.modules.iter().filter(|spec| Owner::of(spec) == owner);
-            let next = wanted.find(|spec| observed.intent(&owner, spec.generation.unwrap_or(0)).is_none());
-            let Some(next) = next else { return wait("which is to go before".to_owned()) };
-            let next = match wanted::check(next, &observed.release) {
-                Ok(next) => next,
-                Err(trouble) => return wait(format!("which cannot be replaced: {}", trouble.message)),
-            };
-            let set = match ready(observed, &next) {
-                Ok(set) => set,
-                Err((_, trouble, _)) => return wait(format!("which cannot be replaced yet: {}", trouble.message)),
-            };
-            let mut files = set.files.iter().filter(|file| stale.contains(&file.name.as_str()));
-            if files.any(|file| self.set.files.iter().any(|own| own.name == file.name && differ(own, file))) {
-                return Ok(Vec::new());
-            }
-            if let Err(trouble) = before_load(&observed.kernel.gates, &set.files) {
-                return wait(format!("which cannot be replaced: {}", trouble.message));
-            }
-        }
-        Ok(others)
+        let names_it = |spec: &&NodeModuleSpec| {
+            let owner = Owner::of(spec);
+            owner != self.wanted.owner
+                && observed.intent(&owner, spec.generation.unwrap_or(0)).is_none()
+                && wanted::identity(spec).is_ok_and(|identity| identity.named.iter().any(|named| named == name))
+        };
+        let to_have_it =
+            || observed.desired.modules.iter().filter(|_| self.only_needs(name)).find(names_it).map(Owner::of);
+        self.others_with(name).next().map(Entry::owner).or_else(to_have_it)
     }
 
-    /// Entries of other Modules as they are after the unload: what this one inserted and leaves there is theirs, and what
-    /// went along is not.
-    pub(super) fn others_after(&self, room: &Room<'_>) -> Vec<Entry> {
-        let mut others = self.entry.map(|entry| heirs(&self.observed.record, entry)).unwrap_or_default();
-        for other in &room.along {
-            let heir = others.iter().position(|heir| heir.owner() == other.owner());
-            let mut left = heir.map_or_else(|| (*other).clone(), |at| others.remove(at));
-            left.modules.retain(|module| module.named || !room.leaving.contains(&module.name));
-            let gone = left.modules.iter_mut().filter(|module| room.leaving.contains(&module.name));
-            gone.for_each(|module| module.inserted = false);
-            others.push(Entry { complete: false, ..left });
-        }
-        others
+    fn only_needs(&self, name: &str) -> bool {
+        self.set.files.iter().any(|file| file.name == name && file.role == Role::Needed)
     }
 
     /// Of the modules that are in the way, those that no Module brought and that the policy takes out, and those that the
@@ -152,18 +99,16 @@ impl<'a> Loading<'a> {
         let mut published = Vec::new();
         if stale.iter().any(|name| self.is_published(name)) {
             let files = self.set.files.iter().filter(|file| file.role != Role::Optional);
-            let names = files.map(|file| file.name.as_str()).filter(|name| self.is_published(name)).collect();
+            let free = |name: &&str| self.is_published(name) && self.other_owner(name).is_none();
+            let names = files.map(|file| file.name.as_str()).filter(free).collect();
             published = self.without_what_can_stay(users_first(&names, &self.observed.kernel.listed), stale);
         }
         if self.policy().on_other_file != OnOtherFile::Replace {
             return published;
         }
         let of_nobody = |name: &&&str| {
-            let mut entries = self.observed.record.entries.iter();
-            !entries.any(|entry| {
-                let own = entry.owner() == self.wanted.owner;
-                entry.module(name).is_some_and(|module| !own || self.is_still(module))
-            })
+            let own = self.entry.and_then(|entry| entry.module(name));
+            self.other_owner(name).is_none() && !own.is_some_and(|module| self.is_still(module))
         };
         let strangers = stale.iter().filter(of_nobody).map(|name| (*name).to_owned());
         published.into_iter().chain(strangers).collect()
@@ -182,7 +127,7 @@ impl<'a> Loading<'a> {
     /// Why a module that must leave first stays.
     fn in_the_way(&self, name: &str, parameters: Option<String>) -> (ModuleState, Trouble) {
         let failed = |reason, message: String| (ModuleState::Failed, Trouble::new(reason, message));
-        let by = self.others_with(&[name]).next();
+        let by = self.other_owner(name);
         let parameters = parameters.filter(|_| name == self.main());
         let which = self.set.files.iter().find(|file| file.name == name).map_or_else(String::new, |file| {
             let running = self.observed.kernel.running.get(name).map(|running| running.identity.describe());
@@ -193,8 +138,11 @@ impl<'a> Loading<'a> {
         // A Module made again under its name follows the one before, whose file this is.
         let follows =
             |owner: &Owner| (&owner.namespace, &owner.name) == (&self.wanted.owner.namespace, &self.wanted.owner.name);
-        if let Some(by) = by.filter(|by| !follows(&by.owner())) {
-            return failed(NodeReason::Conflict, format!("module {name} belongs to {}: {differs}", by.owner()));
+        if let Some(by) = by.as_ref().filter(|by| !follows(by)) {
+            return failed(
+                NodeReason::Conflict,
+                format!("module {name} belongs to {by}: {differs}{}", self.way_out(name)),
+            );
         }
         let own = by.is_some() || self.entry.and_then(|entry| entry.module(name)).is_some_and(|m| self.is_still(m));
         if own && self.policy().on_change == OnChange::OnReboot {
@@ -213,6 +161,11 @@ impl<'a> Loading<'a> {
             Some(how) => failed(NodeReason::LoadedOtherParameters, format!("module {name}: {how}; {wait}")),
             None => failed(NodeReason::LoadedOtherFile, format!("{which}; {wait}")),
         }
+    }
+
+    /// What helps where another Module has what this one needs as another file.
+    fn way_out(&self, name: &str) -> &'static str {
+        if self.only_needs(name) { "; delete or change that Module first, or boot the node" } else { "" }
     }
 
     /// Leaves out of the modules to be removed, which stand users first, those that the new load wants just as they are.
