@@ -17,7 +17,7 @@ use crate::runtime::queue::Queue;
 use crate::runtime::store::{Change, ObjectKey, Store};
 
 /// Events about one cluster that come together cost one pass.
-const WORK_DEBOUNCE: Duration = Duration::from_millis(10);
+const WORK_DEBOUNCE: Duration = Duration::from_millis(3);
 /// Clusters with new kernels that come together cost one pass over the fleet.
 const IMAGES_DEBOUNCE: Duration = Duration::from_millis(20);
 /// Clusters that change together cost one write of the status.
@@ -179,7 +179,8 @@ impl Fleet {
         if old.is_some_and(|old| old.wishes_the_same(new)) {
             return;
         }
-        self.images_queue.add(Arc::clone(&name));
+        // Everything else waits for it, and it looks at the whole fleet anyway.
+        self.images_queue.add_after(Arc::clone(&name), Duration::ZERO);
         let mut clusters = self.selected(new, |_| true);
         // What was said so far was about another wish.
         for cluster in &clusters {

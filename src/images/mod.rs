@@ -35,7 +35,7 @@ use registries::Registries;
 /// Objects that are worked on at one moment.
 const WORKERS: usize = 4;
 /// Events about one object within this time cost one pass.
-const DEBOUNCE: Duration = Duration::from_millis(5);
+const DEBOUNCE: Duration = Duration::from_millis(2);
 /// Longest wait for the store to show a status that was just written.
 const ECHO: Duration = Duration::from_secs(2);
 /// A connection that died silently is noticed after this time.
