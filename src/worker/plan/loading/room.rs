@@ -187,10 +187,6 @@ impl<'a> Loading<'a> {
     fn is_ours(&self, name: &str) -> bool {
         let wanted = self.set.files.iter().any(|file| file.name == name && matches!(self.found(file), Found::Same));
         wanted
-            || self.observed.record.entries.iter().any(|entry| {
-                entry.module(name).is_some_and(|module| {
-                    self.observed.kernel.running.get(name).is_some_and(|running| is_recorded(module, &running.identity))
-                })
-            })
+            || self.observed.record.entries.iter().any(|e| e.module(name).is_some_and(|module| self.is_still(module)))
     }
 }
