@@ -28,6 +28,19 @@ struct Server {
 }
 
 impl Server {
+    /// Starts an agent of this server's node: what ends it, and its task.
+    fn serve(
+        &self,
+        kernel: Arc<SimulatedKernel>,
+        fetch: Arc<dyn Fetch>,
+        state: StateDir,
+    ) -> (CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
+        let shutdown = CancellationToken::new();
+        let (settings, client) = (WorkerSettings::new("n"), self.client.clone());
+        let agent = Agent::new(settings, kernel, fetch, state, client, shutdown.clone()).unwrap();
+        (shutdown, tokio::spawn(agent.run()))
+    }
+
     fn start(spec: NodeModulesConfigSpec, keep: fn(&mut NodeModulesConfigStatus)) -> Self {
         let (told, writes) = (Arc::new(Mutex::new(NodeModulesConfigStatus::default())), Arc::new(AtomicUsize::new(0)));
         let (status, count) = (Arc::clone(&told), Arc::clone(&writes));
@@ -111,11 +124,7 @@ async fn orders_that_cannot_be_kept_are_told_and_carried_out_as_soon_as_they_can
         ..NodeModulesConfigSpec::default()
     };
     let server = Server::start(wanted, |_| {});
-    let shutdown = CancellationToken::new();
-    let client = server.client.clone();
-    let settings = WorkerSettings::new("n");
-    let agent = Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown.clone()).unwrap();
-    let running = tokio::spawn(agent.run());
+    let (shutdown, running) = server.serve(kernel.clone(), Arc::new(NoRegistry), state);
     let told = server.tells(|told| told.contains("net UnloadFailed")).await;
     assert_eq!(told, "1: gpu Loaded Loaded, net UnloadFailed StoreFailed");
     tokio::time::sleep(Duration::from_hours(1)).await;
@@ -182,10 +191,7 @@ async fn an_unpacked_image_whose_disk_fails_or_whose_firmware_is_in_use_stays() 
         let server =
             Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() }, |_| {});
         let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
-        let shutdown = CancellationToken::new();
-        let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
-        let agent = Agent::new(settings, kernel.clone(), registry.clone(), state, client, shutdown.clone()).unwrap();
-        let running = tokio::spawn(agent.run());
+        let (shutdown, running) = server.serve(kernel.clone(), registry.clone(), state);
         let told = server.tells(|told| told.contains("StoreFailed")).await;
         assert_eq!(told, "2: gpu Failed StoreFailed", "{firmware}");
         tokio::time::sleep(Duration::from_hours(1)).await;
@@ -204,10 +210,7 @@ async fn an_unpacked_image_with_a_file_that_is_missing_is_fetched_again_and_only
     let server =
         Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() }, |_| {});
     let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
-    let shutdown = CancellationToken::new();
-    let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
-    let agent = Agent::new(settings, kernel.clone(), registry.clone(), state, client, shutdown.clone()).unwrap();
-    let running = tokio::spawn(agent.run());
+    let (shutdown, running) = server.serve(kernel.clone(), registry.clone(), state);
     // The simulated kernel takes no file of a real folder: what it refuses was read.
     kernel.fail("gpu", nix::errno::Errno::ENODEV);
     let told = server.tells(|told| told.contains("KernelRefused")).await;
@@ -228,10 +231,7 @@ async fn what_the_api_server_does_not_keep_is_sent_seldom_and_everything_new_at_
         status.worker_version = None;
         status.modules.iter_mut().for_each(|module| module.build_id = None);
     });
-    let shutdown = CancellationToken::new();
-    let (settings, client) = (WorkerSettings::new("n"), server.client.clone());
-    let agent = Agent::new(settings, kernel.clone(), Arc::new(NoRegistry), state, client, shutdown.clone()).unwrap();
-    let running = tokio::spawn(agent.run());
+    let (shutdown, running) = server.serve(kernel.clone(), Arc::new(NoRegistry), state);
     assert_eq!(server.tells(|told| told.contains("gpu Loaded")).await, "2: gpu Loaded Loaded");
     tokio::time::sleep(Duration::from_hours(2)).await;
     let writes = server.writes.load(Ordering::Relaxed);
