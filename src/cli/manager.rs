@@ -17,7 +17,7 @@ use crate::api::names;
 use crate::core::hash;
 use crate::hub::{Hub, HubSettings};
 use crate::images::{Images, ImagesSettings};
-use crate::oci::proxies::Proxies;
+use crate::oci::route::proxies::Proxies;
 use crate::runtime::client::{ApiError, chain, within};
 use crate::runtime::lease;
 use crate::runtime::metrics::Metrics;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kube::Client;
 
 use crate::api::crds;
-use crate::oci::proxies::Proxies;
+use crate::oci::route::proxies::Proxies;
 use crate::runtime::telemetry::{self, Format};
 
 /// Kernel modules for fleets of Kubernetes clusters.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
+use sha2::Digest as _;
 use std::fmt::Write as _;
 
 /// Hex characters of the hash in a [`bounded_name`]: 40 bits, enough to tell some thousands of names apart.
@@ -28,11 +28,87 @@ pub fn content_hash<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
 
 /// SHA-256 of the bytes, 64 lower-case hex characters.
 pub fn hash_bytes(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+    hex(&sha2::Sha256::digest(bytes))
+}
+
+/// The bytes in lower-case hex characters.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+/// A hash function of digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// What nearly everything uses, and the only one that we give out.
+    Sha256,
+    /// Accepted where somebody else chose it.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name in front of the colon of a digest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// Length of the hash in hex characters.
+    pub fn hex_length(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+/// A hash under way, for content that is never all in memory.
+#[derive(Debug, Clone)]
+pub struct Hasher(Inner);
+
+#[derive(Debug, Clone)]
+enum Inner {
+    Sha256(sha2::Sha256),
+    Sha512(sha2::Sha512),
+}
+
+impl Hasher {
+    /// The hash of nothing so far.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => Inner::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => Inner::Sha512(sha2::Sha512::new()),
+        })
+    }
+
+    /// The hash function.
+    pub fn algorithm(&self) -> Algorithm {
+        match self.0 {
+            Inner::Sha256(_) => Algorithm::Sha256,
+            Inner::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// More of the content.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Inner::Sha256(hasher) => hasher.update(bytes),
+            Inner::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The hash of everything that was given, in lower-case hex characters.
+    pub fn finish(self) -> String {
+        match self.0 {
+            Inner::Sha256(hasher) => hex(&hasher.finalize()),
+            Inner::Sha512(hasher) => hex(&hasher.finalize()),
+        }
+    }
 }
 
 /// Written by hand, because whether `serde_json` sorts keys depends on a feature that any dependency can switch.
@@ -150,6 +226,25 @@ mod tests {
     #[test]
     fn the_hash_is_sha256_in_hex() {
         assert_eq!(hash_bytes(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+
+    #[test]
+    fn content_in_pieces_has_the_hash_of_the_whole() {
+        for (algorithm, expected) in [
+            (Algorithm::Sha256, hash_bytes(b"abc")),
+            (
+                Algorithm::Sha512,
+                "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+                 2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f"
+                    .to_owned(),
+            ),
+        ] {
+            let mut hasher = Hasher::new(algorithm);
+            for piece in [&b"a"[..], b"", b"bc"] {
+                hasher.update(piece);
+            }
+            assert_eq!((hasher.algorithm(), hasher.finish()), (algorithm, expected));
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::core::hash::{Algorithm, Hasher};
+
 /// The registry of a name that gives none.
 pub const DEFAULT_REGISTRY: &str = "docker.io";
 /// Where the API of [`DEFAULT_REGISTRY`] is served.
@@ -72,33 +74,6 @@ pub enum ParseError {
     },
 }
 
-/// A hash function of digests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Algorithm {
-    /// What nearly everything uses, and the only one that we give out.
-    Sha256,
-    /// Accepted where somebody else chose it.
-    Sha512,
-}
-
-impl Algorithm {
-    /// The name in front of the colon.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sha256 => "sha256",
-            Self::Sha512 => "sha512",
-        }
-    }
-
-    /// Length of the hexadecimal part, in bytes.
-    fn hex_length(self) -> usize {
-        match self {
-            Self::Sha256 => 64,
-            Self::Sha512 => 128,
-        }
-    }
-}
-
 /// A content digest, `sha256:<hex>` or `sha512:<hex>`, in lower case and of the right length.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
@@ -107,14 +82,22 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The digest with these raw bytes of a SHA-256.
-    pub fn from_sha256(bytes: [u8; 32]) -> Self {
-        Self { algorithm: Algorithm::Sha256, hex: hex(&bytes) }
+    /// The digest of all that this hash was given.
+    pub fn of(hasher: Hasher) -> Self {
+        Self { algorithm: hasher.algorithm(), hex: hasher.finish() }
     }
 
-    /// The digest with these raw bytes of a SHA-512.
-    pub fn from_sha512(bytes: [u8; 64]) -> Self {
-        Self { algorithm: Algorithm::Sha512, hex: hex(&bytes) }
+    /// The digest of bytes that are all there.
+    pub fn of_bytes(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        Self::of(hasher)
+    }
+
+    /// The digest with these raw bytes of a SHA-256, whatever they are of.
+    #[cfg(test)]
+    pub(crate) fn from_sha256(bytes: [u8; 32]) -> Self {
+        Self { algorithm: Algorithm::Sha256, hex: crate::core::hash::hex(&bytes) }
     }
 
     /// The hash function.
@@ -126,15 +109,6 @@ impl Digest {
     pub fn hex(&self) -> &str {
         &self.hex
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
-        for digit in [byte >> 4, byte & 15] {
-            hex.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
-        }
-        hex
-    })
 }
 
 impl FromStr for Digest {

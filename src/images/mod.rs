@@ -20,7 +20,7 @@ use kube_runtime::watcher::Config;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::oci::proxies::Proxies;
+use crate::oci::route::proxies::Proxies;
 use crate::runtime::client::ApiError;
 use crate::runtime::events::Events;
 use crate::runtime::metrics::Metrics;

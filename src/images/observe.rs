@@ -6,7 +6,7 @@ use std::fmt;
 use crate::api::names::ImageReason;
 use crate::api::{ModuleImagesConfig, ModuleImagesConfigStatus};
 use crate::core::image::Digest;
-use crate::oci::registry::RegistryOptions;
+use crate::oci::route::endpoint::RegistryOptions;
 use crate::runtime::store::{ObjectKey, Projection};
 
 /// What is read of a ModuleImagesConfig; how images are built and signed is not.

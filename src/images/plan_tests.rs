@@ -6,7 +6,7 @@ use super::*;
 use crate::core::image::Digest;
 use crate::images::lookup::tests::question;
 use crate::images::observe::ImagesView;
-use crate::oci::registry::RegistryOptions;
+use crate::oci::route::endpoint::RegistryOptions;
 
 const GENERATION: Option<i64> = Some(4);
 

@@ -14,9 +14,9 @@ use super::lookup::{Oracle, Reply};
 use super::observe::{Answer, Question};
 use crate::api::names::ImageReason;
 use crate::core::image::ImageRef;
-use crate::oci::credentials::Credentials;
-use crate::oci::proxies::Proxies;
-use crate::oci::registry::{self, Error};
+use crate::oci::auth::credentials::Credentials;
+use crate::oci::http::registry;
+use crate::oci::route::proxies::Proxies;
 use crate::runtime::client::{ApiError, Class, within};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::store::ObjectKey;
@@ -65,7 +65,7 @@ impl Registries {
         match registry::resolve(&image, &credentials, &question.options(), &self.proxies, DEADLINE).await {
             Ok(digest) => Reply { answer: Answer::Found(digest), rest: None },
             Err(error) => {
-                let reason = reason(&error);
+                let reason = error.reason();
                 // Some registries say of what is closed to somebody that it is not there.
                 let denied =
                     matches!(reason, ImageReason::Unauthorized | ImageReason::Forbidden | ImageReason::NotFound);
@@ -131,20 +131,5 @@ fn refused(secret: &ObjectKey, error: &ApiError) -> (ImageReason, String) {
         Class::Denied => (ImageReason::PullSecretForbidden, message),
         // The API server is away for a moment: nothing is known of the image, and nothing of the secret.
         Class::Conflict | Class::Transient | Class::Invalid => (ImageReason::Pending, message),
-    }
-}
-
-fn reason(error: &Error) -> ImageReason {
-    match error {
-        Error::NotFound { .. } => ImageReason::NotFound,
-        Error::Unauthorized { .. } => ImageReason::Unauthorized,
-        Error::Forbidden { .. } => ImageReason::Forbidden,
-        Error::RateLimited { .. } => ImageReason::RateLimited,
-        Error::RegistryError { .. } => ImageReason::RegistryError,
-        Error::Timeout { .. } => ImageReason::Timeout,
-        Error::Unreachable { .. } => ImageReason::Unreachable,
-        Error::TlsError { .. } => ImageReason::TlsError,
-        Error::InvalidReference(_) => ImageReason::InvalidReference,
-        Error::InvalidResponse { .. } => ImageReason::InvalidResponse,
     }
 }

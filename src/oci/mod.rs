@@ -1,24 +1,27 @@
 //! Talking to registries and unpacking images.
 //!
-//! [`registry::resolve`] turns a tag into a digest, [`pull::pull`] turns a digest into files, [`mirrors::endpoints`] says
-//! where a node asks. All take what they need as arguments: the content of the pull secret, the TLS options, the proxies, a
-//! deadline. Nothing here remembers anything between two calls, and credentials appear in no error and no log line.
+//! [`registry::resolve`](http::registry::resolve) turns a tag into a digest, [`pull::pull`] turns a digest into files,
+//! [`mirrors::endpoints`](route::mirrors::endpoints) says where a node asks. All take what they need as arguments: the
+//! content of the pull secret, the TLS options, the proxies, a deadline. Nothing here remembers anything between two calls,
+//! and credentials appear in no error and no log line.
+//!
+//! | Folder or file | Holds | May use |
+//! |---|---|---|
+//! | `pull` | fetching all of an image, with retries, and proving it | all below |
+//! | `unpack` | layers to a folder | `error`, `limits`, `progress` |
+//! | `http` | talking to one registry | `route`, `auth`, `error` |
+//! | `route` | where to ask: endpoints, mirrors of the node's container runtime, proxies | `auth` |
+//! | `auth` | credentials, and for which image they are | |
+//! | `error`, `limits`, `progress` | what all share | |
 
-pub mod credentials;
-mod download;
-pub mod endpoint;
-mod fetch;
-mod hash;
-mod layer;
-pub mod mirrors;
-mod partial;
+pub mod auth;
+pub mod error;
+pub mod http;
+pub mod limits;
 mod progress;
-pub mod proxies;
 pub mod pull;
-pub mod registry;
-mod session;
-mod sources;
-mod tree;
+pub mod route;
+mod unpack;
 
 #[cfg(test)]
 mod tests;

@@ -14,11 +14,12 @@ use super::wanted::{self, LoadIdentity};
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::image::ImageRef;
-use crate::oci::credentials::Credentials;
-use crate::oci::mirrors::{self, Endpoints};
-use crate::oci::proxies::Proxies;
-use crate::oci::pull::{self, Keep, Limits, Platform, PullRequest};
-use crate::oci::registry::{self, RegistryOptions};
+use crate::oci::auth::credentials::Credentials;
+use crate::oci::limits::{Keep, Limits, Platform};
+use crate::oci::pull::{self, PullRequest};
+use crate::oci::route::endpoint::RegistryOptions;
+use crate::oci::route::mirrors::{self, Endpoints};
+use crate::oci::route::proxies::Proxies;
 use crate::runtime::client::{chain, within};
 
 /// Brings the image of an entry onto the node.
@@ -55,7 +56,7 @@ pub struct Network {
     pub host_etc: PathBuf,
     /// Proxies on the way.
     pub proxies: Proxies,
-    /// How long a pull may move next to nothing; see [`Limits::progress_bytes`](crate::oci::pull::Limits::progress_bytes).
+    /// How long a pull may move next to nothing; see [`Limits::progress_bytes`](crate::oci::limits::Limits::progress_bytes).
     pub patience: Duration,
 }
 
@@ -175,7 +176,7 @@ async fn pull(
     };
     let pulled = pull::pull(request).await.map_err(|error| {
         let notes: Vec<String> = notes.iter().map(|note| format!("; passed over: {note}")).collect();
-        let trouble = Trouble::new(reason(&error), format!("image {text}: {}{}", chain(&error), notes.concat()));
+        let trouble = Trouble::new(error.reason(), format!("image {text}: {}{}", chain(&error), notes.concat()));
         warn!(image = %text, reason = trouble.reason.as_str(), "{}", trouble.message);
         trouble
     })?;
@@ -196,44 +197,12 @@ async fn endpoints(
     let reading =
         tokio::task::spawn_blocking(move || mirrors::endpoints(&image, options, runtime.as_deref(), &etc)).await;
     let told = |error: mirrors::Error| {
-        let reason = match error {
-            mirrors::Error::Config { .. } => NodeReason::RegistryConfigInvalid,
-            mirrors::Error::Blocked { .. } => NodeReason::RegistryBlocked,
-        };
-        let trouble = Trouble::new(reason, chain(&error));
-        warn!(reason = reason.as_str(), "{}", trouble.message);
+        let trouble = Trouble::new(error.reason(), chain(&error));
+        warn!(reason = trouble.reason.as_str(), "{}", trouble.message);
         trouble
     };
     match reading {
         Ok(found) => found.map_err(told),
         Err(error) => Err(Trouble::new(NodeReason::RegistryConfigInvalid, format!("reading it broke off: {error}"))),
-    }
-}
-
-fn reason(error: &pull::Error) -> NodeReason {
-    match error {
-        pull::Error::Registry(error) => match error {
-            registry::Error::NotFound { .. } => NodeReason::ImageNotFound,
-            registry::Error::Unauthorized { .. } => NodeReason::ImageUnauthorized,
-            registry::Error::Forbidden { .. } => NodeReason::ImageForbidden,
-            registry::Error::RateLimited { .. } => NodeReason::ImageRateLimited,
-            registry::Error::RegistryError { .. } => NodeReason::ImageRegistryError,
-            registry::Error::Timeout { .. } => NodeReason::ImageTimeout,
-            registry::Error::Unreachable { .. } => NodeReason::ImageUnreachable,
-            registry::Error::TlsError { .. } => NodeReason::ImageTlsError,
-            registry::Error::InvalidReference { .. } => NodeReason::ImageInvalidReference,
-            registry::Error::InvalidResponse { .. } => NodeReason::ImageInvalidResponse,
-        },
-        pull::Error::NotPinned { .. } => NodeReason::ImageInvalidReference,
-        pull::Error::PlatformMissing { .. } => NodeReason::ImagePlatformMissing,
-        pull::Error::DigestMismatch { .. } => NodeReason::DigestMismatch,
-        pull::Error::UnsafeImage { .. } => NodeReason::UnsafeImage,
-        pull::Error::ImageTooLarge { .. } => NodeReason::ImageTooLarge,
-        pull::Error::InvalidImage { .. } => NodeReason::ImageInvalidResponse,
-        pull::Error::Endpoints { main, .. } => reason(main),
-        pull::Error::NoSpace { .. } => NodeReason::StoreFull,
-        pull::Error::Storage { source, .. } if pull::is_full(source) => NodeReason::StoreFull,
-        pull::Error::Storage { .. } => NodeReason::StoreFailed,
-        pull::Error::Cancelled => NodeReason::ImageTimeout,
     }
 }

@@ -14,7 +14,7 @@ use crate::core::kmod::gates::Gates;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::proc_modules::Listed;
 use crate::core::kmod::users::Users;
-use crate::oci::pull::is_full;
+use crate::oci::error::is_full;
 
 /// What proves which file a loaded module is, and how it was set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

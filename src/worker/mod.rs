@@ -58,7 +58,7 @@ use self::kernel::Kernel;
 use self::kernel_linux::LinuxKernel;
 use self::record::{Owner, Record};
 use self::state_dir::{StateDir, StoreError};
-use crate::oci::proxies::Proxies;
+use crate::oci::route::proxies::Proxies;
 use crate::runtime::readiness::Gate;
 
 /// How often a worker that waits for another looks again.

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kmm::api::names::NodeReason;
 use kmm::core::image::ImageRef;
-use kmm::oci::credentials::Credentials;
-use kmm::oci::endpoint::Endpoint;
-use kmm::oci::mirrors;
-use kmm::oci::proxies::Proxies;
-use kmm::oci::pull::{Error, Keep, Limits, Platform, PullRequest, pull};
-use kmm::oci::registry::RegistryOptions as Allowed;
+use kmm::oci::auth::credentials::Credentials;
+use kmm::oci::error::PullError;
+use kmm::oci::limits::{Keep, Limits, Platform};
+use kmm::oci::pull::{PullRequest, pull};
+use kmm::oci::route::endpoint::{Endpoint, RegistryOptions as Allowed};
+use kmm::oci::route::mirrors;
+use kmm::oci::route::proxies::Proxies;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -30,7 +32,7 @@ struct How {
     proxies: Proxies,
 }
 
-async fn pulled(image: &ImageRef, how: &How, destination: &Path) -> Result<String, Error> {
+async fn pulled(image: &ImageRef, how: &How, destination: &Path) -> Result<String, PullError> {
     let request = PullRequest {
         image,
         platform: &Platform { architecture: "amd64".into() },
@@ -81,7 +83,7 @@ async fn a_mirror_with_certificates_of_both_sides_is_used_as_the_runtime_would()
     }
     let credentials = Credentials::from_docker_config_json(registry.docker_config().as_bytes())?;
     let folder = tempfile::tempdir()?;
-    let ask = async |runtime: &str, name: &str| -> Result<Result<String, Error>> {
+    let ask = async |runtime: &str, name: &str| -> Result<Result<String, PullError>> {
         let found = mirrors::endpoints(&image, Allowed::default(), Some(runtime), etc.path())?;
         let how = How { credentials: credentials.clone(), endpoints: found.list, proxies: Proxies::default() };
         Ok(pulled(&image, &how, &folder.path().join(name)).await)
@@ -143,7 +145,7 @@ async fn registries_are_reached_through_the_proxy_and_exceptions_are_not() -> Re
     let folder = tempfile::tempdir()?;
     // The certificate is for the address behind the proxy, not for the name.
     let endpoints = vec![Endpoint::origin(&image, Allowed { insecure: false, insecure_skip_tls_verify: true })];
-    let ask = async |https: &str, no_proxy: &str, name: &str| -> Result<Result<String, Error>> {
+    let ask = async |https: &str, no_proxy: &str, name: &str| -> Result<Result<String, PullError>> {
         let proxies = Proxies::new("", https, no_proxy)?;
         let how = How { credentials: Credentials::anonymous(), endpoints: endpoints.clone(), proxies };
         Ok(pulled(&image, &how, &folder.path().join(name)).await)
@@ -158,7 +160,7 @@ async fn registries_are_reached_through_the_proxy_and_exceptions_are_not() -> Re
     // The name means nothing without the proxy.
     for (https, no_proxy) in [("", ""), (with_password.as_str(), "10.0.0.0/8,registry.example"), (&address, "")] {
         let error = ask(https, no_proxy, "b").await?.unwrap_err();
-        assert_eq!(error.reason(), "Unreachable", "{no_proxy}: {error}");
+        assert_eq!(error.reason(), NodeReason::ImageUnreachable, "{no_proxy}: {error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
     Ok(())
@@ -171,9 +173,14 @@ async fn a_full_disk_is_told_and_nothing_half_stays() -> Result<()> {
     let many = (0..200).fold(Layer::new(), |layer, number| layer.file(format!("opt/lib/modules/6.1/{number}.ko"), ""));
     let packed = Layer::new().file(KO, vec![1; 12 << 20]).compressed(crate::support::images::LayerCompression::None);
     for (what, layer, reason, message) in [
-        ("more than fits when unpacked", large, "StoreFull", "needs 16777216 bytes at least, and there is room for "),
-        ("more than fits when packed", packed, "StoreFull", "bytes at least, and there is room for "),
-        ("more files than fit", many, "StoreFull", "cannot be written"),
+        (
+            "more than fits when unpacked",
+            large,
+            NodeReason::StoreFull,
+            "needs 16777216 bytes at least, and there is room for ",
+        ),
+        ("more than fits when packed", packed, NodeReason::StoreFull, "bytes at least, and there is room for "),
+        ("more files than fit", many, NodeReason::StoreFull, "cannot be written"),
     ] {
         let disk = tempfile::tempdir()?;
         let mount = ["-t", "tmpfs", "-o", "size=8m,nr_inodes=100", "tmpfs"];

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kmm::core::image::ImageRef;
-use kmm::oci::credentials::Credentials;
-use kmm::oci::endpoint::Endpoint;
-use kmm::oci::proxies::Proxies;
-use kmm::oci::pull::{Keep, Limits, Platform, PullRequest, pull};
-use kmm::oci::registry::RegistryOptions;
+use kmm::oci::auth::credentials::Credentials;
+use kmm::oci::limits::{Keep, Limits, Platform};
+use kmm::oci::pull::{PullRequest, pull};
+use kmm::oci::route::endpoint::{Endpoint, RegistryOptions};
+use kmm::oci::route::proxies::Proxies;
 
 use crate::support::images::{Image, Layer, LayerCompression};
 use crate::support::process::output;

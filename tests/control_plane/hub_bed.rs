@@ -68,7 +68,7 @@ impl Bed {
             namespace: Some(NAMESPACE.to_owned()),
             is_hub: true,
             instance: None,
-            proxies: kmm::oci::proxies::Proxies::default(),
+            proxies: kmm::oci::route::proxies::Proxies::default(),
         };
         let images = Images::start(settings, client, &metrics, &readiness, &mut tasks);
         let tasks = tokio::spawn(async move { tasks.run().await.expect("a watch ended") });

@@ -70,7 +70,7 @@ impl World {
             namespace: Some(self.namespace.clone()),
             is_hub: false,
             instance: None,
-            proxies: kmm::oci::proxies::Proxies::default(),
+            proxies: kmm::oci::route::proxies::Proxies::default(),
         };
         let images = Images::start(settings, client, &metrics, &readiness, &mut tasks);
         tasks.spawn_endless("images", images.lead(stop.clone()));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: [(&str, &[&str]); 10] = [
     ("api", &[]),
     ("core", &["api"]),
-    ("oci", &["core"]),
+    ("oci", &["api", "core"]),
     ("images", &["api", "core", "oci", "runtime"]),
     ("hub", &["api", "core", "oci", "images", "runtime"]),
     ("spoke", &["api", "core", "oci", "images", "runtime"]),

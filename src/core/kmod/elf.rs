@@ -1,7 +1,5 @@
 //! A module's file: what must be known of it before the kernel gets it, and what proves afterwards that it runs.
 
-use std::fmt::Write as _;
-
 use object::elf::{self, FileHeader32, FileHeader64, NT_GNU_BUILD_ID};
 use object::read::StringTable;
 use object::read::elf::{FileHeader, SectionHeader, Sym};
@@ -10,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::modinfo::{self, Modinfo};
 use super::signature::{self, Signature};
+use crate::core::hash::hex;
 
 /// Why a file is no module for this machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -322,13 +321,6 @@ pub fn build_id_of_notes(mut notes: &[u8]) -> Option<String> {
         notes = notes.get(desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?..)?;
     }
     None
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

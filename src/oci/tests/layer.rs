@@ -2,15 +2,17 @@ use std::path::PathBuf;
 
 use super::Item::{File, Folder, Hard, Link, Other};
 use super::*;
-use crate::oci::layer::{Arriving, Unpacked, unpack};
+use crate::oci::error::PullError;
+use crate::oci::limits::{Keep, Limits, Skipped};
 use crate::oci::progress::Progress;
-use crate::oci::pull::{Error, Keep, Limits, Skipped};
+use crate::oci::unpack::layer::Unpacked;
+use crate::oci::unpack::{Arriving, unpack};
 
 fn keep() -> Keep {
     Keep::new("/opt", &["6.1"], Some("/firmware"))
 }
 
-fn unpack_bytes(layers: &[Vec<u8>], keep: &Keep, limits: &Limits) -> (tempfile::TempDir, Result<Unpacked, Error>) {
+fn unpack_bytes(layers: &[Vec<u8>], keep: &Keep, limits: &Limits) -> (tempfile::TempDir, Result<Unpacked, PullError>) {
     let folder = tempfile::tempdir().unwrap();
     let mut arriving = arrived(layers);
     let unpacked = unpack(&mut arriving.0, &folder.path().join("out"), keep, limits, &Progress::default());
@@ -289,7 +291,7 @@ fn a_disk_without_room_is_told_with_both_figures() {
         folder.path().join("out").display()
     );
     let error = unpacked.unwrap_err();
-    assert_eq!((error.reason(), error.to_string()), ("StoreFull", expected));
+    assert_eq!((error.reason(), error.to_string()), (NodeReason::StoreFull, expected));
 }
 
 fn with_long_name(path: &str) -> Vec<u8> {
@@ -303,7 +305,7 @@ fn with_long_name(path: &str) -> Vec<u8> {
 fn limit_reached(items: &[Item<'_>], limits: &Limits) -> Option<&'static str> {
     match unpack_bytes(&[gzip(&layer(items))], &keep(), limits).1 {
         Ok(_) => None,
-        Err(Error::ImageTooLarge { what, .. }) => Some(what),
+        Err(PullError::ImageTooLarge { what, .. }) => Some(what),
         Err(error) => panic!("{error}"),
     }
 }
@@ -331,10 +333,10 @@ fn bombs_do_not_go_off() {
     for size in [1 << 40, u64::MAX / 2, u64::MAX] {
         let claimed = claiming(tar::EntryType::Regular, KO, size, 512);
         let error = unpack_bytes(&[claimed], &keep(), &Limits::default()).1.unwrap_err();
-        assert!(matches!(error.reason(), "ImageTooLarge" | "InvalidResponse"), "{error}");
+        assert!(matches!(error.reason(), NodeReason::ImageTooLarge | NodeReason::ImageInvalidResponse), "{error}");
         let unwanted = claiming(tar::EntryType::Regular, "etc/x", size, 512);
         let error = unpack_bytes(&[unwanted], &keep(), &Limits::default()).1.err();
-        assert!(error.is_none_or(|error| error.reason() == "InvalidResponse"));
+        assert!(error.is_none_or(|error| error.reason() == NodeReason::ImageInvalidResponse));
     }
 }
 
@@ -345,11 +347,23 @@ fn what_is_no_archive_is_told() {
     let broken_gzip = gzip(&layer(&[File(KO, "content")]))[..40].to_vec();
     for bytes in [truncated, garbage, broken_gzip] {
         let error = unpack_bytes(&[bytes], &keep(), &Limits::default()).1.unwrap_err();
-        assert!(matches!(error, Error::InvalidImage { .. }), "{error}");
+        assert!(matches!(error, PullError::InvalidImage { .. }) && error.is_permanent(), "{error}");
     }
     let (folder, empty) = unpack_bytes(&[vec![], layer(&[])], &keep(), &Limits::default());
     assert_eq!(empty.unwrap().files, 0);
     assert_eq!(listing(&folder.path().join("out")), []);
+}
+
+#[test]
+fn a_disk_that_gives_no_layer_back_says_nothing_about_the_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let (send, coming) = tokio::sync::mpsc::channel(1);
+    // A folder can be opened like a file and not read.
+    send.try_send(folder.path().to_owned()).unwrap();
+    let out = folder.path().join("out");
+    let error = unpack(&mut Arriving::new(coming, 1), &out, &keep(), &Limits::default(), &Progress::default());
+    let error = error.unwrap_err();
+    assert_eq!((error.reason(), error.is_permanent()), (NodeReason::StoreFailed, false), "{error}");
 }
 
 #[test]
@@ -360,13 +374,13 @@ fn unpacking_ends_when_nobody_waits_for_it() {
     let progress = Progress::default();
     progress.cancel();
     let error = unpack(&mut arriving.0, &out, &keep(), &Limits::default(), &progress).unwrap_err();
-    assert!(matches!(error, Error::Cancelled));
+    assert!(matches!(error, PullError::Cancelled));
     // The other side has gone before all layers came.
     let (send, coming) = tokio::sync::mpsc::channel(1);
     drop(send);
     let missing = folder.path().join("missing");
     let error = unpack(&mut Arriving::new(coming, 1), &missing, &keep(), &Limits::default(), &Progress::default());
-    assert!(matches!(error.unwrap_err(), Error::Cancelled));
+    assert!(matches!(error.unwrap_err(), PullError::Cancelled));
 }
 
 #[test]

@@ -13,10 +13,11 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{Method, StatusCode, header};
 
-use crate::core::image::{Algorithm, Digest, ImageRef};
-use crate::oci::credentials::Credentials;
-use crate::oci::hash;
-use crate::oci::registry::RegistryOptions;
+use crate::api::names::{ImageReason, NodeReason};
+use crate::core::hash::Algorithm;
+use crate::core::image::{Digest, ImageRef};
+use crate::oci::auth::credentials::Credentials;
+use crate::oci::route::endpoint::RegistryOptions;
 
 /// What the registry saw: method, path with query, and the headers for authorization and range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl TestRegistry {
 
     /// Stores a manifest under a tag and under its digest.
     fn put_manifest(&self, tag: &str, media_type: &str, body: &[u8]) -> Digest {
-        let digest = hash::of(Algorithm::Sha256, body);
+        let digest = Digest::of_bytes(Algorithm::Sha256, body);
         let mut content = self.content.lock().unwrap();
         let manifest = (media_type.to_owned(), body.to_vec());
         content.manifests.insert(tag.to_owned(), manifest.clone());
@@ -127,7 +128,7 @@ async fn answer(State(content): State<Arc<Mutex<Content>>>, request: Request) ->
         None
     };
     if let Some((media_type, body)) = found {
-        let digest = hash::of(Algorithm::Sha256, &body).to_string();
+        let digest = Digest::of_bytes(Algorithm::Sha256, &body).to_string();
         let body = if seen.method == Method::HEAD { Body::empty() } else { Body::from(body) };
         reply(StatusCode::OK, &[("content-type", &media_type), ("docker-content-digest", &digest)], body)
     } else {

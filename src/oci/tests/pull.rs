@@ -5,10 +5,11 @@ use serde_json::json;
 
 use super::Item::{File, Link};
 use super::*;
-use crate::oci::endpoint::{Endpoint, Scheme};
-use crate::oci::proxies::Proxies;
-use crate::oci::pull::{Error, Keep, Limits, Platform, PullRequest, PulledTree, Skipped, pull};
-use crate::oci::registry;
+use crate::oci::error::{PullError, RegistryError};
+use crate::oci::limits::{Keep, Limits, Platform, Skipped};
+use crate::oci::pull::{PullRequest, PulledTree, pull};
+use crate::oci::route::endpoint::{Endpoint, Scheme};
+use crate::oci::route::proxies::Proxies;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -17,7 +18,7 @@ const KO: &str = "opt/lib/modules/6.1/a.ko";
 
 impl TestRegistry {
     fn put_blob(&self, media_type: &str, blob: &[u8]) -> serde_json::Value {
-        let digest = hash::of(Algorithm::Sha256, blob).to_string();
+        let digest = Digest::of_bytes(Algorithm::Sha256, blob).to_string();
         self.content.lock().unwrap().blobs.insert(digest.clone(), blob.to_vec());
         json!({"mediaType": media_type, "digest": digest, "size": blob.len()})
     }
@@ -101,7 +102,7 @@ impl Usual {
     }
 
     /// Pulls; afterwards nothing but the destination, and that only on success, may be there.
-    async fn pull(&self) -> Result<(PulledTree, Vec<(String, String)>), Error> {
+    async fn pull(&self) -> Result<(PulledTree, Vec<(String, String)>), PullError> {
         let pulled = pull(self.request()).await;
         assert_eq!(self.destination.exists(), pulled.is_ok());
         let left = entries(self.folder.path());
@@ -114,7 +115,7 @@ impl Usual {
     }
 }
 
-async fn pulled(registry: &TestRegistry, digest: &Digest) -> Result<(PulledTree, Vec<(String, String)>), Error> {
+async fn pulled(registry: &TestRegistry, digest: &Digest) -> Result<(PulledTree, Vec<(String, String)>), PullError> {
     Usual::new(registry, digest).pull().await
 }
 
@@ -172,7 +173,8 @@ async fn an_image_for_other_platforms_says_for_which() {
         (arm64, "the image is not for linux/amd64, only for linux/arm64"),
     ] {
         let error = pulled(&registry, &digest).await.unwrap_err();
-        assert_eq!((error.reason(), error.to_string().as_str()), ("PlatformMissing", expected));
+        assert_eq!((error.reason(), error.to_string().as_str()), (NodeReason::ImagePlatformMissing, expected));
+        assert!(error.is_permanent());
     }
     let silent = registry.put_image("", &simple_layers(), |_| {});
     assert_eq!(pulled(&registry, &silent).await.unwrap().1, simple_listing());
@@ -185,7 +187,7 @@ async fn only_images_named_by_digest_are_pulled() {
     let mut tagged = Usual::new(&registry, &digest);
     tagged.image = registry.image("team/kmod:image");
     let error = tagged.pull().await.unwrap_err();
-    assert_eq!(error.reason(), "InvalidReference");
+    assert_eq!((error.reason(), error.is_permanent()), (NodeReason::ImageInvalidReference, true));
     assert_eq!(registry.requests(), [""; 0]);
 }
 
@@ -193,12 +195,12 @@ async fn only_images_named_by_digest_are_pulled() {
 async fn with_bad_layer(
     times: usize,
     bad: impl Fn(&[u8]) -> Response + Send + Sync + 'static,
-) -> (TestRegistry, Digest, Result<Vec<(String, String)>, Error>) {
+) -> (TestRegistry, Digest, Result<Vec<(String, String)>, PullError>) {
     let registry = TestRegistry::start().await;
     let layers = simple_layers();
     let digest = registry.put_image("amd64", &layers, |_| {});
     let layer = layers[1].clone();
-    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let path = format!("/v2/team/kmod/blobs/{}", Digest::of_bytes(Algorithm::Sha256, &layer));
     registry.fault(move |seen, earlier| (seen.path == path && earlier < times).then(|| bad(&layer)));
     let result = pulled(&registry, &digest).await.map(|(_, files)| files);
     (registry, digest, result)
@@ -245,23 +247,23 @@ async fn lasting_faults_of_a_layer_have_their_reasons() {
     let missing = |_: &[u8]| reply(StatusCode::NOT_FOUND, &[], Body::empty());
     let denied = |_: &[u8]| reply(StatusCode::FORBIDDEN, &[], Body::empty());
     let much_later = |_: &[u8]| reply(StatusCode::TOO_MANY_REQUESTS, &[("retry-after", "600")], Body::empty());
-    let cases: [(Bad, &str, usize); 8] = [
-        (truncated, "Unreachable", 4),
-        (cut_off, "Unreachable", 4),
-        (corrupted, "DigestMismatch", 4),
-        (failing, "RegistryError", 4),
-        (larger, "InvalidResponse", 1),
-        (missing, "InvalidResponse", 1),
-        (denied, "Forbidden", 1),
-        (much_later, "RateLimited", 1),
+    let cases: [(Bad, NodeReason, usize); 8] = [
+        (truncated, NodeReason::ImageUnreachable, 4),
+        (cut_off, NodeReason::ImageUnreachable, 4),
+        (corrupted, NodeReason::DigestMismatch, 4),
+        (failing, NodeReason::ImageRegistryError, 4),
+        (larger, NodeReason::ImageInvalidResponse, 1),
+        (missing, NodeReason::ImageInvalidResponse, 1),
+        (denied, NodeReason::ImageForbidden, 1),
+        (much_later, NodeReason::ImageRateLimited, 1),
     ];
     let cases = cases.map(|(bad, reason, attempts)| async move {
         let (registry, _, result) = with_bad_layer(usize::MAX, bad).await;
         let error = result.unwrap_err();
-        assert_eq!(error.reason(), reason, "{error}");
+        assert_eq!((error.reason(), error.is_permanent()), (reason, false), "{error}");
         let requests = registry.requests();
         let last = requests.last().unwrap();
-        assert_eq!(requests.iter().filter(|request| *request == last).count(), attempts, "{reason}");
+        assert_eq!(requests.iter().filter(|request| *request == last).count(), attempts, "{reason:?}");
     });
     futures::future::join_all(cases).await;
 }
@@ -274,7 +276,7 @@ async fn a_manifest_that_is_not_the_one_asked_for_is_refused() {
     let wrong = registry.content.lock().unwrap().manifests[&other.to_string()].clone();
     registry.content.lock().unwrap().manifests.insert(digest.to_string(), wrong);
     match pulled(&registry, &digest).await.unwrap_err() {
-        Error::DigestMismatch { what, expected, actual } => {
+        PullError::DigestMismatch { what, expected, actual } => {
             assert_eq!((what, expected, actual), ("the manifest", digest, other));
         }
         error => panic!("{error}"),
@@ -290,7 +292,7 @@ async fn a_layer_that_hangs_costs_no_more_than_the_patience() {
     let mut short = Usual::new(&registry, &digest);
     short.patience = Duration::from_millis(700);
     let error = short.pull().await.unwrap_err();
-    assert_eq!(error.reason(), "Timeout");
+    assert_eq!(error.reason(), NodeReason::ImageTimeout);
     assert!(started.elapsed() < Duration::from_secs(3));
 }
 
@@ -317,30 +319,35 @@ async fn a_slow_link_brings_an_image_in_any_time_as_long_as_enough_comes() {
     assert!(started.elapsed() > slow.patience);
     slow.limits.progress_bytes = Limits::default().progress_bytes;
     std::fs::remove_dir_all(&slow.destination).unwrap();
-    assert_eq!(slow.pull().await.unwrap_err().reason(), "Timeout");
+    assert_eq!(slow.pull().await.unwrap_err().reason(), NodeReason::ImageTimeout);
 }
 
 #[tokio::test]
 async fn manifests_that_break_the_format_are_refused() {
     type Edit = fn(&mut serde_json::Value);
-    let cases: [(Edit, &str); 9] = [
-        (|manifest| manifest["schemaVersion"] = json!(1), "InvalidResponse"),
-        (|manifest| manifest["layers"] = json!("none"), "InvalidResponse"),
-        (|manifest| manifest["layers"][0]["digest"] = json!("sha256:../../x"), "InvalidResponse"),
-        (|manifest| manifest["layers"][0]["size"] = json!(-1), "InvalidResponse"),
-        (|manifest| manifest["layers"][0]["size"] = json!(1_i64 << 40), "ImageTooLarge"),
-        (|manifest| manifest["config"]["size"] = json!(1_i64 << 40), "ImageTooLarge"),
-        (|manifest| manifest["layers"] = json!(vec![manifest["layers"][0].clone(); 300]), "ImageTooLarge"),
+    let cases: [(Edit, NodeReason); 10] = [
+        (|manifest| manifest["schemaVersion"] = json!(1), NodeReason::ImageInvalidResponse),
+        // One reader may take it for an index, and another one for an image.
+        (|manifest| manifest["manifests"] = json!([]), NodeReason::ImageInvalidResponse),
+        (|manifest| manifest["layers"] = json!("none"), NodeReason::ImageInvalidResponse),
+        (|manifest| manifest["layers"][0]["digest"] = json!("sha256:../../x"), NodeReason::ImageInvalidResponse),
+        (|manifest| manifest["layers"][0]["size"] = json!(-1), NodeReason::ImageInvalidResponse),
+        (|manifest| manifest["layers"][0]["size"] = json!(1_i64 << 40), NodeReason::ImageTooLarge),
+        (|manifest| manifest["config"]["size"] = json!(1_i64 << 40), NodeReason::ImageTooLarge),
+        (|manifest| manifest["layers"] = json!(vec![manifest["layers"][0].clone(); 300]), NodeReason::ImageTooLarge),
         (|manifest| manifest["layers"][0]["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+encrypted"), {
-            "InvalidResponse"
+            NodeReason::ImageInvalidResponse
         }),
-        (|manifest| manifest["layers"][0]["mediaType"] = json!("application/vnd.wasm"), "InvalidResponse"),
+        (
+            |manifest| manifest["layers"][0]["mediaType"] = json!("application/vnd.wasm"),
+            NodeReason::ImageInvalidResponse,
+        ),
     ];
     for (edit, reason) in cases {
         let registry = TestRegistry::start().await;
         let digest = registry.put_image("amd64", &simple_layers(), edit);
         let error = pulled(&registry, &digest).await.unwrap_err();
-        assert_eq!(error.reason(), reason, "{error}");
+        assert_eq!((error.reason(), error.is_permanent()), (reason, true), "{error}");
     }
     let registry = TestRegistry::start().await;
     let image = registry.put_image("amd64", &simple_layers(), |_| {});
@@ -384,7 +391,7 @@ async fn credentials_are_used_for_everything_and_tried_in_turn() {
     known.credentials = both;
     assert_eq!(known.pull().await.unwrap().1, simple_listing());
     let error = pulled(&registry, &digest).await.unwrap_err();
-    assert!(matches!(error, Error::Registry(registry::Error::Unauthorized { .. })), "{error}");
+    assert!(matches!(error, PullError::Registry(RegistryError::Unauthorized { .. })), "{error}");
 }
 
 #[tokio::test]
@@ -420,11 +427,11 @@ async fn what_a_crash_left_goes_with_the_next_pull_and_a_finished_tree_stays() {
     left.sort();
     assert_eq!(left, [".other.0123-0.partial", "image"]);
     let error = pull(usual.request()).await.unwrap_err();
-    assert!(matches!(&error, Error::Storage { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists));
+    assert!(matches!(&error, PullError::Storage { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists));
     assert_eq!(listing(&usual.destination), simple_listing());
     let nowhere = folder.join("missing/image");
     let error = pull(PullRequest { destination: &nowhere, ..usual.request() }).await.unwrap_err();
-    assert_eq!(error.reason(), "StoreFailed");
+    assert_eq!(error.reason(), NodeReason::StoreFailed);
 }
 
 #[tokio::test]
@@ -475,7 +482,7 @@ async fn a_layer_that_breaks_off_is_taken_up_where_it_ended() {
     let registry = TestRegistry::start().await;
     let (layer, content) = large_layer(900_000);
     let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
-    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let path = format!("/v2/team/kmod/blobs/{}", Digest::of_bytes(Algorithm::Sha256, &layer));
     let answer = in_pieces(layer, 300_000);
     registry.fault(move |seen, _| (seen.path == path).then(|| answer(seen)));
     assert_eq!(pulled(&registry, &digest).await.unwrap().1, [(KO.to_owned(), content)]);
@@ -490,7 +497,7 @@ async fn a_connection_that_breaks_often_still_arrives() {
     let registry = TestRegistry::start().await;
     let (layer, content) = large_layer(9 << 20);
     let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
-    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let path = format!("/v2/team/kmod/blobs/{}", Digest::of_bytes(Algorithm::Sha256, &layer));
     let answer = in_pieces(layer, 3 << 19);
     registry.fault(move |seen, _| (seen.path == path).then(|| answer(seen)));
     assert!(pulled(&registry, &digest).await.unwrap().1 == [(KO.to_owned(), content)]);
@@ -501,7 +508,7 @@ async fn a_blob_that_changes_half_way_is_never_believed() {
     let registry = TestRegistry::start().await;
     let (layer, content) = large_layer(600_000);
     let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
-    let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+    let path = format!("/v2/team/kmod/blobs/{}", Digest::of_bytes(Algorithm::Sha256, &layer));
     let (good, bad) = (in_pieces(layer.clone(), 400_000), in_pieces(vec![b'x'; layer.len()], usize::MAX >> 1));
     // First the beginning of one, then the end of another; then whole again.
     registry.fault(move |seen, earlier| {
@@ -516,7 +523,7 @@ async fn an_answer_with_another_part_than_the_missing_one_is_not_used() {
         let registry = TestRegistry::start().await;
         let (layer, content) = large_layer(600_000);
         let digest = registry.put_image("amd64", std::slice::from_ref(&layer), |_| {});
-        let path = format!("/v2/team/kmod/blobs/{}", hash::of(Algorithm::Sha256, &layer));
+        let path = format!("/v2/team/kmod/blobs/{}", Digest::of_bytes(Algorithm::Sha256, &layer));
         let first = in_pieces(layer, 400_000);
         registry.fault(move |seen, earlier| match earlier {
             _ if seen.path != path => None,
@@ -529,7 +536,7 @@ async fn an_answer_with_another_part_than_the_missing_one_is_not_used() {
 }
 
 /// A pull whose first endpoints are these registries, as mirrors of one that nobody reaches.
-async fn mirrored(mirrors: &[&TestRegistry], digest: &Digest) -> Result<Vec<(String, String)>, Error> {
+async fn mirrored(mirrors: &[&TestRegistry], digest: &Digest) -> Result<Vec<(String, String)>, PullError> {
     let nowhere = TestRegistry { address: "registry.invalid".to_owned(), content: Arc::default() };
     let mut usual = Usual::new(&nowhere, digest);
     let at = |mirror: &&TestRegistry| {
@@ -585,7 +592,8 @@ async fn what_tells_most_is_told_first_and_every_endpoint_is_named() {
     let digest = mirror.put_image("amd64", &simple_layers(), |_| {});
     mirror.content.lock().unwrap().manifests.clear();
     let error = mirrored(&[&mirror], &digest).await.unwrap_err();
-    assert_eq!(error.reason(), "NotFound", "the registry itself did not answer");
+    assert_eq!(error.reason(), NodeReason::ImageNotFound, "the registry itself did not answer");
+    assert!(!error.is_permanent());
     let text = error.to_string();
     let start = format!(
         "image registry.invalid/team/kmod@{digest} does not exist in its registry (asked at the mirror {}; registry.invalid: ",
@@ -600,7 +608,7 @@ async fn what_a_mirror_began_another_one_ends() {
     let (layer, content) = large_layer(600_000);
     let digest = first.put_image("amd64", std::slice::from_ref(&layer), |_| {});
     second.put_image("amd64", std::slice::from_ref(&layer), |_| {});
-    let is_layer = move |path: &str, layer: &[u8]| path.contains(hash::of(Algorithm::Sha256, layer).hex());
+    let is_layer = move |path: &str, layer: &[u8]| path.contains(Digest::of_bytes(Algorithm::Sha256, layer).hex());
     let (begins, all) = (in_pieces(layer.clone(), 400_000), layer.clone());
     first.fault(move |seen, earlier| {
         let gone = || reply(StatusCode::BAD_GATEWAY, &[], Body::empty());

@@ -1,8 +1,9 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::oci::proxies::Proxies;
-use crate::oci::registry::{Error, resolve};
+use crate::oci::error::RegistryError;
+use crate::oci::http::registry::resolve;
+use crate::oci::route::proxies::Proxies;
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -10,7 +11,7 @@ const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 const DEADLINE: Duration = Duration::from_secs(10);
 
-async fn ask(registry: &TestRegistry, image: &ImageRef, credentials: &Credentials) -> Result<Digest, Error> {
+async fn ask(registry: &TestRegistry, image: &ImageRef, credentials: &Credentials) -> Result<Digest, RegistryError> {
     let answer = resolve(image, credentials, &plain_http(), &Proxies::default(), DEADLINE).await;
     if let Err(error) = &answer {
         let text = format!("{error} {error:?}");
@@ -22,19 +23,21 @@ async fn ask(registry: &TestRegistry, image: &ImageRef, credentials: &Credential
     answer
 }
 
-async fn with_fault(fault: impl Fn(&Seen, usize) -> Option<Response> + Send + Sync + 'static) -> Result<Digest, Error> {
+async fn with_fault(
+    fault: impl Fn(&Seen, usize) -> Option<Response> + Send + Sync + 'static,
+) -> Result<Digest, RegistryError> {
     let registry = TestRegistry::start().await;
     registry.put_manifest("v1", INDEX_TYPE, INDEX);
     registry.fault(fault);
     let mut answer = ask(&registry, &registry.image("team/app:v1"), &Credentials::anonymous()).await;
     // The port differs from run to run.
     if let Err(
-        Error::NotFound { image }
-        | Error::Unauthorized { image, .. }
-        | Error::Forbidden { image, .. }
-        | Error::RateLimited { image, .. }
-        | Error::RegistryError { image, .. }
-        | Error::InvalidResponse { image, .. },
+        RegistryError::NotFound { image }
+        | RegistryError::Unauthorized { image, .. }
+        | RegistryError::Forbidden { image, .. }
+        | RegistryError::RateLimited { image, .. }
+        | RegistryError::ServerError { image, .. }
+        | RegistryError::InvalidResponse { image, .. },
     ) = &mut answer
     {
         *image = image.replace(&registry.address, "registry");
@@ -46,8 +49,8 @@ fn image() -> String {
     "registry/team/app:v1".to_owned()
 }
 
-fn invalid(why: &str) -> Error {
-    Error::InvalidResponse { image: image(), why: why.to_owned() }
+fn invalid(why: &str) -> RegistryError {
+    RegistryError::InvalidResponse { image: image(), why: why.to_owned() }
 }
 
 #[tokio::test]
@@ -71,7 +74,7 @@ async fn docker_manifests_are_accepted_too() {
 
 #[tokio::test]
 async fn without_a_digest_header_the_digest_is_that_of_the_body() {
-    let expected = hash::of(Algorithm::Sha256, INDEX);
+    let expected = Digest::of_bytes(Algorithm::Sha256, INDEX);
     for get_too in [false, true] {
         let answer = with_fault(move |seen, _| {
             let bare = seen.method == Method::HEAD || get_too;
@@ -91,7 +94,7 @@ async fn a_registry_that_refuses_head_requests_is_asked_with_get() {
             let status = StatusCode::from_u16(status).unwrap();
             (seen.method == Method::HEAD).then(|| reply(status, &[], Body::empty()))
         });
-        assert_eq!(answer.await, Ok(hash::of(Algorithm::Sha256, INDEX)), "{status}");
+        assert_eq!(answer.await, Ok(Digest::of_bytes(Algorithm::Sha256, INDEX)), "{status}");
     }
 }
 
@@ -108,7 +111,7 @@ fn always(
 }
 
 /// Status, headers and body of every answer, and the error that it is.
-type Case = (u16, &'static [(&'static str, &'static str)], &'static str, Error);
+type Case = (u16, &'static [(&'static str, &'static str)], &'static str, RegistryError);
 
 #[tokio::test]
 async fn every_refusal_has_its_own_reason() {
@@ -116,22 +119,33 @@ async fn every_refusal_has_its_own_reason() {
     let html = "<html>gateway</html>";
     let unknown = r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#;
     let denied = r#"{"errors":[{"code":"DENIED"}]}"#;
-    let limited = |secs: Option<u64>| Error::RateLimited { image: image(), retry_after: secs.map(Duration::from_secs) };
-    let failed = |status, secs: Option<u64>| Error::RegistryError {
+    let limited =
+        |secs: Option<u64>| RegistryError::RateLimited { image: image(), retry_after: secs.map(Duration::from_secs) };
+    let failed = |status, secs: Option<u64>| RegistryError::ServerError {
         image: image(),
         status,
         retry_after: secs.map(Duration::from_secs),
     };
-    let schema1 = "manifests of schema version 1 are not supported, push the image again";
+    let schema1 = "the manifest is of schema version 1, which is not supported: push the image again";
     let cases: Vec<Case> = vec![
-        (404, &[], unknown, Error::NotFound { image: image() }),
-        (404, &[("docker-distribution-api-version", "registry/2.0")], "", Error::NotFound { image: image() }),
+        (404, &[], unknown, RegistryError::NotFound { image: image() }),
+        (404, &[("docker-distribution-api-version", "registry/2.0")], "", RegistryError::NotFound { image: image() }),
         (404, &[], html, invalid("status 404 from something that is no registry")),
-        (404, &[], denied, Error::Forbidden { image: image(), tried: WITHOUT }),
-        (401, &[], "", Error::Unauthorized { image: image(), tried: WITHOUT }),
-        (401, &[("www-authenticate", "Basic realm=\"x\"")], "", Error::Unauthorized { image: image(), tried: WITHOUT }),
-        (401, &[("www-authenticate", "Bearer realm")], "", Error::Unauthorized { image: image(), tried: WITHOUT }),
-        (403, &[], "", Error::Forbidden { image: image(), tried: WITHOUT }),
+        (404, &[], denied, RegistryError::Forbidden { image: image(), tried: WITHOUT }),
+        (401, &[], "", RegistryError::Unauthorized { image: image(), tried: WITHOUT }),
+        (
+            401,
+            &[("www-authenticate", "Basic realm=\"x\"")],
+            "",
+            RegistryError::Unauthorized { image: image(), tried: WITHOUT },
+        ),
+        (
+            401,
+            &[("www-authenticate", "Bearer realm")],
+            "",
+            RegistryError::Unauthorized { image: image(), tried: WITHOUT },
+        ),
+        (403, &[], "", RegistryError::Forbidden { image: image(), tried: WITHOUT }),
         (429, &[], "", limited(None)),
         (429, &[("retry-after", "7")], "", limited(Some(7))),
         (429, &[("retry-after", "999999999")], "", limited(Some(3600))),
@@ -142,9 +156,9 @@ async fn every_refusal_has_its_own_reason() {
         (503, &[("retry-after", "3")], "", failed(503, Some(3))),
         (418, &[], "", invalid("status 418 for a manifest")),
         (204, &[], "", invalid("status 204 for a manifest")),
-        (200, &[], html, invalid("what it serves as a manifest is none")),
+        (200, &[], html, invalid("the manifest is none")),
         (200, &[], "{\"schemaVersion\":1,\"fsLayers\":[]}", invalid(schema1)),
-        (200, &[], "{\"schemaVersion\":2}", invalid("what it serves as a manifest is neither an image nor an index")),
+        (200, &[], "{\"schemaVersion\":2}", invalid("the manifest is neither that of an image nor an index")),
         (200, &[("docker-content-digest", "md5:1")], "{}", invalid("its digest header is no digest")),
     ];
     for (status, headers, body, expected) in cases {
@@ -158,13 +172,13 @@ async fn a_bare_404_counts_when_the_api_root_is_that_of_a_registry() {
         let manifest = seen.path.contains("/manifests/");
         manifest.then(|| reply(StatusCode::NOT_FOUND, &[], Body::empty()))
     });
-    assert_eq!(answer.await, Err(Error::NotFound { image: image() }));
+    assert_eq!(answer.await, Err(RegistryError::NotFound { image: image() }));
 }
 
 #[tokio::test]
 async fn a_digest_header_that_does_not_fit_the_body_is_an_error() {
-    let other = hash::of(Algorithm::Sha256, MANIFEST);
-    let actual = hash::of(Algorithm::Sha256, INDEX);
+    let other = Digest::of_bytes(Algorithm::Sha256, MANIFEST);
+    let actual = Digest::of_bytes(Algorithm::Sha256, INDEX);
     let header: &'static str = Box::leak(other.to_string().into_boxed_str());
     let answer = with_fault(move |seen, _| {
         Some(if seen.method == Method::HEAD {
@@ -178,7 +192,8 @@ async fn a_digest_header_that_does_not_fit_the_body_is_an_error() {
 
 #[tokio::test]
 async fn a_digest_that_only_a_header_knows_is_not_believed() {
-    let (other, actual) = (hash::of(Algorithm::Sha256, b"something else"), hash::of(Algorithm::Sha256, INDEX));
+    let (other, actual) =
+        (Digest::of_bytes(Algorithm::Sha256, b"something else"), Digest::of_bytes(Algorithm::Sha256, INDEX));
     let wrong: &'static str = Box::leak(other.to_string().into_boxed_str());
     for get_too in [false, true] {
         let answer = with_fault(move |seen, _| {
@@ -196,12 +211,12 @@ async fn a_digest_that_only_a_header_knows_is_not_believed() {
 async fn another_digest_than_the_pinned_one_is_an_error() {
     let registry = TestRegistry::start().await;
     registry.put_manifest("v1", INDEX_TYPE, INDEX);
-    let other = hash::of(Algorithm::Sha256, b"other");
+    let other = Digest::of_bytes(Algorithm::Sha256, b"other");
     let index = registry.content.lock().unwrap().manifests["v1"].clone();
     registry.content.lock().unwrap().manifests.insert(other.to_string(), index);
     let pinned: ImageRef = registry.image("a").with_digest(&other).parse().unwrap();
     let error = ask(&registry, &pinned, &Credentials::anonymous()).await.unwrap_err();
-    assert_eq!(error.reason(), "InvalidResponse");
+    assert_eq!(error.reason(), ImageReason::InvalidResponse);
 }
 
 #[tokio::test]
@@ -219,7 +234,7 @@ async fn a_registry_that_hangs_costs_no_more_than_the_deadline() {
         let deadline = Duration::from_millis(600);
         let image = registry.image("a:v1");
         let answer = resolve(&image, &Credentials::anonymous(), &plain_http(), &Proxies::default(), deadline).await;
-        assert_eq!(answer, Err(Error::Timeout { image: image.to_string(), after: deadline }));
+        assert_eq!(answer, Err(RegistryError::Timeout { image: image.to_string(), after: deadline }));
         assert!(started.elapsed() < Duration::from_secs(3));
     }
 }
@@ -232,7 +247,7 @@ async fn a_listener_that_never_speaks_is_a_timeout() {
         let options = RegistryOptions { insecure, insecure_skip_tls_verify: false };
         let answer =
             resolve(&image, &Credentials::anonymous(), &options, &Proxies::default(), Duration::from_millis(500)).await;
-        assert_eq!(answer.unwrap_err().reason(), "Timeout");
+        assert_eq!(answer.unwrap_err().reason(), ImageReason::Timeout);
     }
 }
 
@@ -244,10 +259,10 @@ async fn broken_connections_are_told_apart() {
     };
     let registry = TestRegistry::start().await;
     for (host, insecure, reason) in [
-        (closed.as_str(), false, "Unreachable"),
-        (closed.as_str(), true, "Unreachable"),
-        ("registry.invalid", false, "Unreachable"),
-        (registry.address.as_str(), false, "TlsError"),
+        (closed.as_str(), false, ImageReason::Unreachable),
+        (closed.as_str(), true, ImageReason::Unreachable),
+        ("registry.invalid", false, ImageReason::Unreachable),
+        (registry.address.as_str(), false, ImageReason::TlsError),
     ] {
         let image: ImageRef = format!("{host}/a:v1").parse().unwrap();
         let options = RegistryOptions { insecure, insecure_skip_tls_verify: false };
@@ -277,9 +292,9 @@ async fn basic_authentication_is_used_where_the_registry_asks_for_it() {
     let host = registry.address.clone();
     assert_eq!(ask(&registry, &image, &credentials(&[(&host, "user", "hunter2")])).await, Ok(digest));
     let error = ask(&registry, &image, &credentials(&[(&host, "user", "wrong")])).await.unwrap_err();
-    assert_eq!(error.reason(), "Unauthorized");
+    assert_eq!(error.reason(), ImageReason::Unauthorized);
     let error = ask(&registry, &image, &credentials(&[("other", "user", "hunter2")])).await.unwrap_err();
-    assert_eq!(error.reason(), "Unauthorized");
+    assert_eq!(error.reason(), ImageReason::Unauthorized);
     let anonymous = registry.content.lock().unwrap().seen.last().unwrap().authorization.clone();
     assert_eq!(anonymous, None, "credentials of another registry were sent");
 }
@@ -294,10 +309,10 @@ async fn every_matching_credential_is_tried_and_one_refusal_makes_a_404_uncertai
     let both = credentials(&[(&exact, "user", "wrong"), (&host, "user", "hunter2")]);
     assert_eq!(ask(&registry, &registry.image("team/app:v1"), &both).await, Ok(digest));
     let error = ask(&registry, &registry.image("team/app:none"), &both).await.unwrap_err();
-    assert_eq!(error.reason(), "Unauthorized");
+    assert_eq!(error.reason(), ImageReason::Unauthorized);
     let valid = credentials(&[(&host, "user", "hunter2")]);
     let error = ask(&registry, &registry.image("team/app:none"), &valid).await.unwrap_err();
-    assert_eq!(error.reason(), "NotFound");
+    assert_eq!(error.reason(), ImageReason::NotFound);
 }
 
 /// A registry that wants a bearer token; `token` answers the token server's requests.
@@ -339,22 +354,22 @@ async fn a_bearer_token_is_fetched_once_with_the_credentials() {
             ]
         );
         let error = ask(&registry, &registry.image("team/app:v1"), &Credentials::anonymous()).await.unwrap_err();
-        assert_eq!(error.reason(), "Unauthorized");
+        assert_eq!(error.reason(), ImageReason::Unauthorized);
     }
 }
 
 #[tokio::test]
 async fn a_failing_token_server_is_not_a_missing_image() {
-    let cases: [(u16, &str, &str); 9] = [
-        (401, "", "Unauthorized"),
-        (403, "", "Forbidden"),
-        (404, "", "InvalidResponse"),
-        (429, "", "RateLimited"),
-        (500, "", "RegistryError"),
-        (200, "no json", "InvalidResponse"),
-        (200, "{}", "InvalidResponse"),
-        (200, r#"{"token":"line\nfeed"}"#, "InvalidResponse"),
-        (200, r#"{"token":"another"}"#, "Unauthorized"),
+    let cases: [(u16, &str, ImageReason); 9] = [
+        (401, "", ImageReason::Unauthorized),
+        (403, "", ImageReason::Forbidden),
+        (404, "", ImageReason::InvalidResponse),
+        (429, "", ImageReason::RateLimited),
+        (500, "", ImageReason::RegistryError),
+        (200, "no json", ImageReason::InvalidResponse),
+        (200, "{}", ImageReason::InvalidResponse),
+        (200, r#"{"token":"line\nfeed"}"#, ImageReason::InvalidResponse),
+        (200, r#"{"token":"another"}"#, ImageReason::Unauthorized),
     ];
     for (status, body, reason) in cases {
         let status = StatusCode::from_u16(status).unwrap();

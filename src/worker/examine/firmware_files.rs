@@ -5,11 +5,9 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use sha2::{Digest as _, Sha256};
-
 use super::{MAX_FILES, inside, store_failed};
 use crate::api::names::NodeReason;
-use crate::core::image::Digest;
+use crate::core::hash::{Algorithm, Hasher};
 use crate::worker::firmware::Firmware;
 use crate::worker::kernel::Trouble;
 use crate::worker::wanted::LoadIdentity;
@@ -44,10 +42,10 @@ pub(in crate::worker) fn firmware(tree: &Path, identity: &LoadIdentity) -> Resul
 
 /// SHA-256 of a file's content.
 fn sha256(path: &Path) -> io::Result<String> {
-    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 16]);
+    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Hasher::new(Algorithm::Sha256), vec![0; 1 << 16]);
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(Digest::from_sha256(hasher.finalize().into()).hex().to_owned()),
+            0 => return Ok(hasher.finish()),
             length => hasher.update(&buffer[..length]),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statvfs::statvfs;
 
-use crate::oci::pull::Error;
+use crate::oci::error::PullError;
 
 const SUFFIX: &str = ".partial";
 /// What is left free: this part of the disk, at most so many bytes.
@@ -26,10 +26,10 @@ pub(crate) struct Partial {
 impl Partial {
     /// Makes the folder and removes those that earlier processes left for the same destination.
     ///
-    /// **Errors**: [`Error::Storage`]; also when the destination is there already.
-    pub(crate) fn create(destination: &Path) -> Result<Self, Error> {
+    /// **Errors**: [`PullError::Storage`]; also when the destination is there already.
+    pub(crate) fn create(destination: &Path) -> Result<Self, PullError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let failed = |source| Error::Storage { path: destination.to_owned(), source };
+        let failed = |source| PullError::Storage { path: destination.to_owned(), source };
         let (Some(parent), Some(name)) = (destination.parent(), destination.file_name().and_then(|name| name.to_str()))
         else {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
@@ -66,10 +66,10 @@ impl Partial {
 
     /// Bytes that may still be written to the disk, a reserve left for everybody else; `None` where that is not told.
     ///
-    /// **Errors**: [`Error::NoSpace`] when they are fewer than `needed`.
-    pub(crate) fn room(&self, needed: u64) -> Result<Option<u64>, Error> {
+    /// **Errors**: [`PullError::NoSpace`] when they are fewer than `needed`.
+    pub(crate) fn room(&self, needed: u64) -> Result<Option<u64>, PullError> {
         let found = statvfs(&self.folder)
-            .map_err(|errno| Error::Storage { path: self.folder.clone(), source: errno.into() })?;
+            .map_err(|errno| PullError::Storage { path: self.folder.clone(), source: errno.into() })?;
         // File systems without a size of their own tell zeros.
         if found.blocks() == 0 {
             return Ok(None);
@@ -79,14 +79,14 @@ impl Partial {
         let room = free.saturating_sub(reserve);
         if room < needed {
             let folder = self.folder.parent().unwrap_or(Path::new("/")).to_owned();
-            return Err(Error::NoSpace { needed, room, folder });
+            return Err(PullError::NoSpace { needed, room, folder });
         }
         Ok(Some(room))
     }
 
     /// Gives the unpacked tree its name, for good.
-    pub(crate) fn publish(&self, destination: &Path) -> Result<(), Error> {
-        let failed = |source| Error::Storage { path: destination.to_owned(), source };
+    pub(crate) fn publish(&self, destination: &Path) -> Result<(), PullError> {
+        let failed = |source| PullError::Storage { path: destination.to_owned(), source };
         fs::rename(self.tree(), destination).map_err(failed)?;
         let parent = destination.parent().unwrap_or(Path::new("/"));
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)

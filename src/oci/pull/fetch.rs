@@ -9,14 +9,14 @@ use std::time::Duration;
 use oci_distribution::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
 use serde::Deserialize;
 
+use super::download::{Blob, Download};
+use super::partial::Partial;
+use super::sources::Sources;
 use crate::core::image::Digest;
-use crate::oci::download::{Blob, Download};
-use crate::oci::hash;
-use crate::oci::partial::Partial;
+use crate::oci::error::PullError;
+use crate::oci::http::registry::{Form, MAX_MANIFEST, fetch_manifest, form};
+use crate::oci::limits::{Limits, Platform};
 use crate::oci::progress::Progress;
-use crate::oci::pull::{Error, Limits, Platform};
-use crate::oci::registry::{MAX_MANIFEST, fetch_manifest};
-use crate::oci::sources::Sources;
 
 /// Wait before the second attempt; it doubles for each further one, and up to half of it is added by chance.
 const BACKOFF: Duration = Duration::from_millis(400);
@@ -61,9 +61,9 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Finds the manifest for the platform and what it lists, all of it proved by digest.
-    pub(crate) async fn layers(&mut self, digest: &Digest, platform: &Platform) -> Result<Layers, Error> {
+    pub(crate) async fn layers(&mut self, digest: &Digest, platform: &Platform) -> Result<Layers, PullError> {
         let body = self.manifest(digest).await?;
-        if !is_index(&body)? {
+        if proved_form(&body)? == Form::Image {
             let manifest = image_manifest(&body)?;
             self.check_platform(&manifest, platform).await?;
             return Ok(Layers { manifest_digest: digest.clone(), layers: self.listed(&manifest)? });
@@ -71,14 +71,14 @@ impl<'a> Fetcher<'a> {
         let index: OciImageIndex = serde_json::from_slice(&body).map_err(|error| invalid("index", &error))?;
         let chosen = choose(&index, platform)?;
         let body = self.manifest(&chosen).await?;
-        if is_index(&body)? {
-            return Err(Error::InvalidImage { why: "its index leads to another index".to_owned() });
+        if proved_form(&body)? == Form::Index {
+            return Err(PullError::InvalidImage { why: "its index leads to another index".to_owned() });
         }
         let manifest = image_manifest(&body)?;
         Ok(Layers { layers: self.listed(&manifest)?, manifest_digest: chosen })
     }
 
-    async fn manifest(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
+    async fn manifest(&mut self, digest: &Digest) -> Result<Vec<u8>, PullError> {
         self.sources.begin();
         loop {
             match self.manifest_of_one(digest).await {
@@ -88,14 +88,14 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    async fn manifest_of_one(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
+    async fn manifest_of_one(&mut self, digest: &Digest) -> Result<Vec<u8>, PullError> {
         let attempts = self.sources.attempts();
         let mut attempt = 0;
         loop {
             let session = self.sources.session().await?;
             let fetched = fetch_manifest(session, &digest.to_string()).await;
-            let proved = fetched.map_err(Error::from).and_then(|manifest| {
-                let actual = hash::of(digest.algorithm(), &manifest.body);
+            let proved = fetched.map_err(PullError::from).and_then(|manifest| {
+                let actual = Digest::of_bytes(digest.algorithm(), &manifest.body);
                 prove("the manifest", digest, actual).map(|()| manifest.body)
             });
             match proved {
@@ -106,7 +106,7 @@ impl<'a> Fetcher<'a> {
     }
 
     /// An image without an index says in its configuration what it is for.
-    async fn check_platform(&mut self, manifest: &OciImageManifest, platform: &Platform) -> Result<(), Error> {
+    async fn check_platform(&mut self, manifest: &OciImageManifest, platform: &Platform) -> Result<(), PullError> {
         #[derive(Deserialize)]
         struct Config {
             #[serde(default)]
@@ -116,10 +116,10 @@ impl<'a> Fetcher<'a> {
         }
         let blob = blob(&manifest.config)?;
         if blob.size > MAX_MANIFEST as u64 {
-            return Err(Error::ImageTooLarge { what: "bytes of configuration", limit: MAX_MANIFEST as u64 });
+            return Err(PullError::ImageTooLarge { what: "bytes of configuration", limit: MAX_MANIFEST as u64 });
         }
         let path = self.blob("the configuration", &blob).await?;
-        let config = tokio::fs::read(&path).await.map_err(|source| Error::Storage { path, source })?;
+        let config = tokio::fs::read(&path).await.map_err(|source| PullError::Storage { path, source })?;
         let config: Config = serde_json::from_slice(&config).map_err(|error| invalid("configuration", &error))?;
         // Artifacts and images of simple tools do not say it; then the author knows best.
         let fits = |value: &str, wanted: &str| value.is_empty() || value == wanted;
@@ -127,27 +127,27 @@ impl<'a> Fetcher<'a> {
             Ok(())
         } else {
             let offered = vec![format!("{}/{}", config.os, config.architecture)];
-            Err(Error::PlatformMissing { wanted: platform.clone(), offered })
+            Err(PullError::PlatformMissing { wanted: platform.clone(), offered })
         }
     }
 
-    fn listed(&self, manifest: &OciImageManifest) -> Result<Vec<Blob>, Error> {
+    fn listed(&self, manifest: &OciImageManifest) -> Result<Vec<Blob>, PullError> {
         if manifest.layers.len() as u64 > self.limits.layers {
-            return Err(Error::ImageTooLarge { what: "layers", limit: self.limits.layers });
+            return Err(PullError::ImageTooLarge { what: "layers", limit: self.limits.layers });
         }
         let mut total = 0_u64;
         let mut layers = Vec::with_capacity(manifest.layers.len());
         for layer in &manifest.layers {
             if !is_layer_type(&layer.media_type) {
                 let why = format!("a layer is of the type {:?}, which is not supported", layer.media_type);
-                return Err(Error::InvalidImage { why });
+                return Err(PullError::InvalidImage { why });
             }
             let blob = blob(layer)?;
             total = total.saturating_add(blob.size);
             layers.push(blob);
         }
         if total > self.limits.fetched_bytes {
-            return Err(Error::ImageTooLarge {
+            return Err(PullError::ImageTooLarge {
                 what: "bytes in all layers as fetched",
                 limit: self.limits.fetched_bytes,
             });
@@ -156,11 +156,11 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Fetches a layer into a file and proves it.
-    pub(crate) async fn layer(&mut self, blob: &Blob) -> Result<PathBuf, Error> {
+    pub(crate) async fn layer(&mut self, blob: &Blob) -> Result<PathBuf, PullError> {
         self.blob("a layer", blob).await
     }
 
-    async fn blob(&mut self, what: &'static str, blob: &Blob) -> Result<PathBuf, Error> {
+    async fn blob(&mut self, what: &'static str, blob: &Blob) -> Result<PathBuf, PullError> {
         if let Some(path) = self.fetched.get(&blob.digest) {
             return Ok(path.clone());
         }
@@ -175,7 +175,7 @@ impl<'a> Fetcher<'a> {
         Ok(path)
     }
 
-    async fn blob_of_one(&mut self, download: &mut Download<'_>) -> Result<(), Error> {
+    async fn blob_of_one(&mut self, download: &mut Download<'_>) -> Result<(), PullError> {
         let attempts = self.sources.attempts();
         let mut attempt = 0;
         loop {
@@ -190,16 +190,20 @@ impl<'a> Fetcher<'a> {
     }
 }
 
-fn prove(what: &'static str, expected: &Digest, actual: Digest) -> Result<(), Error> {
-    if *expected == actual { Ok(()) } else { Err(Error::DigestMismatch { what, expected: expected.clone(), actual }) }
+fn prove(what: &'static str, expected: &Digest, actual: Digest) -> Result<(), PullError> {
+    if *expected == actual {
+        Ok(())
+    } else {
+        Err(PullError::DigestMismatch { what, expected: expected.clone(), actual })
+    }
 }
 
 /// Waits before another attempt, or gives the error back when another one is of no use.
-async fn wait(error: Error, attempt: &mut u32, attempts: u32) -> Result<(), Error> {
+async fn wait(error: PullError, attempt: &mut u32, attempts: u32) -> Result<(), PullError> {
     let asked = match &error {
-        Error::Registry(error) if error.is_passing() => error.retry_after(),
+        PullError::Registry(error) if error.is_passing() => error.retry_after(),
         // A broken proxy in between may be circumvented the next time; a wrong image stays wrong.
-        Error::DigestMismatch { .. } => None,
+        PullError::DigestMismatch { .. } => None,
         _ => return Err(error),
     };
     *attempt += 1;
@@ -209,48 +213,38 @@ async fn wait(error: Error, attempt: &mut u32, attempts: u32) -> Result<(), Erro
     let backoff = BACKOFF * 2_u32.pow(*attempt - 1);
     let chance = RandomState::new().build_hasher().finish() % 1000;
     let backoff = backoff + backoff / 2 * u32::try_from(chance).unwrap_or(0) / 1000;
-    tracing::debug!(reason = error.reason(), attempt = *attempt, "pull is retried");
+    tracing::debug!(reason = error.reason().as_str(), attempt = *attempt, "pull is retried");
     tokio::time::sleep(asked.unwrap_or(backoff).max(backoff)).await;
     Ok(())
 }
 
-fn is_index(body: &[u8]) -> Result<bool, Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Shape {
-        schema_version: u64,
-        manifests: Option<serde::de::IgnoredAny>,
-    }
-    let shape: Shape = serde_json::from_slice(body).map_err(|error| invalid("manifest", &error))?;
-    match shape.schema_version {
-        2 => Ok(shape.manifests.is_some()),
-        version => Err(Error::InvalidImage { why: format!("its manifest is of schema version {version}, not 2") }),
-    }
+fn proved_form(body: &[u8]) -> Result<Form, PullError> {
+    form(body).map_err(|why| PullError::InvalidImage { why: why.to_owned() })
 }
 
-fn image_manifest(body: &[u8]) -> Result<OciImageManifest, Error> {
+fn image_manifest(body: &[u8]) -> Result<OciImageManifest, PullError> {
     serde_json::from_slice(body).map_err(|error| invalid("manifest", &error))
 }
 
-fn invalid(what: &str, error: &serde_json::Error) -> Error {
-    Error::InvalidImage { why: format!("its {what} breaks the format: {error}") }
+fn invalid(what: &str, error: &serde_json::Error) -> PullError {
+    PullError::InvalidImage { why: format!("its {what} breaks the format: {error}") }
 }
 
-fn blob(descriptor: &OciDescriptor) -> Result<Blob, Error> {
-    let digest = descriptor.digest.parse().map_err(|error| Error::InvalidImage { why: format!("{error}") })?;
+fn blob(descriptor: &OciDescriptor) -> Result<Blob, PullError> {
+    let digest = descriptor.digest.parse().map_err(|error| PullError::InvalidImage { why: format!("{error}") })?;
     let size = u64::try_from(descriptor.size)
-        .map_err(|_| Error::InvalidImage { why: format!("something in it has {} bytes", descriptor.size) })?;
+        .map_err(|_| PullError::InvalidImage { why: format!("something in it has {} bytes", descriptor.size) })?;
     Ok(Blob { digest, size })
 }
 
 /// The first entry for the platform.
-fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Digest, Error> {
+fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Digest, PullError> {
     let mut offered: Vec<String> = Vec::new();
     for entry in &index.manifests {
         let Some(listed) = &entry.platform else { continue };
         let (os, architecture) = (listed.os.to_string(), listed.architecture.to_string());
         if os == "linux" && architecture == platform.architecture {
-            return entry.digest.parse().map_err(|error| Error::InvalidImage { why: format!("{error}") });
+            return entry.digest.parse().map_err(|error| PullError::InvalidImage { why: format!("{error}") });
         }
         let name = format!("{os}/{architecture}");
         // Attestations are listed beside images, for an unknown platform.
@@ -258,7 +252,7 @@ fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Digest, Error> {
             offered.push(name);
         }
     }
-    Err(Error::PlatformMissing { wanted: platform.clone(), offered })
+    Err(PullError::PlatformMissing { wanted: platform.clone(), offered })
 }
 
 /// The types of layers that are archives: of OCI and docker, plain or compressed, also those not to be passed on.

@@ -1,78 +1,28 @@
-//! Applying the layers of an image to a folder, as far as they are wanted.
-//!
-//! Layers are files whose digest was proved before. They are read once from the lowest to the highest, each as soon as it
-//! is there; only the paths that [`Keep`] names are written. Where a folder above them turns out to be a symbolic link of the image (`/lib`
-//! mostly), everything is read again with the link followed, until nothing new turns up.
+//! Applying one layer after the other to a folder, as far as they are wanted.
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tar::EntryType;
-use tokio::sync::mpsc::Receiver;
 
+use super::meter::Meter;
+use super::paths::{Links, follow};
+use super::tree::{self, Tree};
+use crate::oci::error::PullError;
+use crate::oci::limits::{Keep, Limits, Skipped, clean};
 use crate::oci::progress::Progress;
-use crate::oci::pull::{Error, Keep, Limits, Skipped};
-use crate::oci::tree::{self, Tree};
 
-/// Most bytes between two entries of an archive: headers, long names, extended attributes.
-const HEADER_BYTES: u64 = 1 << 20;
 /// Deepest path that is written, in folders.
 const MAX_DEPTH: usize = 64;
-/// Most links followed on the way to one path, as in the kernel.
-const MAX_LINKS: usize = 40;
-/// Most times that the layers are read because of links above the wanted paths.
-const MAX_PASSES: usize = 8;
 /// Most links that are listed as left out.
 const MAX_SKIPPED: usize = 100;
-/// Largest window of zstd, as a power of two: 32 MiB.
-const ZSTD_WINDOW_LOG: u32 = 25;
-
-/// Bytes that are read from a layer, and written to a file, at once.
+/// Bytes that are written to a file at once.
 const BUFFER: usize = 256 << 10;
-/// Bytes that a decompressor gives at once where little is asked for, as between files.
-const SMALL_BUFFER: usize = 32 << 10;
-
-/// Layers on their way: unpacking the first does not wait for the last.
-#[derive(Debug)]
-pub(crate) struct Arriving {
-    coming: Receiver<PathBuf>,
-    here: Vec<PathBuf>,
-    count: usize,
-}
-
-impl Arriving {
-    /// `count` files will come, lowest layer first.
-    pub(crate) fn new(coming: Receiver<PathBuf>, count: usize) -> Self {
-        Self { coming, here: Vec::with_capacity(count), count }
-    }
-
-    /// A layer; waits until it is there.
-    fn get(&mut self, number: usize) -> Result<PathBuf, Error> {
-        loop {
-            if let Some(path) = self.here.get(number) {
-                return Ok(path.clone());
-            }
-            self.here.push(self.coming.blocking_recv().ok_or(Error::Cancelled)?);
-        }
-    }
-
-    /// Removes the files: what is not there need not be written to the disk.
-    fn discard(&self) {
-        for path in &self.here {
-            // One that is listed twice is gone already; what stays goes with its folder.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// Symbolic links above the wanted paths, with the number of the layer that has them.
-type Links = BTreeMap<PathBuf, (PathBuf, usize)>;
 
 /// What is on disk after all layers.
 #[derive(Debug)]
@@ -82,34 +32,6 @@ pub(crate) struct Unpacked {
     pub(crate) skipped: Vec<Skipped>,
 }
 
-/// Applies `layers`, lowest first, to the new folder `out` and writes it to the disk.
-///
-/// Ends soon with an error once that is cancelled; tells what it has read.
-pub(crate) fn unpack(
-    layers: &mut Arriving,
-    out: &Path,
-    keep: &Keep,
-    limits: &Limits,
-    progress: &Progress,
-) -> Result<Unpacked, Error> {
-    let mut links = Links::new();
-    for _ in 0..MAX_PASSES {
-        let mut pass = Pass::new(out, keep, limits, links)?;
-        for number in 0..layers.count {
-            pass.layer(number, &layers.get(number)?, progress)?;
-        }
-        let found = |links: &Links| links.iter().map(|(path, (target, _))| (path.clone(), target.clone())).collect();
-        let (used, found): (Vec<_>, Vec<_>) = (found(&pass.links), found(&pass.found));
-        if used == found {
-            layers.discard();
-            return pass.finish();
-        }
-        links = pass.found;
-        std::fs::remove_dir_all(out).map_err(|source| Error::Storage { path: out.to_owned(), source })?;
-    }
-    Err(unsafe_image(&keep.roots()[0], "too many symbolic links lead to it"))
-}
-
 /// A wanted path, and where it really is in the image.
 #[derive(Debug, Clone)]
 struct Root {
@@ -117,15 +39,17 @@ struct Root {
     real: PathBuf,
 }
 
-struct Pass<'a> {
+/// One way through all layers.
+pub(super) struct Pass<'a> {
     tree: Tree,
     limits: &'a Limits,
     /// What is written; none of the real paths lies below another.
     roots: Vec<Root>,
     /// Wanted paths whose content is part of one of `roots`.
     aliases: Vec<Root>,
-    links: Links,
-    found: Links,
+    /// Links that are followed, as an earlier pass found them, and those that this one finds.
+    pub(super) links: Links,
+    pub(super) found: Links,
     /// Paths that decide where the wanted ones are.
     deciding: BTreeSet<PathBuf>,
     entries: u64,
@@ -136,7 +60,7 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(out: &Path, keep: &Keep, limits: &'a Limits, links: Links) -> Result<Self, Error> {
+    pub(super) fn new(out: &Path, keep: &Keep, limits: &'a Limits, links: Links) -> Result<Self, PullError> {
         let mut deciding = BTreeSet::new();
         let mut all = Vec::new();
         for asked in keep.roots() {
@@ -167,15 +91,15 @@ impl<'a> Pass<'a> {
         })
     }
 
-    fn layer(&mut self, number: usize, layer: &Path, progress: &Progress) -> Result<(), Error> {
-        let storage = |source| Error::Storage { path: layer.to_owned(), source };
-        let file = BufReader::with_capacity(BUFFER, File::open(layer).map_err(storage)?);
+    /// Applies the layer with this number in the file `layer`.
+    pub(super) fn layer(&mut self, number: usize, layer: &Path, progress: &Progress) -> Result<(), PullError> {
+        let file = File::open(layer).map_err(|source| PullError::Storage { path: layer.to_owned(), source })?;
         let left = self.limits.unpacked_bytes.saturating_sub(self.scanned);
-        let meter = Meter { left: Cell::new(left), allowed: Cell::new(HEADER_BYTES), progress };
-        let content = decompressed(file).map_err(|error| meter.error(self.limits, number, &error))?;
-        let mut archive = tar::Archive::new(Metered { inner: content, meter: &meter });
+        let meter = Meter::new(left, progress);
+        let limits = self.limits;
+        let failed = |error: io::Error| meter.error(limits, number, layer, &error);
+        let mut archive = tar::Archive::new(meter.content(file).map_err(failed)?);
         self.tree.begin_layer();
-        let failed = |error: io::Error| meter.error(self.limits, number, &error);
         for entry in archive.entries().map_err(failed)? {
             let mut entry = entry.map_err(failed)?;
             // A sparse file is longer than what the archive holds of it.
@@ -184,13 +108,13 @@ impl<'a> Pass<'a> {
             } else {
                 entry.size()
             };
-            meter.allowed.set(stored.saturating_add(HEADER_BYTES));
+            meter.begin_entry(stored);
             self.entry(number, &mut entry).map_err(|error| match error {
-                Failure::Reading(error) => meter.error(self.limits, number, &error),
+                Failure::Reading(error) => failed(error),
                 Failure::Known(error) => error,
             })?;
         }
-        self.scanned += left - meter.left.get();
+        self.scanned += left - meter.left();
         Ok(())
     }
 
@@ -245,7 +169,7 @@ impl<'a> Pass<'a> {
 
     fn file<R: Read>(&mut self, path: &Path, out: &Path, entry: &mut tar::Entry<'_, R>) -> Result<(), Failure> {
         let size = entry.size();
-        let too_large = |what, limit| Failure::Known(Error::ImageTooLarge { what, limit });
+        let too_large = |what, limit| Failure::Known(PullError::ImageTooLarge { what, limit });
         if size > self.limits.file_bytes {
             return Err(too_large("bytes in one file", self.limits.file_bytes));
         }
@@ -255,7 +179,7 @@ impl<'a> Pass<'a> {
         }
         if self.bytes > self.limits.disk_bytes {
             let (needed, room, folder) = (self.bytes, self.limits.disk_bytes, self.tree.root().to_owned());
-            return Err(Failure::Known(Error::NoSpace { needed, room, folder }));
+            return Err(Failure::Known(PullError::NoSpace { needed, room, folder }));
         }
         let mut file = self.tree.put_file(out).map_err(|error| Failure::Known(written(path, error)))?;
         let mut left = size;
@@ -265,7 +189,7 @@ impl<'a> Pass<'a> {
                 return Err(Failure::Reading(io::ErrorKind::UnexpectedEof.into()));
             }
             io::Write::write_all(&mut file, &self.buffer[..read])
-                .map_err(|source| Failure::Known(Error::Storage { path: out.to_owned(), source }))?;
+                .map_err(|source| Failure::Known(PullError::Storage { path: out.to_owned(), source }))?;
             left = left.saturating_sub(read as u64);
         }
         if size >= BUFFER as u64 {
@@ -277,7 +201,7 @@ impl<'a> Pass<'a> {
 
     /// Keeps a link that leads to something that may be kept, and lists the others: kmod images link to the node's own
     /// modules on purpose, and the folder they mean is not in the image.
-    fn symbolic_link(&mut self, path: &Path, out: &Path, target: &[u8]) -> Result<(), Error> {
+    fn symbolic_link(&mut self, path: &Path, out: &Path, target: &[u8]) -> Result<(), PullError> {
         let target = Path::new(OsStr::from_bytes(target));
         let start = if target.is_absolute() { Path::new("") } else { path.parent().unwrap_or(Path::new("")) };
         let meant =
@@ -296,7 +220,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn whiteout(&mut self, layer: usize, path: &Path, hidden: &[u8]) -> Result<(), Error> {
+    fn whiteout(&mut self, layer: usize, path: &Path, hidden: &[u8]) -> Result<(), PullError> {
         let folder = path.parent().unwrap_or(Path::new(""));
         let is_lower = |found: usize| found < layer;
         if hidden == b".wh..opq" {
@@ -326,7 +250,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Takes away what lower layers have at and below a path of the image.
-    fn hide(&mut self, path: &Path) -> Result<(), Error> {
+    fn hide(&mut self, path: &Path) -> Result<(), PullError> {
         for root in &self.roots {
             let hidden = if root.real.starts_with(path) {
                 self.tree.hide(&root.asked)
@@ -341,16 +265,16 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn count(&mut self, path: &Path) -> Result<(), Error> {
+    fn count(&mut self, path: &Path) -> Result<(), PullError> {
         self.entries += 1;
         if self.entries > self.limits.entries {
-            return Err(Error::ImageTooLarge { what: "files and folders to keep", limit: self.limits.entries });
+            return Err(PullError::ImageTooLarge { what: "files and folders to keep", limit: self.limits.entries });
         }
         if path.as_os_str().len() as u64 > self.limits.path_bytes {
-            return Err(Error::ImageTooLarge { what: "bytes in one path", limit: self.limits.path_bytes });
+            return Err(PullError::ImageTooLarge { what: "bytes in one path", limit: self.limits.path_bytes });
         }
         if path.components().count() > MAX_DEPTH {
-            return Err(Error::ImageTooLarge { what: "folders above one file", limit: MAX_DEPTH as u64 });
+            return Err(PullError::ImageTooLarge { what: "folders above one file", limit: MAX_DEPTH as u64 });
         }
         Ok(())
     }
@@ -360,7 +284,8 @@ impl<'a> Pass<'a> {
         self.roots.iter().find_map(|root| Some(root.asked.join(path.strip_prefix(&root.real).ok()?)))
     }
 
-    fn finish(mut self) -> Result<Unpacked, Error> {
+    /// Writes everything to the disk.
+    pub(super) fn finish(mut self) -> Result<Unpacked, PullError> {
         for alias in std::mem::take(&mut self.aliases) {
             let Some(target) = self.out(&alias.real).filter(|target| *target != alias.asked) else { continue };
             let failed = |error| written(&alias.asked, error);
@@ -376,30 +301,30 @@ impl<'a> Pass<'a> {
 /// An error while reading an archive needs the meter to be understood.
 enum Failure {
     Reading(io::Error),
-    Known(Error),
+    Known(PullError),
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Self {
         Self::Known(error)
     }
 }
 
-fn unsafe_image(path: &Path, why: &str) -> Error {
-    Error::UnsafeImage { path: path.to_owned(), why: why.to_owned() }
+pub(super) fn unsafe_image(path: &Path, why: &str) -> PullError {
+    PullError::UnsafeImage { path: path.to_owned(), why: why.to_owned() }
 }
 
-fn written(path: &Path, error: tree::Error) -> Error {
+fn written(path: &Path, error: tree::Error) -> PullError {
     match error {
         tree::Error::Blocked(through) => {
             unsafe_image(path, &format!("it lies below {}, which is no folder", through.display()))
         }
-        tree::Error::Io(path, source) => Error::Storage { path, source },
+        tree::Error::Io(path, source) => PullError::Storage { path, source },
     }
 }
 
 /// The path inside the image that an archive's name means; a leading slash means the image's own root.
-fn image_path(raw: &[u8]) -> Result<PathBuf, Error> {
+fn image_path(raw: &[u8]) -> Result<PathBuf, PullError> {
     let path = Path::new(OsStr::from_bytes(raw));
     if raw.contains(&0) {
         return Err(unsafe_image(path, "its name holds a zero byte"));
@@ -413,103 +338,4 @@ fn image_path(raw: &[u8]) -> Result<PathBuf, Error> {
         }
     }
     Ok(plain)
-}
-
-/// A path without `.` and `..`, relative to the image's root, above which there is nothing.
-pub(crate) fn clean(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => plain.push(name),
-            Component::ParentDir => {
-                plain.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    plain
-}
-
-/// Where `path` leads in the image; every path that was asked on the way goes to `asked`. `None` for endless links.
-fn follow(path: &Path, links: &Links, asked: &mut BTreeSet<PathBuf>) -> Option<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        let mut so_far = PathBuf::new();
-        let mut next = None;
-        for part in path.components() {
-            let parent = so_far.clone();
-            so_far.push(part);
-            asked.insert(so_far.clone());
-            if let Some((target, _)) = links.get(&so_far) {
-                let rest = path.strip_prefix(&so_far).unwrap_or(Path::new(""));
-                // An absolute target replaces the parent.
-                next = Some(clean(&parent.join(target).join(rest)));
-                break;
-            }
-        }
-        match next {
-            Some(next) => path = next,
-            None => return Some(path),
-        }
-    }
-    None
-}
-
-fn decompressed<'a>(mut file: BufReader<File>) -> io::Result<Box<dyn Read + 'a>> {
-    // The bytes tell more reliably than media types, which tools that recompress forget to change.
-    let start = file.fill_buf()?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        Ok(Box::new(BufReader::with_capacity(SMALL_BUFFER, flate2::bufread::MultiGzDecoder::new(file))))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || start.get(1..4) == Some(&[0x2a, 0x4d, 0x18]) {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-        Ok(Box::new(BufReader::with_capacity(SMALL_BUFFER, decoder)))
-    } else {
-        Ok(Box::new(file))
-    }
-}
-
-/// Bounds what is read of one layer, whatever its headers claim.
-struct Meter<'a> {
-    /// Bytes that may still be read of all layers.
-    left: Cell<u64>,
-    /// Bytes that may be read until the next entry has to appear.
-    allowed: Cell<u64>,
-    progress: &'a Progress,
-}
-
-impl Meter<'_> {
-    /// What a failed read means: a limit, or an archive that is broken.
-    fn error(&self, limits: &Limits, layer: usize, error: &io::Error) -> Error {
-        if self.progress.is_cancelled() {
-            Error::Cancelled
-        } else if self.left.get() == 0 {
-            Error::ImageTooLarge { what: "bytes in all layers", limit: limits.unpacked_bytes }
-        } else if self.allowed.get() == 0 {
-            Error::ImageTooLarge { what: "bytes in one header", limit: HEADER_BYTES }
-        } else {
-            Error::InvalidImage { why: format!("layer {layer} is no archive: {error}") }
-        }
-    }
-}
-
-struct Metered<'a, R> {
-    inner: R,
-    meter: &'a Meter<'a>,
-}
-
-impl<R: Read> Read for Metered<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let meter = self.meter;
-        let most = meter.left.get().min(meter.allowed.get());
-        if meter.progress.is_cancelled() || (most == 0 && !buffer.is_empty()) {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.inner.read(&mut buffer[..most])?;
-        meter.left.set(meter.left.get() - read as u64);
-        meter.allowed.set(meter.allowed.get() - read as u64);
-        meter.progress.add(read);
-        Ok(read)
-    }
 }

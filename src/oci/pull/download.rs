@@ -11,11 +11,11 @@ use http::header::CONTENT_RANGE;
 use reqwest::Response;
 use tokio::sync::mpsc;
 
+use crate::core::hash::Hasher;
 use crate::core::image::Digest;
-use crate::oci::hash::Hasher;
+use crate::oci::error::PullError;
+use crate::oci::http::session::{Session, next_piece};
 use crate::oci::progress::Progress;
-use crate::oci::pull::Error;
-use crate::oci::session::{Session, next_piece};
 
 /// Pieces between the network and the disk. Each is what one read from the network gave, some hundred KiB at most.
 const PIECES: usize = 8;
@@ -59,7 +59,7 @@ impl<'b> Download<'b> {
     }
 
     /// Asks for what is missing.
-    pub(crate) async fn attempt(&mut self, session: &mut Session<'_>) -> Result<(), Error> {
+    pub(crate) async fn attempt(&mut self, session: &mut Session<'_>) -> Result<(), PullError> {
         let (what, digest) = (self.what, &self.blob.digest);
         let from = self.size();
         let mut response = session.blob(digest, from).await?;
@@ -82,13 +82,17 @@ impl<'b> Download<'b> {
             return Err(session.unreachable(why).into());
         }
         let Some(written) = self.written.take() else { return Ok(()) };
-        let actual = written.hasher.finish();
-        if actual == *digest { Ok(()) } else { Err(Error::DigestMismatch { what, expected: digest.clone(), actual }) }
+        let actual = Digest::of(written.hasher);
+        if actual == *digest {
+            Ok(())
+        } else {
+            Err(PullError::DigestMismatch { what, expected: digest.clone(), actual })
+        }
     }
 
     /// Writes and hashes beside the network, on a thread of its own.
-    async fn receive(&mut self, session: &Session<'_>, response: &mut Response) -> Result<(), Error> {
-        let failed = |source| Error::Storage { path: self.path.clone(), source };
+    async fn receive(&mut self, session: &Session<'_>, response: &mut Response) -> Result<(), PullError> {
+        let failed = |source| PullError::Storage { path: self.path.clone(), source };
         let mut written = match self.written.take() {
             Some(written) => written,
             None => Written {
@@ -132,7 +136,7 @@ async fn hand_over(
     response: &mut Response,
     pieces: mpsc::Sender<Bytes>,
     mut room: u64,
-) -> Result<bool, Error> {
+) -> Result<bool, PullError> {
     while let Some(piece) = next_piece(session, response).await? {
         let Some(left) = room.checked_sub(piece.len() as u64) else { return Ok(false) };
         room = left;

@@ -8,8 +8,16 @@ use http::HeaderMap;
 use reqwest::Url;
 
 use crate::core::image::ImageRef;
-use crate::oci::credentials::{Credential, Credentials};
-use crate::oci::registry::RegistryOptions;
+use crate::oci::auth::credentials::{Credential, Credentials};
+
+/// How a registry is to be reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RegistryOptions {
+    /// Plain HTTP may be used. HTTPS is tried first, as the tools do that know this option.
+    pub insecure: bool,
+    /// Any server certificate is accepted.
+    pub insecure_skip_tls_verify: bool,
+}
 
 /// How an endpoint is spoken to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::oci::endpoint::Scheme;
+use crate::oci::route::endpoint::Scheme;
 
 /// One entry: a mirror, or as the last one the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -31,9 +31,9 @@ use rustls::pki_types::pem::PemObject as _;
 use self::host_files::HostFiles;
 use self::hosts_toml::Host;
 use self::registries_conf::{Registries, Source};
+use crate::api::names::NodeReason;
 use crate::core::image::ImageRef;
-use crate::oci::endpoint::{Endpoint, Scheme, Tls};
-use crate::oci::registry::RegistryOptions;
+use crate::oci::route::endpoint::{Endpoint, RegistryOptions, Scheme, Tls};
 
 const REGISTRIES_CONF: &str = "/etc/containers/registries.conf";
 const REGISTRIES_CONF_D: &str = "/etc/containers/registries.conf.d";
@@ -68,6 +68,16 @@ pub enum Error {
         /// The image as asked for.
         image: String,
     },
+}
+
+impl Error {
+    /// The reason on a node.
+    pub fn reason(&self) -> NodeReason {
+        match self {
+            Self::Config { .. } => NodeReason::RegistryConfigInvalid,
+            Self::Blocked { .. } => NodeReason::RegistryBlocked,
+        }
+    }
 }
 
 /// Where an image is to be asked for.

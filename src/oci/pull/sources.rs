@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::image::ImageRef;
-use crate::oci::credentials::Credentials;
-use crate::oci::endpoint::Endpoint;
-use crate::oci::proxies::Proxies;
-use crate::oci::pull::Error;
-use crate::oci::registry::{self, worse};
-use crate::oci::session::{Connection, Session};
+use crate::oci::auth::credentials::Credentials;
+use crate::oci::error::{PullError, RegistryError};
+use crate::oci::http::registry::worse;
+use crate::oci::http::session::{Connection, Session};
+use crate::oci::route::endpoint::Endpoint;
+use crate::oci::route::proxies::Proxies;
 
 /// Times that one thing is asked for where nobody else can be asked, and where somebody else can.
 const ATTEMPTS: u32 = 4;
@@ -29,9 +29,9 @@ pub(crate) struct Sources<'a> {
     candidate: usize,
     session: Option<Session<'a>>,
     /// Endpoints that failed for what is asked for now, and how.
-    failures: Vec<(usize, Error)>,
+    failures: Vec<(usize, PullError)>,
     /// The refusal of the endpoint in use that says least.
-    refused: Option<registry::Error>,
+    refused: Option<RegistryError>,
 }
 
 impl<'a> Sources<'a> {
@@ -68,31 +68,31 @@ impl<'a> Sources<'a> {
     }
 
     /// The endpoint and credential in use.
-    pub(crate) async fn session(&mut self) -> Result<&mut Session<'a>, Error> {
+    pub(crate) async fn session(&mut self) -> Result<&mut Session<'a>, PullError> {
         if let (None, Some(endpoint)) = (&self.session, self.endpoints.get(self.at)) {
             let connection = Connection::open(self.image, endpoint, self.proxies, self.patience).await?;
             let candidate = endpoint.candidates(self.credentials).get(self.candidate).copied().flatten();
             self.session = Some(Session::new(Arc::new(connection), candidate));
         }
-        let nobody = || registry::Error::NotFound { image: self.image.to_string() }.into();
+        let nobody = || RegistryError::NotFound { image: self.image.to_string() }.into();
         self.session.as_mut().ok_or_else(nobody)
     }
 
     /// Goes on to what is left after a failure: another credential, another endpoint.
     ///
     /// **Errors**: what to tell, when nothing is left or nobody else would answer otherwise.
-    pub(crate) fn failed(&mut self, error: Error) -> Result<(), Error> {
+    pub(crate) fn failed(&mut self, error: PullError) -> Result<(), PullError> {
         let error = match error {
-            Error::Registry(registry::Error::InvalidReference(_)) => return Err(error),
-            Error::Registry(refusal) if refusal.depends_on_credentials() => {
+            PullError::Registry(RegistryError::InvalidReference(_)) => return Err(error),
+            PullError::Registry(refusal) if refusal.depends_on_credentials() => {
                 let refusal = worse(self.refused.take(), refusal);
                 if self.use_next_credential() {
                     self.refused = Some(refusal);
                     return Ok(());
                 }
-                Error::Registry(refusal)
+                PullError::Registry(refusal)
             }
-            Error::Registry(_) | Error::DigestMismatch { .. } => error,
+            PullError::Registry(_) | PullError::DigestMismatch { .. } => error,
             // What was proved is the same everywhere, and so is this machine.
             _ => return Err(error),
         };
@@ -123,16 +123,14 @@ impl<'a> Sources<'a> {
     }
 
     /// One error for all: that of the registry itself if it answered, else that of a mirror that answered, else the last.
-    fn told(&mut self) -> Error {
+    fn told(&mut self) -> PullError {
         let mut failures = std::mem::take(&mut self.failures);
         let endpoint = |place: usize| self.endpoints.get(place);
-        let answered = |error: &Error| {
+        let answered = |error: &PullError| {
             !matches!(
                 error,
-                Error::Registry(
-                    registry::Error::Unreachable { .. }
-                        | registry::Error::Timeout { .. }
-                        | registry::Error::TlsError { .. }
+                PullError::Registry(
+                    RegistryError::Unreachable { .. } | RegistryError::Timeout { .. } | RegistryError::TlsError { .. }
                 )
             )
         };
@@ -150,6 +148,6 @@ impl<'a> Sources<'a> {
             format!("; {}: {text}", name(*place))
         });
         let others = others.collect::<Vec<_>>().concat();
-        Error::Endpoints { main: Box::new(main), at: name(place), others }
+        PullError::Endpoints { main: Box::new(main), at: name(place), others }
     }
 }

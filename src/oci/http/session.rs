@@ -16,10 +16,10 @@ use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use crate::core::image::{Digest, ImageRef};
-use crate::oci::credentials::Credential;
-use crate::oci::endpoint::{Endpoint, Scheme, Tls};
-use crate::oci::proxies::Proxies;
-use crate::oci::registry::Error;
+use crate::oci::auth::credentials::Credential;
+use crate::oci::error::RegistryError;
+use crate::oci::route::endpoint::{Endpoint, Scheme, Tls};
+use crate::oci::route::proxies::Proxies;
 
 /// Everything that a tag may stand for. An index first: where there is one, its digest is the one that travels.
 const MANIFEST_TYPES: [&str; 4] =
@@ -56,7 +56,7 @@ impl<'a> Connection<'a> {
         endpoint: &'a Endpoint,
         proxies: &Proxies,
         deadline: Duration,
-    ) -> Result<Connection<'a>, Error> {
+    ) -> Result<Connection<'a>, RegistryError> {
         let http = client(endpoint, proxies).map_err(|error| transport(image, endpoint, STALL, &error))?;
         let mut connection = Self { image, endpoint, http, scheme: "https" };
         match endpoint.scheme {
@@ -159,25 +159,25 @@ impl<'a> Session<'a> {
         if self.credential.is_some() { "with the credentials of the pull secret" } else { "asked without credentials" }
     }
 
-    pub(crate) fn invalid(&self, why: impl Into<String>) -> Error {
-        Error::InvalidResponse { image: self.image().to_string(), why: why.into() }
+    pub(crate) fn invalid(&self, why: impl Into<String>) -> RegistryError {
+        RegistryError::InvalidResponse { image: self.image().to_string(), why: why.into() }
     }
 
     /// The error for a response whose status is a refusal or otherwise no success.
-    pub(crate) fn refused(&self, response: &Response) -> Error {
+    pub(crate) fn refused(&self, response: &Response) -> RegistryError {
         refusal(self.image(), self.tried(), response)
             .unwrap_or_else(|| self.invalid(format!("status {}", response.status().as_u16())))
     }
 
     /// Nobody answers, or the answer broke off.
-    pub(crate) fn unreachable(&self, why: impl Into<String>) -> Error {
+    pub(crate) fn unreachable(&self, why: impl Into<String>) -> RegistryError {
         let registry = self.connection.endpoint.host.clone();
-        Error::Unreachable { image: self.image().to_string(), registry, why: why.into() }
+        RegistryError::Unreachable { image: self.image().to_string(), registry, why: why.into() }
     }
 
     /// Asks for a manifest or index by tag or digest. Whatever the registry wants for authentication is done once; a 401
     /// that comes back means that it did not help.
-    pub(crate) async fn manifest(&mut self, method: Method, reference: &str) -> Result<Response, Error> {
+    pub(crate) async fn manifest(&mut self, method: Method, reference: &str) -> Result<Response, RegistryError> {
         let mut headers = HeaderMap::new();
         if let Ok(types) = HeaderValue::try_from(MANIFEST_TYPES.join(", ")) {
             headers.insert(ACCEPT, types);
@@ -186,7 +186,7 @@ impl<'a> Session<'a> {
     }
 
     /// Asks for a blob, from the byte `from` on if it is not the first; whether that is what comes, the answer says.
-    pub(crate) async fn blob(&mut self, digest: &Digest, from: u64) -> Result<Response, Error> {
+    pub(crate) async fn blob(&mut self, digest: &Digest, from: u64) -> Result<Response, RegistryError> {
         let mut headers = HeaderMap::new();
         if let Some(range) = (from > 0).then(|| HeaderValue::try_from(format!("bytes={from}-")).ok()).flatten() {
             headers.insert(RANGE, range);
@@ -194,7 +194,7 @@ impl<'a> Session<'a> {
         self.send(Method::GET, &format!("blobs/{digest}"), headers).await
     }
 
-    async fn send(&mut self, method: Method, path: &str, headers: HeaderMap) -> Result<Response, Error> {
+    async fn send(&mut self, method: Method, path: &str, headers: HeaderMap) -> Result<Response, RegistryError> {
         let url = self.connection.url(&format!("{}/{path}", self.connection.endpoint.repository));
         let response = self.request(method.clone(), &url, headers.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
@@ -204,7 +204,7 @@ impl<'a> Session<'a> {
     }
 
     /// Whether the registry's API root answers as one.
-    pub(crate) async fn is_registry(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn is_registry(&mut self) -> Result<bool, RegistryError> {
         let response = self.request(Method::GET, &self.connection.url(""), HeaderMap::new()).await?;
         match response.status() {
             StatusCode::OK | StatusCode::UNAUTHORIZED => Ok(true),
@@ -215,7 +215,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn request(&self, method: Method, url: &str, headers: HeaderMap) -> Result<Response, Error> {
+    async fn request(&self, method: Method, url: &str, headers: HeaderMap) -> Result<Response, RegistryError> {
         let endpoint = self.connection.endpoint;
         let mut url = Url::parse(url).map_err(|_| self.invalid("its address is none"))?;
         if let Some(namespace) = &endpoint.namespace {
@@ -228,12 +228,12 @@ impl<'a> Session<'a> {
         request.send().await.map_err(|error| self.transport(&error))
     }
 
-    fn transport(&self, error: &reqwest::Error) -> Error {
+    fn transport(&self, error: &reqwest::Error) -> RegistryError {
         transport(self.connection.image, self.connection.endpoint, STALL, error)
     }
 
     /// Does what a 401 asks for; false when there is nothing that could be done.
-    async fn authorize(&mut self, response: &Response) -> Result<bool, Error> {
+    async fn authorize(&mut self, response: &Response) -> Result<bool, RegistryError> {
         let mut wants_basic = false;
         for header in response.headers().get_all(WWW_AUTHENTICATE) {
             let Ok(header) = header.to_str() else { continue };
@@ -266,7 +266,7 @@ impl<'a> Session<'a> {
     }
 
     /// Asks the token server that the registry names for a token to pull.
-    async fn token(&self, realm: &str, service: Option<String>, scope: &str) -> Result<String, Error> {
+    async fn token(&self, realm: &str, service: Option<String>, scope: &str) -> Result<String, RegistryError> {
         #[derive(Deserialize)]
         struct Token {
             token: Option<String>,
@@ -300,7 +300,7 @@ impl<'a> Session<'a> {
     }
 
     /// A header value that no debug output shows.
-    fn secret_header(&self, value: String) -> Result<HeaderValue, Error> {
+    fn secret_header(&self, value: String) -> Result<HeaderValue, RegistryError> {
         let mut value =
             HeaderValue::try_from(value).map_err(|_| self.invalid("the token or password fits no HTTP header"))?;
         value.set_sensitive(true);
@@ -315,15 +315,15 @@ fn basic(credential: &Credential) -> String {
 }
 
 /// The error that a status stands for, where it is one that any request may meet.
-pub(crate) fn refusal(image: &ImageRef, tried: &'static str, response: &Response) -> Option<Error> {
+pub(crate) fn refusal(image: &ImageRef, tried: &'static str, response: &Response) -> Option<RegistryError> {
     let image = image.to_string();
     let retry_after = || retry_after(response.headers().get(RETRY_AFTER)?.to_str().ok()?);
     match response.status() {
-        StatusCode::UNAUTHORIZED => Some(Error::Unauthorized { image, tried }),
-        StatusCode::FORBIDDEN => Some(Error::Forbidden { image, tried }),
-        StatusCode::TOO_MANY_REQUESTS => Some(Error::RateLimited { image, retry_after: retry_after() }),
+        StatusCode::UNAUTHORIZED => Some(RegistryError::Unauthorized { image, tried }),
+        StatusCode::FORBIDDEN => Some(RegistryError::Forbidden { image, tried }),
+        StatusCode::TOO_MANY_REQUESTS => Some(RegistryError::RateLimited { image, retry_after: retry_after() }),
         status if status.is_server_error() => {
-            Some(Error::RegistryError { image, status: status.as_u16(), retry_after: retry_after() })
+            Some(RegistryError::ServerError { image, status: status.as_u16(), retry_after: retry_after() })
         }
         _ => None,
     }
@@ -343,7 +343,11 @@ fn retry_after(value: &str) -> Option<Duration> {
 }
 
 /// Reads a whole answer of at most `max` bytes.
-pub(crate) async fn read_bounded(session: &Session<'_>, response: &mut Response, max: usize) -> Result<Vec<u8>, Error> {
+pub(crate) async fn read_bounded(
+    session: &Session<'_>,
+    response: &mut Response,
+    max: usize,
+) -> Result<Vec<u8>, RegistryError> {
     let mut body = Vec::new();
     while let Some(piece) = next_piece(session, response).await? {
         if body.len() + piece.len() > max {
@@ -355,21 +359,24 @@ pub(crate) async fn read_bounded(session: &Session<'_>, response: &mut Response,
 }
 
 /// The next piece of an answer, `None` at its end.
-pub(crate) async fn next_piece(session: &Session<'_>, response: &mut Response) -> Result<Option<bytes::Bytes>, Error> {
+pub(crate) async fn next_piece(
+    session: &Session<'_>,
+    response: &mut Response,
+) -> Result<Option<bytes::Bytes>, RegistryError> {
     response.chunk().await.map_err(|error| session.transport(&error))
 }
 
 /// What a failed request means. Only the innermost cause is told: the outer ones hold URLs, some of them signed.
-fn transport(image: &ImageRef, endpoint: &Endpoint, after: Duration, error: &reqwest::Error) -> Error {
+fn transport(image: &ImageRef, endpoint: &Endpoint, after: Duration, error: &reqwest::Error) -> RegistryError {
     let registry = endpoint.host.clone();
     let image = image.to_string();
     if error.is_timeout() {
-        return Error::Timeout { image, after };
+        return RegistryError::Timeout { image, after };
     }
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
-            return Error::TlsError { image, registry, why: tls.to_string() };
+            return RegistryError::TlsError { image, registry, why: tls.to_string() };
         }
         // An I/O error hides what it wraps: its own source is that of the wrapped error.
         let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
@@ -381,10 +388,10 @@ fn transport(image: &ImageRef, endpoint: &Endpoint, after: Duration, error: &req
     // An error without a cause of its own speaks for itself, and may hold its URL.
     let why = if error.source().is_some() { cause.to_string() } else { "the request cannot be made".to_owned() };
     if error.is_redirect() {
-        Error::InvalidResponse { image, why }
+        RegistryError::InvalidResponse { image, why }
     } else if error.is_builder() {
-        Error::TlsError { image, registry, why }
+        RegistryError::TlsError { image, registry, why }
     } else {
-        Error::Unreachable { image, registry, why }
+        RegistryError::Unreachable { image, registry, why }
     }
 }

@@ -1,0 +1,4 @@
+//! Who asks.
+
+pub mod credentials;
+mod pattern;
