@@ -2,46 +2,37 @@
 //!
 //! ```text
 //! ManagedCluster claims ─┐
-//! ManagedClusterModule ──┼─ module_images ─→ ModuleImagesConfig ─→ (images) ─→ digests ─┐
-//!                        └─ manifest_work ←─────────────────────────────────────────────┘
-//!                           └─→ one ManifestWork per cluster ─→ feedback ─→ fleet_status
+//! ManagedClusterModule ──┼─ images ─→ ModuleImagesConfig ─→ registries ─→ digests ─┐
+//!                        └─ works ←───────────────────────────────────────────────┘
+//!                           └─→ one ManifestWork per cluster ─→ feedback ─→ status
 //! ```
 //!
 //! An event about one cluster costs one pass over that cluster, whatever the size of the fleet. What a cluster
-//! contributes to the status is kept in a [`tally`], so that totals are never counted anew.
+//! contributes to the status is kept in a [`Tally`](standing::Tally), so that totals are never counted anew.
 
 mod events;
 mod fleet;
-mod fleet_status;
+mod images;
 pub mod intern;
-pub mod manifest_work;
-mod module_images;
 pub mod standing;
-pub mod tally;
+mod status;
+mod target;
 #[cfg(test)]
 mod testing;
 pub mod view;
-mod waits;
+mod watches;
+mod works;
 
 use std::sync::Arc;
 
-use kube::Api;
-use kube_runtime::watcher::Config;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::api::names::MANAGED_CLUSTER_MODULE_LABEL;
 use crate::runtime::events::Events;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
-use crate::runtime::store::{drive, store};
 use crate::runtime::tasks::Tasks;
-use fleet::{Fleet, Stores};
-
-/// Objects per page of a list: works hold whole Modules, and a page is decoded at once.
-const PAGE: u32 = 200;
-/// A connection that died silently is noticed after this time.
-const WATCH_TIMEOUT_SECS: u32 = 240;
+use fleet::Fleet;
 
 /// What the Hub needs to know about its installation.
 #[derive(Clone, Debug)]
@@ -74,37 +65,9 @@ impl Hub {
         readiness: &Readiness,
         tasks: &mut Tasks,
     ) -> Self {
-        let (modules, modules_writer) = store();
-        let (clusters, clusters_writer) = store();
-        let (images, images_writer) = store();
-        let (works, works_writer) = store();
-        let stores = Stores { modules, clusters, images, works };
-        let fleet = Arc::new(Fleet::new(settings.operator_namespace.clone(), stores, metrics));
-        let config = || Config::default().page_size(PAGE).timeout(WATCH_TIMEOUT_SECS);
-
-        let of = Arc::clone(&fleet);
-        let gate = readiness.gate("watch of ManagedClusterModules");
-        let watch = drive(Api::all(client.clone()), config(), modules_writer, gate, move |change| of.on_module(change));
-        tasks.spawn_endless("watch of ManagedClusterModules", watch);
-
-        let of = Arc::clone(&fleet);
-        let gate = readiness.gate("watch of ManagedClusters");
-        let watch =
-            drive(Api::all(client.clone()), config(), clusters_writer, gate, move |change| of.on_cluster(change));
-        tasks.spawn_endless("watch of ManagedClusters", watch);
-
-        let of = Arc::clone(&fleet);
-        let gate = readiness.gate("watch of ModuleImagesConfigs");
-        let api = Api::namespaced(client.clone(), &settings.operator_namespace);
-        let watch = drive(api, config(), images_writer, gate, move |change| of.on_images(change));
-        tasks.spawn_endless("watch of ModuleImagesConfigs", watch);
-
-        let of = Arc::clone(&fleet);
-        let gate = readiness.gate("watch of ManifestWorks");
-        let labelled = config().labels(MANAGED_CLUSTER_MODULE_LABEL);
-        let watch = drive(Api::all(client.clone()), labelled, works_writer, gate, move |change| of.on_work(change));
-        tasks.spawn_endless("watch of ManifestWorks", watch);
-
+        let (fleet, writers) = Fleet::new(settings.operator_namespace, metrics);
+        let fleet = Arc::new(fleet);
+        watches::start(&fleet, &client, writers, readiness, tasks);
         let events = Events::new(client.clone(), "kmm-hub", settings.instance);
         Self { client, events, fleet }
     }
@@ -123,11 +86,10 @@ impl Hub {
             works = fleet.works.len(),
             "all stores are complete, planning begins"
         );
-        fleet.begin_to_lead();
-        tokio::join!(
-            manifest_work::run(client.clone(), Arc::clone(&fleet), shutdown.clone()),
-            module_images::run(client.clone(), events.clone(), Arc::clone(&fleet), shutdown.clone()),
-            fleet_status::run(client, events, fleet, shutdown),
-        );
+        watches::begin_to_lead(&fleet);
+        let works = works::Controller::new(client.clone(), Arc::clone(&fleet));
+        let images = images::Controller::new(client.clone(), events.clone(), Arc::clone(&fleet));
+        let status = status::Controller::new(client, events, fleet);
+        tokio::join!(works.run(shutdown.clone()), images.run(shutdown.clone()), status.run(shutdown));
     }
 }

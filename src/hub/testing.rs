@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::ManagedClusterModule;
 use crate::api::ocm::ManifestWork;
-use crate::hub::manifest_work::Target;
+use crate::hub::target::Target;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
 use crate::runtime::store::Projection;
 

@@ -3,14 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::api::names::ClusterReason;
 use crate::api::{ManagedClusterModule, ManagedClusterModuleSpec, ManagedClusterModuleStatus, ModuleSpec};
-use crate::core::mapping::Mappings;
+use crate::core::hash::{self, NameForm};
+use crate::core::kernel::KernelVersion;
+use crate::core::mapping::{Mappings, Resolution, Resolved};
 use crate::core::selector;
 use crate::runtime::client::chain;
 use crate::runtime::store::Projection;
+
+/// Longest value of a label.
+const LABEL_MAX: usize = 63;
 
 /// What is read of a ManagedClusterModule.
 #[derive(Clone, Debug)]
@@ -83,9 +88,37 @@ impl FleetModule {
         self.spec.as_ref().map_or("", |spec| &spec.spoke_namespace)
     }
 
-    /// The kernel mappings, `None` without `moduleLoader` or with a fault.
-    pub fn mappings(&self) -> Option<&Mappings> {
-        self.mappings.as_deref()
+    /// Whether there are kernel mappings: not without `moduleLoader`, and not with a fault.
+    pub fn has_mappings(&self) -> bool {
+        self.mappings.is_some()
+    }
+
+    /// What the mappings give for a kernel of a cluster, or why nothing: empty where no mapping matches.
+    pub fn resolve(&self, kernel: &str) -> Result<Resolved, String> {
+        let Some(mappings) = &self.mappings else { return Err(String::new()) };
+        let kernel = KernelVersion::parse(kernel).map_err(|error| error.to_string())?;
+        match mappings.resolve(&kernel, &self.name, self.spoke_namespace()) {
+            Resolution::Matched(resolved) => Ok(*resolved),
+            Resolution::NoMapping => Err(String::new()),
+            Resolution::Failed(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The owner reference on everything that is made for it.
+    pub fn owner_reference(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: "hub.kmm.sigs.x-k8s.io/v1beta1".to_owned(),
+            kind: "ManagedClusterModule".to_owned(),
+            name: self.name.to_string(),
+            uid: self.uid.to_string(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }
+    }
+
+    /// Value of the label that names it: its name, shortened if it is too long for a label.
+    pub fn label_value(&self) -> String {
+        hash::bounded_name(&self.name, LABEL_MAX, NameForm::Subdomain)
     }
 
     fn compile(mut self) -> Self {

@@ -1,6 +1,7 @@
 //! What the Hub's stores keep of each kind: the fields that are read, nothing else.
 
 mod cluster;
+pub mod feedback;
 mod fleet_module;
 mod images;
 mod work;

@@ -11,8 +11,9 @@ use crate::api::ocm::{FieldValue, ManifestStatus, ManifestWork, ManifestWorkStat
 use crate::core::hash;
 use crate::core::pin::source_id;
 use crate::hub::intern::{self, Sent};
-use crate::hub::manifest_work::feedback;
 use crate::runtime::store::Projection;
+
+use super::feedback;
 
 /// What is read of a ManifestWork.
 #[derive(Debug, PartialEq)]

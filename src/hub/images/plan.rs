@@ -7,9 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::observe::Observed;
 use crate::api::{ModuleImageSpec, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleSpec};
 use crate::core::hash;
-use crate::core::mapping::{Mappings, Resolved};
+use crate::core::mapping::Resolved;
 use crate::core::pin::{KEPT, Known, source_id};
-use crate::hub::manifest_work::{owner_reference, resolve};
 use crate::hub::view::{FleetModule, Images};
 
 /// Tags that a sentence names.
@@ -51,11 +50,11 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         return Ok(Plan::Nothing);
     }
     let Some(spec) = module.module_spec() else { return Ok(Plan::Nothing) };
-    let Some(mappings) = module.mappings() else {
+    if !module.has_mappings() {
         let ours = images.filter(|images| images.is_owned_by(&module.uid));
         return Ok(ours.map_or(Plan::Nothing, |images| Plan::Delete { uid: images.uid.clone() }));
-    };
-    let entries = entries(module, mappings, spec, observed, images);
+    }
+    let entries = entries(module, spec, observed, images);
     if images.is_none() && entries.is_empty() {
         return Ok(Plan::Nothing);
     }
@@ -70,7 +69,7 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
             name: Some(observed.key.name.clone()),
             namespace: Some(observed.key.namespace.clone()),
             uid: images.map(|images| images.uid.clone()),
-            owner_references: Some(vec![owner_reference(module)]),
+            owner_references: Some(vec![module.owner_reference()]),
             ..ObjectMeta::default()
         },
         spec: wanted,
@@ -85,9 +84,7 @@ pub(super) fn moved(observed: &Observed) -> Option<String> {
     let trigger = module.trigger();
     let mut moved = BTreeSet::new();
     for sent in observed.sent.iter().filter(|_| images.is_owned_by(&module.uid)) {
-        let Some(resolved) = module.mappings().and_then(|mappings| resolve(mappings, module, &sent.kernel).ok()) else {
-            continue;
-        };
+        let Ok(resolved) = module.resolve(&sent.kernel) else { continue };
         if let Known::Found(digest) = images.known(&sent.kernel, &resolved.image, trigger)
             && *sent.source == *source_id(&resolved.image, trigger)
             // A tag, which the older edition has sent, is about to be replaced.
@@ -107,7 +104,6 @@ pub(super) fn moved(observed: &Observed) -> Option<String> {
 /// Ordered by kernel, then image.
 fn entries(
     module: &FleetModule,
-    mappings: &Mappings,
     spec: &ModuleSpec,
     observed: &Observed,
     images: Option<&Images>,
@@ -119,7 +115,7 @@ fn entries(
         entries.insert(key, entry(kernel, resolved, dir_name.unwrap_or_default()));
     };
     for kernel in &observed.kernels {
-        if let Ok(resolved) = resolve(mappings, module, kernel) {
+        if let Ok(resolved) = module.resolve(kernel) {
             ask(kernel, resolved);
         }
     }
@@ -129,7 +125,7 @@ fn entries(
             !observed.kernels.contains(&*asked.kernel_version) && matches!(known, Known::Found(_))
         };
         let kept = images.spec.images.iter().filter(found).filter_map(|asked| {
-            let resolved = resolve(mappings, module, &asked.kernel_version).ok()?;
+            let resolved = module.resolve(&asked.kernel_version).ok()?;
             (resolved.image == asked.image).then_some((&asked.kernel_version, resolved))
         });
         kept.take(KEPT).for_each(|(kernel, resolved)| ask(kernel, resolved));
@@ -163,7 +159,3 @@ fn requested(spec: &ModuleSpec, images: Vec<ModuleImageSpec>) -> ModuleImagesCon
         tolerations: spec.tolerations.clone(),
     }
 }
-
-#[cfg(test)]
-#[path = "plan_tests.rs"]
-mod tests;

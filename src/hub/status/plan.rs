@@ -1,25 +1,24 @@
-//! Totals → status and conditions, and what of it is worth an event. Pure.
+//! Totals → status and conditions. Pure.
 
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::observe::{Missing, Observed};
-use crate::api::names::{ClusterReason, ConditionType, EventReason, ImageReason};
+use crate::api::names::{ClusterReason, ConditionType};
 use crate::api::{FailingCluster, ManagedClusterModuleStatus, NodeTotals};
 use crate::core::conditions::{self, State, Wanted};
-use crate::hub::standing::Standing;
-use crate::hub::tally::Totals;
-use crate::runtime::events::Severity;
+use crate::hub::standing::{Standing, Totals};
 
 /// The types of conditions that are written here.
-const TYPES: [ConditionType; 3] = [ConditionType::Ready, ConditionType::ImagesResolved, ConditionType::Applied];
+pub(super) const TYPES: [ConditionType; 3] =
+    [ConditionType::Ready, ConditionType::ImagesResolved, ConditionType::Applied];
 /// Why works are not applied, from what somebody must act upon to what passes.
 const NOT_APPLIED: [ClusterReason; 3] =
     [ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
 
 /// The status as it is to be, `None` if it is so already.
-pub(super) fn status(
+pub(super) fn plan(
     old: &ManagedClusterModuleStatus,
     observed: &Observed,
     now: Timestamp,
@@ -145,52 +144,4 @@ fn applied(totals: &Totals) -> Wanted {
         None => (ClusterReason::WaitingForApply, String::new()),
     };
     wanted(State::False, reason, format!("applied on {applied} of {desired} clusters{detail}"))
-}
-
-/// Something that happened to a ManagedClusterModule as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct News {
-    /// Good or bad.
-    pub(super) severity: Severity,
-    /// In one word.
-    pub(super) reason: EventReason,
-    /// In one sentence.
-    pub(super) note: String,
-}
-
-/// What is worth an event: transitions only. What was told is in the old status, so a restart tells nothing again.
-pub(super) fn news(old: &ManagedClusterModuleStatus, new: &ManagedClusterModuleStatus) -> Vec<News> {
-    TYPES.iter().filter_map(|type_| transition(*type_, old, new)).collect()
-}
-
-fn transition(
-    type_: ConditionType,
-    old: &ManagedClusterModuleStatus,
-    new: &ManagedClusterModuleStatus,
-) -> Option<News> {
-    let after = conditions::find(&new.conditions, type_.as_str())?;
-    let before = conditions::find(&old.conditions, type_.as_str());
-    let before = before.map_or(("", ""), |before| (before.status.as_str(), before.reason.as_str()));
-    if before == (after.status.as_str(), after.reason.as_str()) {
-        return None;
-    }
-    let holds = after.status == "True";
-    let failed_look_up =
-        |reason: &str| ImageReason::from_name(reason).is_some_and(|reason| reason != ImageReason::NotFound);
-    let reason = match (type_, after.reason.as_str()) {
-        (ConditionType::Ready, "InvalidSpec" | "Unreadable") => EventReason::InvalidSpec,
-        (ConditionType::Ready, _) if holds => EventReason::Ready,
-        (ConditionType::Ready, _) if before.0 == "True" => EventReason::NotReady,
-        (ConditionType::ImagesResolved, _) if holds && before.0 == "False" => EventReason::ImagesResolved,
-        (ConditionType::ImagesResolved, "NotFound") => EventReason::ImageNotFound,
-        (ConditionType::ImagesResolved, reason) if failed_look_up(reason) && !failed_look_up(before.1) => {
-            EventReason::ImageLookupFailed
-        }
-        (ConditionType::Applied, "NotApplied") => EventReason::ClusterNotApplied,
-        (ConditionType::Applied, "OwnedByOther") => EventReason::WorkOwnedByOther,
-        _ => return None,
-    };
-    let good = matches!(reason, EventReason::Ready | EventReason::ImagesResolved);
-    let severity = if good { Severity::Normal } else { Severity::Warning };
-    Some(News { severity, reason, note: after.message.clone() })
 }

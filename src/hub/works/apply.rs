@@ -1,14 +1,14 @@
 //! Carries out the plan for one work.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::PartialObjectMeta;
 
-use super::observe::Target;
-use super::plan::{Action, occupied};
-use super::render;
+use super::plan::Action;
 use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, field_manager};
 use crate::api::ocm::ManifestWork;
 use crate::hub::standing::Standing;
+use crate::hub::target::Target;
 use crate::hub::view::Owner;
 use crate::runtime::client::{self, ApiError, Class};
 
@@ -54,10 +54,10 @@ async fn other(api: &Api<ManifestWork>, target: &Target, wanted: &ManifestWork) 
     let found: Option<PartialObjectMeta<ManifestWork>> =
         client::within(|| format!("look for ManifestWork {target}"), api.get_metadata_opt(&target.module)).await?;
     let Some(found) = found else { return Ok(None) };
-    let labels = found.metadata.labels.unwrap_or_default();
+    let label = |meta: &ObjectMeta| meta.labels.as_ref()?.get(MANAGED_CLUSTER_MODULE_LABEL).cloned();
+    let labelled = label(&found.metadata) == label(&wanted.metadata);
     let owner = Owner::of(found.metadata.owner_references.as_deref());
-    let labelled = labels.get(MANAGED_CLUSTER_MODULE_LABEL) == Some(&render::label_value(&target.module));
     // One of ours that lost its label gets it back.
     let is_ours = owner == Owner::of(wanted.metadata.owner_references.as_deref());
-    Ok(Some(occupied(&owner)).filter(|_| !labelled && !is_ours))
+    Ok(Some(Standing::occupied(&owner)).filter(|_| !labelled && !is_ours))
 }

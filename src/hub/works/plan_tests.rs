@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::observe::Observed;
 use super::plan::{Action, GRACE, LONGEST, Plan, plan};
+use super::waits::Waited;
 use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
 use crate::hub::standing::Phase;
@@ -13,7 +14,6 @@ use crate::hub::testing::{
     stored, target, work,
 };
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Work};
-use crate::hub::waits::Waited;
 
 fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work: Option<Arc<Work>>) -> Observed {
     Observed {

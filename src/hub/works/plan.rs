@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use super::observe::Observed;
 use super::render::{self, Line};
+use super::waits::Waited;
 use crate::api::ModuleSpec;
-use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
 use crate::core::hash;
 use crate::core::image::ImageRef;
-use crate::core::kernel::KernelVersion;
-use crate::core::mapping::{Mappings, Resolution, Resolved};
+use crate::core::mapping::Resolved;
 use crate::core::pin::{self, Known, Pinned};
 use crate::hub::intern::{self, Sent};
-use crate::hub::standing::{Gaps, Nodes, Phase, Standing};
+use crate::hub::standing::{Gaps, Standing};
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, fingerprint};
-use crate::hub::waits::Waited;
 
 /// Digests arrive one by one. A work is held back until every look-up has come to something, good or bad, and is then
 /// written once; but no longer than this after the last answer, so that no registry holds up the kernels of another.
@@ -79,27 +77,22 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         return Ok(deselected(module, work));
     };
     if let Some(work) = work.filter(|work| !is_usable(module, work)) {
-        return Ok(Plan::nothing(Some(foreign(module, work))));
+        return Ok(Plan::nothing(Some(Standing::foreign(module, &work.owner))));
     }
     let as_it_is = |gaps: &Gaps| Standing::of_work(work, &cluster.kernels, gaps, cluster.silent);
     let Some(spec) = module.module_spec() else {
-        let fault = module.fault.as_ref();
-        let reason = fault.map_or(ClusterReason::InvalidSpec, |fault| fault.reason);
-        let message = "what was sent before stays, until the ManagedClusterModule can be carried out";
-        return Ok(Plan::nothing(Some(as_it_is(&Gaps::default()).because(Phase::Waiting, reason, message))));
+        return Ok(Plan::nothing(Some(as_it_is(&Gaps::default()).without_module(module))));
     };
     if work.is_some_and(|work| work.deleting) {
-        let message = "the work is being deleted; a new one follows once it is gone";
-        return Ok(Plan::nothing(Some(Standing::new(Phase::Waiting, ClusterReason::Deleting, message))));
+        return Ok(Plan::nothing(Some(Standing::deleting())));
     }
     if !cluster.accepted {
-        let message = "the Hub does not accept the cluster";
-        let standing = as_it_is(&Gaps::default()).because(Phase::Unknown, ClusterReason::NotAccepted, message);
-        return Ok(Plan::nothing(Some(standing)));
+        return Ok(Plan::nothing(Some(as_it_is(&Gaps::default()).not_accepted())));
     }
-    let (lines, gaps, wants_images) = match module.mappings() {
-        Some(mappings) => lines(module, mappings, cluster, observed.images.as_deref(), work),
-        None => (Vec::new(), Gaps::default(), false),
+    let (lines, gaps, wants_images) = if module.has_mappings() {
+        lines(module, cluster, observed.images.as_deref(), work)
+    } else {
+        (Vec::new(), Gaps::default(), false)
     };
     let waited = Waited::after(observed.waited, module.generation, gaps.unanswered);
     let waits = (gaps.unanswered > 0).then_some(waited);
@@ -118,7 +111,7 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     planned(module, spec, observed, &lines).map(|action| Plan {
         standing: Some(match &action {
             Action::Nothing | Action::Delete { .. } => Standing::of_work(work, kernels, &gaps, cluster.silent),
-            Action::Apply { .. } => sent(work, kernels, &gaps),
+            Action::Apply { .. } => Standing::of_sent(work, kernels, &gaps),
         }),
         action,
         wants_images,
@@ -141,45 +134,13 @@ fn planned(
     Ok(Action::Apply { work: Box::new(rendered), uid: work.map(|work| work.uid.clone()) })
 }
 
-/// A cluster that is about to get a new work: whatever it said was about another one.
-fn sent(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps) -> Standing {
-    let standing = Standing::of_work(work, kernels, gaps, false);
-    let before = Standing { applied: false, nodes: Nodes::default(), ..standing };
-    match before.reason {
-        // What is missing is told although the rest is sent.
-        ClusterReason::ImagesNotReady | ClusterReason::ClaimsInvalid => before,
-        _ => before.because(Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet"),
-    }
-}
-
 /// Whether the work may be applied: ours, or left behind by one of ours whose owner reference was taken away.
 fn is_usable(module: &FleetModule, work: &Work) -> bool {
     match &work.owner {
         Owner::Module { uid, .. } => *uid == module.uid,
-        Owner::Nobody => *work.label == *render::label_value(&module.name),
+        Owner::Nobody => *work.label == *module.label_value(),
         Owner::Other(_) => false,
     }
-}
-
-fn foreign(module: &FleetModule, work: &Work) -> Standing {
-    match &work.owner {
-        Owner::Module { name, .. } if *name == module.name => {
-            let message = "the work of an earlier ManagedClusterModule of this name is not gone yet";
-            Standing::new(Phase::Waiting, ClusterReason::Deleting, message)
-        }
-        owner => occupied(owner),
-    }
-}
-
-/// The standing of a cluster in which somebody else has a work of the name.
-pub(super) fn occupied(owner: &Owner) -> Standing {
-    let whose = match owner {
-        Owner::Nobody => "somebody else".to_owned(),
-        Owner::Module { name, .. } => format!("ManagedClusterModule {name}"),
-        Owner::Other(owner) => owner.to_string(),
-    };
-    let message = format!("a ManifestWork of this name belongs to {whose}; it is not touched");
-    Standing::new(Phase::Degraded, ClusterReason::OwnedByOther, &message)
 }
 
 /// A work in a cluster that is not selected goes, if it is certainly ours.
@@ -196,7 +157,6 @@ fn deselected(module: &FleetModule, work: Option<&Work>) -> Plan {
 /// The lines of a cluster's Module, what is missing, and whether some image was not asked for yet.
 fn lines(
     module: &FleetModule,
-    mappings: &Mappings,
     cluster: &Cluster,
     images: Option<&Images>,
     work: Option<&Work>,
@@ -213,7 +173,7 @@ fn lines(
     }
     let (mut lines, mut gaps, mut wants_images) = (Vec::with_capacity(kernels.len()), Gaps::default(), false);
     for kernel in kernels {
-        let resolved = match resolve(mappings, module, &kernel) {
+        let resolved = match module.resolve(&kernel) {
             Err(why) => {
                 gaps.unmapped.push((kernel, why));
                 continue;
@@ -249,16 +209,6 @@ fn lines(
 fn taken(images: &Images) -> String {
     let (kind, name) = images.owner.as_ref().map_or(("somebody", "else"), |(kind, name, _)| (kind, name));
     format!("the ModuleImagesConfig of this name belongs to {kind} {name}")
-}
-
-/// What the mappings give for a kernel of a cluster, or why nothing.
-pub fn resolve(mappings: &Mappings, module: &FleetModule, kernel: &str) -> Result<Resolved, String> {
-    let kernel = KernelVersion::parse(kernel).map_err(|error| error.to_string())?;
-    match mappings.resolve(&kernel, &module.name, module.spoke_namespace()) {
-        Resolution::Matched(resolved) => Ok(*resolved),
-        Resolution::NoMapping => Err(String::new()),
-        Resolution::Failed(error) => Err(error.to_string()),
-    }
 }
 
 /// An image without digest.

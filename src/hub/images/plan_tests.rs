@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{KEPT, Plan, moved, plan};
+use super::observe::Observed;
+use super::plan::{Plan, moved, plan};
+use crate::core::pin::KEPT;
 use crate::hub::intern::Sent;
-use crate::hub::module_images::observe::Observed;
 use crate::hub::testing::{MODULE, UID, digest, module, module_of, owner, spec};
 use crate::hub::view::{FleetModule, Images};
 use crate::runtime::store::{ObjectKey, Projection};

@@ -6,28 +6,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::hub::manifest_work::Target;
+use crate::hub::target::Target;
 
 /// The waits of all works. Only what waits is remembered.
 #[derive(Debug, Default)]
-pub struct Waits(Mutex<HashMap<Target, (Waited, Instant)>>);
+pub(super) struct Waits(Mutex<HashMap<Target, (Waited, Instant)>>);
 
 /// The wait of one work, as it was when somebody looked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waited {
+pub(super) struct Waited {
     /// Generation of the ManagedClusterModule.
-    pub generation: i64,
+    pub(super) generation: i64,
     /// Images of which the registry has said nothing.
-    pub unanswered: usize,
+    pub(super) unanswered: usize,
     /// How long it has been waiting.
-    pub in_all: Duration,
+    pub(super) in_all: Duration,
     /// How long it has been waiting since the last answer.
-    pub still: Duration,
+    pub(super) still: Duration,
 }
 
 impl Waited {
     /// The wait that follows from the one before. It begins anew with another generation, and where more is to be asked.
-    pub fn after(before: Option<Self>, generation: i64, unanswered: usize) -> Self {
+    pub(super) fn after(before: Option<Self>, generation: i64, unanswered: usize) -> Self {
         match before.filter(|before| before.generation == generation && unanswered <= before.unanswered) {
             None => Self { generation, unanswered, ..Self::default() },
             Some(before) if unanswered < before.unanswered => Self { unanswered, still: Duration::ZERO, ..before },
@@ -42,14 +42,14 @@ impl Waits {
     }
 
     /// How long the work has been waiting; `None` if it was not.
-    pub fn so_far(&self, target: &Target) -> Option<Waited> {
+    pub(super) fn so_far(&self, target: &Target) -> Option<Waited> {
         let (waited, at) = *self.lock().get(target)?;
         let since = at.elapsed();
         Some(Waited { in_all: waited.in_all + since, still: waited.still + since, ..waited })
     }
 
     /// The work waits like this now, or for nothing any more.
-    pub fn set(&self, target: &Target, waited: Option<Waited>) {
+    pub(super) fn set(&self, target: &Target, waited: Option<Waited>) {
         let mut waits = self.lock();
         match waited {
             Some(waited) => {
@@ -62,17 +62,12 @@ impl Waits {
             None => {}
         }
     }
-
-    /// No work of the ManagedClusterModule waits.
-    pub fn forget(&self, module: &str) {
-        self.lock().retain(|target, _| *target.module != *module);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::testing::{MODULE, target};
+    use crate::hub::testing::target;
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_goes_on_until_the_last_answer_and_begins_anew_with_another_wish() {
@@ -93,12 +88,8 @@ mod tests {
         assert_eq!(pass(1, 3), (0, 0), "a kernel more");
         second().await;
         assert_eq!(pass(2, 3), (0, 0), "another generation");
-        second().await;
-        waits.forget("another");
-        assert_eq!(pass(2, 3), (1, 1));
         waits.set(&target, None);
-        assert_eq!(pass(2, 3), (0, 0));
-        waits.forget(MODULE);
         assert_eq!(waits.so_far(&target), None);
+        assert_eq!(pass(2, 3), (0, 0));
     }
 }

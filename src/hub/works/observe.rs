@@ -1,27 +1,12 @@
-//! What is seen of one cluster and one ManagedClusterModule: stores only.
+//! What is seen of one cluster and one ManagedClusterModule: stores, and how long it has been waiting.
 
-use std::fmt;
 use std::sync::Arc;
 
+use super::waits::{Waited, Waits};
 use crate::hub::fleet::Fleet;
+use crate::hub::target::Target;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
-use crate::hub::waits::Waited;
 use crate::runtime::store::ObjectKey;
-
-/// One ManagedClusterModule in one cluster: the key of a work.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target {
-    /// Name of the ManagedClusterModule, and of the work.
-    pub module: Arc<str>,
-    /// Name of the ManagedCluster, and the work's namespace.
-    pub cluster: Arc<str>,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.cluster, self.module)
-    }
-}
 
 /// What the plan for one cluster is made from.
 #[derive(Clone, Debug)]
@@ -41,13 +26,13 @@ pub(super) struct Observed {
 }
 
 /// Reads the stores.
-pub(super) fn observe(fleet: &Fleet, target: &Target) -> Observed {
+pub(super) fn observe(fleet: &Fleet, waits: &Waits, target: &Target) -> Observed {
     Observed {
         module: fleet.modules.get(&ObjectKey::cluster(&*target.module)),
         cluster: fleet.clusters.get(&ObjectKey::cluster(&*target.cluster)),
         images: fleet.images.get(&fleet.images_key(&target.module)),
         work: fleet.works.get(&ObjectKey::new(&*target.cluster, &*target.module)),
-        waited: fleet.waits.so_far(target),
+        waited: waits.so_far(target),
         target: target.clone(),
     }
 }

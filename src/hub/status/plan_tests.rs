@@ -3,12 +3,12 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::news::{News, news};
 use super::observe::{Missing, Observed};
-use super::status::{News, news, status};
+use super::plan::plan;
 use crate::api::ManagedClusterModuleStatus;
 use crate::api::names::{ClusterReason, EventReason};
-use crate::hub::standing::{Nodes, Phase, Standing};
-use crate::hub::tally::Tally;
+use crate::hub::standing::{Nodes, Phase, Standing, Tally};
 use crate::hub::testing::{MODULE, module, spec};
 use crate::hub::view::{Fault, FleetModule};
 
@@ -55,7 +55,7 @@ fn conditions(status: &ManagedClusterModuleStatus) -> Vec<(&str, &str, &str, &st
 }
 
 fn from_nothing(observed: &Observed) -> ManagedClusterModuleStatus {
-    status(&ManagedClusterModuleStatus::default(), observed, time(NOW)).unwrap()
+    plan(&ManagedClusterModuleStatus::default(), observed, time(NOW)).unwrap()
 }
 
 #[test]
@@ -101,11 +101,11 @@ fn the_same_again_is_no_write_and_zeros_are_written() {
     for clusters in [vec![], vec![at(Phase::Ready, ClusterReason::Ready, "")]] {
         let seen = observed(module(&spec()), &clusters, vec![]);
         let new = from_nothing(&seen);
-        assert_eq!(status(&new, &seen, time(LATER)), None);
+        assert_eq!(plan(&new, &seen, time(LATER)), None);
         assert_eq!(new.number_degraded, Some(0));
         // What the server hands back is read back the same.
         let read: ManagedClusterModuleStatus = serde_json::from_value(serde_json::to_value(&new).unwrap()).unwrap();
-        assert_eq!(status(&read, &seen, time(LATER)), None);
+        assert_eq!(plan(&read, &seen, time(LATER)), None);
     }
 }
 
@@ -151,7 +151,7 @@ fn a_wish_that_cannot_be_carried_out_is_said_and_one_never_read_keeps_its_number
     unread.spec = None;
     unread.fault = Some(Fault { reason: ClusterReason::Unreadable, message: "spec: missing".to_owned() });
     let before = ManagedClusterModuleStatus { number_desired: Some(7), ..ManagedClusterModuleStatus::default() };
-    let new = status(&before, &observed(unread, &[], vec![]), time(NOW)).unwrap();
+    let new = plan(&before, &observed(unread, &[], vec![]), time(NOW)).unwrap();
     assert_eq!(new.number_desired, Some(7));
     assert_eq!(conditions(&new), [("Ready", "False", "Unreadable", "spec: missing")]);
 }
@@ -173,7 +173,7 @@ fn transitions_are_told_once() {
     ];
     let mut old = ManagedClusterModuleStatus::default();
     for (step, (clusters, missing, expected)) in worlds.into_iter().enumerate() {
-        let new = status(&old, &observed(module(&spec()), clusters, missing), time(NOW)).unwrap_or_else(|| old.clone());
+        let new = plan(&old, &observed(module(&spec()), clusters, missing), time(NOW)).unwrap_or_else(|| old.clone());
         let told: Vec<EventReason> = news(&old, &new).into_iter().map(|News { reason, .. }| reason).collect();
         assert_eq!(told, expected, "step {step}");
         assert_eq!(news(&new, &new), [], "step {step}");
@@ -189,7 +189,7 @@ fn conditions_of_others_are_neither_counted_nor_taken_over() {
         json!({"type": "Audited", "status": "True", "reason": "Yes", "message": "", "lastTransitionTime": NOW});
     old["conditions"].as_array_mut().unwrap().push(foreign);
     let old: ManagedClusterModuleStatus = serde_json::from_value(old).unwrap();
-    assert_eq!(status(&old, &seen, time(LATER)), None);
+    assert_eq!(plan(&old, &seen, time(LATER)), None);
 }
 
 #[test]

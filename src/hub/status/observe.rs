@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use crate::hub::fleet::Fleet;
-use crate::hub::manifest_work::resolve;
-use crate::hub::tally::Totals;
+use crate::hub::standing::Totals;
 use crate::hub::view::FleetModule;
 use crate::runtime::store::ObjectKey;
 
@@ -45,8 +44,7 @@ pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
     let totals = fleet.tally.totals(name)?;
     let images = fleet.images.get(&fleet.images_key(name)).filter(|images| images.is_owned_by(&module.uid));
     let missing = totals.held_back.iter().take(NAMED).map(|(kernel, clusters)| {
-        let image = module.mappings().and_then(|mappings| resolve(mappings, &module, kernel).ok());
-        let image = image.map(|resolved| resolved.image).unwrap_or_default();
+        let image = module.resolve(kernel).map(|resolved| resolved.image).unwrap_or_default();
         let fact = images.as_deref().and_then(|images| images.fact(kernel, &image));
         Missing {
             kernel: Arc::clone(kernel),
@@ -57,5 +55,5 @@ pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
         }
     });
     let missing = missing.collect();
-    Some(Observed { module, totals, missing, refused: fleet.why_images_are_refused(name) })
+    Some(Observed { module, totals, missing, refused: fleet.images_refused.get(name) })
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::names::ClusterReason;
-use crate::hub::standing::{Nodes, Phase, Standing};
+
+use super::cluster::{Nodes, Phase, Standing};
 
 /// The counts of all `ManagedClusterModules`; an event about one cluster costs the same in any fleet.
 #[derive(Debug, Default)]

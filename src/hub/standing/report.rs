@@ -1,92 +1,18 @@
-//! How one cluster stands with one ManagedClusterModule.
+//! How a cluster stands by what is known of its work: what was applied, what was reported, and what is missing.
 
-use std::sync::Arc;
-
-use crate::api::names::ClusterReason;
-use crate::api::names::ModuleReason;
-use crate::hub::intern;
+use crate::api::names::{ClusterReason, ModuleReason};
 use crate::hub::view::{Applied, Feedback, Kernels, Report, Work};
 
-/// The part of the status that one cluster contributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Into which counter it goes.
-    pub phase: Phase,
-    /// Why, in one word.
-    pub reason: ClusterReason,
-    /// Why, in one sentence; empty where the reason says it all.
-    pub message: Arc<str>,
-    /// The present generation of its work was applied.
-    pub applied: bool,
-    /// Its nodes, zero unless it reports on what it was sent.
-    pub nodes: Nodes,
-    /// Kernels that have a mapping and no image yet.
-    pub held_back: Arc<[Arc<str>]>,
-}
-
-/// The counters that a cluster can be in; each cluster is in exactly one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
-    /// The module is loaded on every node that wants it.
-    Ready,
-    /// It is on its way, or waits for somebody.
-    Waiting,
-    /// Nothing valid is known of the cluster.
-    Unknown,
-    /// Something failed.
-    Degraded,
-}
-
-/// Nodes of a cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nodes {
-    /// Nodes that match the Module's selector.
-    pub matching: i64,
-    /// Nodes that are to have the module.
-    pub desired: i64,
-    /// Nodes that have it.
-    pub available: i64,
-}
-
-/// Why no image is known for some kernels of a cluster, and which they are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Gaps {
-    /// Kernels that have a mapping and no image yet, with what is known of the image.
-    pub held_back: Vec<(Arc<str>, String)>,
-    /// Kernels without a mapping, or for which the mapping's templates fail.
-    pub unmapped: Vec<(Arc<str>, String)>,
-    /// Images that were not asked for yet, or whose registry has not answered yet.
-    pub unanswered: usize,
-}
-
-/// Names in a message before the rest is counted.
-const NAMED: usize = 3;
+use super::cluster::{Nodes, Phase, Standing};
+use super::gaps::{Gaps, name_all};
 
 impl Standing {
-    /// A cluster of which only a reason is to be told.
-    pub fn new(phase: Phase, reason: ClusterReason, message: &str) -> Self {
-        Self {
-            phase,
-            reason,
-            message: intern::text(message),
-            applied: false,
-            nodes: Nodes::default(),
-            held_back: intern::texts(&[]),
-        }
-    }
-
-    /// Another reason for the same cluster; what is known of its work stays.
-    #[must_use]
-    pub fn because(self, phase: Phase, reason: ClusterReason, message: &str) -> Self {
-        Self { phase, reason, message: intern::text(message), ..self }
-    }
-
     /// The cluster whose work is as it should be, or stays as it is.
     ///
     /// `silent`: its agent is not heard of, so whatever it said last may have changed since.
     pub fn of_work(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps, silent: bool) -> Self {
         let reported = work.map_or_else(Self::without_work, Self::reported);
-        let standing = Self { held_back: held_back(gaps), ..reported };
+        let standing = Self { held_back: gaps.waiting(), ..reported };
         // From the strongest reason to the weakest: silence, since whatever else is known may have changed; what
         // failed; what is not known; what is waited for.
         if silent && work.is_some() {
@@ -118,6 +44,17 @@ impl Standing {
                 standing.because(Phase::Waiting, ClusterReason::SomeKernelsUnmapped, &message)
             }
             _ => standing,
+        }
+    }
+
+    /// A cluster that is about to get a new work: whatever it said was about another one.
+    pub fn of_sent(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps) -> Self {
+        let standing = Self::of_work(work, kernels, gaps, false);
+        let before = Self { applied: false, nodes: Nodes::default(), ..standing };
+        match before.reason {
+            // What is missing is told although the rest is sent.
+            ClusterReason::ImagesNotReady | ClusterReason::ClaimsInvalid => before,
+            _ => before.because(Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet"),
         }
     }
 
@@ -175,24 +112,4 @@ impl Standing {
         let nodes = Nodes { matching: report.matching, desired: report.desired, available: report.available };
         Self { nodes, ..Self::new(phase, cluster_reason, &message) }
     }
-}
-
-fn held_back(gaps: &Gaps) -> Arc<[Arc<str>]> {
-    let kernels: Vec<Arc<str>> = gaps.held_back.iter().map(|(kernel, _)| Arc::clone(kernel)).collect();
-    intern::texts(&kernels)
-}
-
-/// "no image yet for kernel a (why), b (why) and 2 more", `None` for no kernels.
-fn name_all(what: &str, kernels: &[(Arc<str>, String)]) -> Option<String> {
-    if kernels.is_empty() {
-        return None;
-    }
-    let named: Vec<String> = kernels
-        .iter()
-        .take(NAMED)
-        .map(|(kernel, why)| if why.is_empty() { kernel.to_string() } else { format!("{kernel} ({why})") })
-        .collect();
-    let more = kernels.len() - named.len();
-    let tail = if more == 0 { String::new() } else { format!(" and {more} more") };
-    Some(format!("{what} {}{tail}", named.join(", ")))
 }

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use super::feedback;
 use crate::api::names::{
     MANAGED_CLUSTER_MODULE_LABEL, RENDERED_HASH_ANNOTATION, SENT_IMAGES_ANNOTATION, field_manager,
 };
@@ -15,11 +14,8 @@ use crate::api::ocm::{
     SelectivelyOrphan, ServerSideApply, UpdateStrategy, values,
 };
 use crate::api::{KernelMapping, ModuleSpec, TLSOptions};
-use crate::core::hash::{self, NameForm};
-use crate::hub::view::{FleetModule, rendered_hash};
-
-/// Longest value of a label.
-const LABEL_MAX: usize = 63;
+use crate::core::hash;
+use crate::hub::view::{FleetModule, feedback, rendered_hash};
 
 /// One kernel of a cluster with everything resolved for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,11 +37,6 @@ impl Line {
     pub(super) fn is_sent(&self) -> bool {
         !self.image.is_empty()
     }
-}
-
-/// Value of the label that names the ManagedClusterModule: its name, shortened if it is too long for a label.
-pub fn label_value(module: &str) -> String {
-    hash::bounded_name(module, LABEL_MAX, NameForm::Subdomain)
 }
 
 /// The ManifestWork of `cluster`. `lines` are ordered by kernel, each kernel once.
@@ -73,9 +64,9 @@ pub(super) fn render(
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(cluster.to_owned()),
-            labels: Some([(MANAGED_CLUSTER_MODULE_LABEL.to_owned(), label_value(name))].into()),
+            labels: Some([(MANAGED_CLUSTER_MODULE_LABEL.to_owned(), module.label_value())].into()),
             annotations: Some([(SENT_IMAGES_ANNOTATION.to_owned(), serde_json::to_string(&sources)?)].into()),
-            owner_references: Some(vec![owner_reference(module)]),
+            owner_references: Some(vec![module.owner_reference()]),
             ..ObjectMeta::default()
         },
         spec: ManifestWorkSpec {
@@ -94,18 +85,6 @@ pub(super) fn render(
         },
         status: None,
     })
-}
-
-/// The owner reference on everything that is made for a ManagedClusterModule.
-pub fn owner_reference(module: &FleetModule) -> OwnerReference {
-    OwnerReference {
-        api_version: "hub.kmm.sigs.x-k8s.io/v1beta1".to_owned(),
-        kind: "ManagedClusterModule".to_owned(),
-        name: module.name.to_string(),
-        uid: module.uid.to_string(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
 }
 
 /// A copy of the specification with one literal mapping for each line, and nothing else that selects an image.

@@ -1,0 +1,67 @@
+//! How one cluster stands with one ManagedClusterModule.
+
+use std::sync::Arc;
+
+use crate::api::names::ClusterReason;
+use crate::hub::intern;
+
+/// The part of the status that one cluster contributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Into which counter it goes.
+    pub phase: Phase,
+    /// Why, in one word.
+    pub reason: ClusterReason,
+    /// Why, in one sentence; empty where the reason says it all.
+    pub message: Arc<str>,
+    /// The present generation of its work was applied.
+    pub applied: bool,
+    /// Its nodes, zero unless it reports on what it was sent.
+    pub nodes: Nodes,
+    /// Kernels that have a mapping and no image yet.
+    pub held_back: Arc<[Arc<str>]>,
+}
+
+/// The counters that a cluster can be in; each cluster is in exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// The module is loaded on every node that wants it.
+    Ready,
+    /// It is on its way, or waits for somebody.
+    Waiting,
+    /// Nothing valid is known of the cluster.
+    Unknown,
+    /// Something failed.
+    Degraded,
+}
+
+/// Nodes of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Nodes that match the Module's selector.
+    pub matching: i64,
+    /// Nodes that are to have the module.
+    pub desired: i64,
+    /// Nodes that have it.
+    pub available: i64,
+}
+
+impl Standing {
+    /// A cluster of which only a reason is to be told.
+    pub fn new(phase: Phase, reason: ClusterReason, message: &str) -> Self {
+        Self {
+            phase,
+            reason,
+            message: intern::text(message),
+            applied: false,
+            nodes: Nodes::default(),
+            held_back: intern::texts(&[]),
+        }
+    }
+
+    /// Another reason for the same cluster; what is known of its work stays.
+    #[must_use]
+    pub fn because(self, phase: Phase, reason: ClusterReason, message: &str) -> Self {
+        Self { phase, reason, message: intern::text(message), ..self }
+    }
+}

@@ -1,0 +1,163 @@
+//! The watches, and who is woken by what.
+//!
+//! Events reach only a replica that leads; on the others they keep the stores up to date and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt};
+use kube::Api;
+use kube::core::Resource;
+use kube_runtime::watcher::Config;
+
+use super::fleet::{Fleet, Writers};
+use super::intern;
+use super::standing::Standing;
+use super::target::Target;
+use super::view::{Cluster, FleetModule, Images, Kernels, Work};
+use crate::api::names::MANAGED_CLUSTER_MODULE_LABEL;
+use crate::runtime::guarded::Guarded;
+use crate::runtime::readiness::Readiness;
+use crate::runtime::store::{Change, ObjectKey, Projection, Writer, drive};
+use crate::runtime::tasks::Tasks;
+
+/// Objects per page of a list: works hold whole Modules, and a page is decoded at once.
+const PAGE: u32 = 200;
+/// A connection that died silently is noticed after this time.
+const TIMEOUT_SECS: u32 = 240;
+
+/// Starts every watch as a task, on every replica.
+pub(super) fn start(
+    fleet: &Arc<Fleet>,
+    client: &kube::Client,
+    writers: Writers,
+    readiness: &Readiness,
+    tasks: &mut Tasks,
+) {
+    let Writers { modules, clusters, images, works } = writers;
+    let all = || Config::default().page_size(PAGE).timeout(TIMEOUT_SECS);
+    let mut begin = Begin { fleet, readiness, tasks };
+    begin.watch("watch of ManagedClusterModules", Api::all(client.clone()), all(), modules, module_changed);
+    begin.watch("watch of ManagedClusters", Api::all(client.clone()), all(), clusters, cluster_changed);
+    let api = Api::namespaced(client.clone(), &fleet.operator_namespace);
+    begin.watch("watch of ModuleImagesConfigs", api, all(), images, images_changed);
+    let labelled = all().labels(MANAGED_CLUSTER_MODULE_LABEL);
+    begin.watch("watch of ManifestWorks", Api::all(client.clone()), labelled, works, work_changed);
+}
+
+struct Begin<'a> {
+    fleet: &'a Arc<Fleet>,
+    readiness: &'a Readiness,
+    tasks: &'a mut Tasks,
+}
+
+impl Begin<'_> {
+    fn watch<V>(
+        &mut self,
+        name: &'static str,
+        api: Api<Guarded<V::Kind>>,
+        config: Config,
+        writer: Writer<V>,
+        wake: fn(&Fleet, &Change<V>),
+    ) where
+        V: Projection,
+        <V::Kind as Resource>::DynamicType: Default + Eq + std::hash::Hash + Clone + Send + Sync,
+    {
+        let fleet = Arc::clone(self.fleet);
+        let on_change = move |change: &Change<V>| {
+            if fleet.is_leading() {
+                wake(&fleet, change);
+            }
+        };
+        // A type of its own for each watch would be large: the future is boxed.
+        let work: BoxFuture<'static, ()> = drive(api, config, writer, self.readiness.gate(name), on_change).boxed();
+        self.tasks.spawn_endless(name, work);
+    }
+}
+
+/// From here on events wake controllers; everything that is there is looked at once.
+pub(super) fn begin_to_lead(fleet: &Fleet) {
+    // First the flag: what changes after it wakes a controller, what changed before it is in the stores.
+    fleet.lead();
+    for (key, module) in fleet.modules.snapshot() {
+        let name = intern::text(&key.name);
+        if !module.deleting {
+            for cluster in fleet.selected(&module, |_| true) {
+                fleet.tally.expect_first(&name, &cluster);
+                fleet.work_queue.add(Target { module: Arc::clone(&name), cluster });
+            }
+        }
+        fleet.images_queue.add(Arc::clone(&name));
+        fleet.status_queue.add(name);
+    }
+    // Works of clusters that are not selected any more.
+    fleet.works.for_each(|key, _| {
+        fleet.work_queue.add(Target { module: intern::text(&key.name), cluster: intern::text(&key.namespace) });
+    });
+}
+
+/// A ManagedClusterModule changed: everything about it is looked at.
+fn module_changed(fleet: &Fleet, change: &Change<FleetModule>) {
+    let name = intern::text(&change.key.name);
+    let (old, new) = (change.old.as_deref(), change.new.as_deref());
+    match new {
+        // It is gone: what controllers remember of it ends with a last pass.
+        None => fleet.tally.forget(&name),
+        Some(new) => {
+            fleet.status_queue.add(Arc::clone(&name));
+            if old.is_some_and(|old| old.wishes_the_same(new)) {
+                return;
+            }
+        }
+    }
+    // Everything else waits for it, and it looks at the whole fleet anyway.
+    fleet.images_queue.add_after(Arc::clone(&name), Duration::ZERO);
+    let selected = new.map(|new| fleet.selected(new, |_| true)).unwrap_or_default();
+    // What was said so far was about another wish.
+    for cluster in &selected {
+        fleet.tally.put(&name, cluster, Some(Standing::pending()));
+    }
+    let not_any_more = |cluster: &Cluster| !new.is_some_and(|new| new.selects(&cluster.labels));
+    let left = old.map(|old| fleet.selected(old, not_any_more)).unwrap_or_default();
+    for cluster in selected.into_iter().chain(left) {
+        fleet.work_queue.add(Target { module: Arc::clone(&name), cluster });
+    }
+}
+
+/// A ManagedCluster changed: every ManagedClusterModule that selects it, or did, looks at this one cluster.
+fn cluster_changed(fleet: &Fleet, change: &Change<Cluster>) {
+    let cluster = intern::text(&change.key.name);
+    let selects = |module: &FleetModule, side: Option<&Cluster>| side.is_some_and(|side| module.selects(&side.labels));
+    fleet.modules.for_each(|key, module| {
+        if selects(module, change.old.as_deref()) || selects(module, change.new.as_deref()) {
+            fleet.work_queue.add(Target { module: intern::text(&key.name), cluster: Arc::clone(&cluster) });
+        }
+    });
+}
+
+/// A ModuleImagesConfig changed: the clusters with kernels of which something else is known now.
+fn images_changed(fleet: &Fleet, change: &Change<Images>) {
+    // It has the name of its ManagedClusterModule; whose it is may have changed.
+    let Some(module) = fleet.modules.get(&ObjectKey::cluster(&*change.key.name)) else { return };
+    // Somebody else may have changed or deleted it.
+    fleet.images_queue.add(Arc::clone(&module.name));
+    fleet.status_queue.add(Arc::clone(&module.name));
+    let kernels = Images::changed_kernels(change.old.as_deref(), change.new.as_deref());
+    if kernels.is_empty() {
+        return;
+    }
+    let affected = |cluster: &Cluster| {
+        // What a cluster cannot tell may be in its work.
+        matches!(cluster.kernels, Kernels::Incomplete { .. })
+            || cluster.kernels.known().iter().any(|kernel| kernels.binary_search(kernel).is_ok())
+    };
+    for cluster in fleet.selected(&module, affected) {
+        fleet.work_queue.add(Target { module: Arc::clone(&module.name), cluster });
+    }
+}
+
+/// A work changed: its own cluster is looked at.
+fn work_changed(fleet: &Fleet, change: &Change<Work>) {
+    let (module, cluster) = (intern::text(&change.key.name), intern::text(&change.key.namespace));
+    fleet.work_queue.add(Target { module, cluster });
+}
