@@ -1,6 +1,7 @@
 //! Kernel releases as nodes report them (`status.nodeInfo.kernelVersion`, `uname -r`).
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The longest release that is accepted, in bytes.
 ///
@@ -9,13 +10,13 @@ pub const MAX_LENGTH: usize = 128;
 
 /// A kernel release that can be the name of a folder below `/lib/modules`.
 ///
-/// Guaranteed: not empty, at most [`MAX_LENGTH`] bytes, no white space, no control characters, no `/`, neither `.`
-/// nor `..`.
+/// Guaranteed, also without one trailing `+`: not empty, at most [`MAX_LENGTH`] bytes, no white space, no control
+/// characters, no `/`, neither `.` nor `..`.
 /// The text is kept as it was given; comparing and ordering use that text.
 /// A `+` is legal everywhere; for choosing a kernel mapping one at the end does not count, see
-/// [`KernelVersion::trimmed`].
+/// [`KernelVersion::trimmed`]. Clones share the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KernelVersion(String);
+pub struct KernelVersion(Arc<str>);
 
 /// Why a text is not a kernel release, or lacks the parts that were asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,10 +99,10 @@ impl KernelVersion {
         if let Some(character) = value.chars().find(|c| c.is_whitespace() || c.is_control() || *c == '/') {
             return Err(Error::Character { value: value.to_owned(), character });
         }
-        if value == "." || value == ".." || value == "+" {
+        if matches!(trimmed(value), "" | "." | "..") {
             return Err(Error::NotAFolder { value: value.to_owned() });
         }
-        Ok(Self(value.to_owned()))
+        Ok(Self(value.into()))
     }
 
     /// The release as it was given.
@@ -114,6 +115,19 @@ impl KernelVersion {
     /// Never empty.
     pub fn trimmed(&self) -> &str {
         trimmed(&self.0)
+    }
+
+    /// The same kernel as works and `NodeModulesConfigs` name it: [`trimmed`](Self::trimmed).
+    #[must_use]
+    pub fn without_plus(&self) -> Self {
+        let trimmed = self.trimmed();
+        if trimmed.len() == self.0.len() { self.clone() } else { Self(trimmed.into()) }
+    }
+
+    /// The same release with its text from `shared`, which keeps equal texts once.
+    #[must_use]
+    pub fn sharing(&self, shared: impl FnOnce(&str) -> Arc<str>) -> Self {
+        Self(shared(&self.0))
     }
 
     /// The trimmed release with every character outside `A-Z a-z 0-9 - . _` replaced by `_`.
@@ -138,7 +152,7 @@ impl KernelVersion {
         let parts: Vec<&str> = normalised.split(['.', ',', '-']).collect();
         match parts.as_slice() {
             [x, y, z, ..] => Ok(Parts { x: (*x).to_owned(), y: (*y).to_owned(), z: (*z).to_owned() }),
-            _ => Err(Error::TooFewParts { value: self.0.clone(), found: parts.len() }),
+            _ => Err(Error::TooFewParts { value: self.as_str().to_owned(), found: parts.len() }),
         }
     }
 }
@@ -184,6 +198,7 @@ mod tests {
             let kernel = KernelVersion::parse(given).unwrap();
             assert_eq!(kernel.as_str(), given);
             assert_eq!(kernel.trimmed(), trimmed, "{given}");
+            assert_eq!(kernel.without_plus().as_str(), trimmed, "{given}");
             assert_eq!(kernel.normalised(), normalised, "{given}");
             assert_eq!(kernel.parts().ok().map(|p| p.xyz()).as_deref(), xyz, "{given}");
         }
@@ -204,6 +219,7 @@ mod tests {
             ),
             ("..", r#"kernel version ".." cannot be a folder below /lib/modules"#.to_owned()),
             ("+", r#"kernel version "+" cannot be a folder below /lib/modules"#.to_owned()),
+            ("..+", r#"kernel version "..+" cannot be a folder below /lib/modules"#.to_owned()),
         ];
         for (given, message) in table {
             assert_eq!(KernelVersion::parse(given).unwrap_err().to_string(), message);

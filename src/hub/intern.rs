@@ -8,6 +8,8 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use crate::core::kernel::KernelVersion;
+
 /// Values that somebody still uses; those that nobody uses are dropped when the set has doubled.
 struct Interner<T: ?Sized>(Mutex<Kept<T>>);
 
@@ -45,7 +47,7 @@ where
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sent {
     /// The kernel, without a trailing `+`.
-    pub kernel: Arc<str>,
+    pub kernel: KernelVersion,
     /// The image as it stands in the work, with digest; empty where only the kernel is remembered.
     pub image: Arc<str>,
     /// [`source_id`](crate::core::pin::source_id) of the image that the digest was found for.
@@ -58,9 +60,14 @@ pub fn text(value: &str) -> Arc<str> {
     TEXTS.get(value)
 }
 
+/// The kernel, sharing memory with every equal text.
+pub fn kernel(value: &KernelVersion) -> KernelVersion {
+    value.sharing(text)
+}
+
 /// The list, sharing memory with every equal one.
-pub fn texts(values: &[Arc<str>]) -> Arc<[Arc<str>]> {
-    static LISTS: LazyLock<Interner<[Arc<str>]>> = LazyLock::new(Interner::new);
+pub fn kernels(values: &[KernelVersion]) -> Arc<[KernelVersion]> {
+    static LISTS: LazyLock<Interner<[KernelVersion]>> = LazyLock::new(Interner::new);
     LISTS.get(values)
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::ManagedClusterModule;
 use crate::api::ocm::ManifestWork;
+use crate::core::kernel::KernelVersion;
 use crate::hub::target::Target;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
 use crate::runtime::store::Projection;
@@ -15,6 +16,10 @@ pub(crate) const UID: &str = "uid-of-gpu";
 
 pub(crate) fn target(cluster: &str) -> Target {
     Target { module: MODULE.into(), cluster: cluster.into() }
+}
+
+pub(crate) fn kernel(text: &str) -> KernelVersion {
+    KernelVersion::parse(text).unwrap()
 }
 
 /// The specification of most tests: any kernel, image by kernel, clusters with `gpu=yes`.

@@ -146,10 +146,11 @@ fn images_changed(fleet: &Fleet, change: &Change<Images>) {
     if kernels.is_empty() {
         return;
     }
+    let changed = |kernel: &str| kernels.binary_search_by(|changed| (**changed).cmp(kernel)).is_ok();
     let affected = |cluster: &Cluster| {
         // What a cluster cannot tell may be in its work.
         matches!(cluster.kernels, Kernels::Incomplete { .. })
-            || cluster.kernels.known().iter().any(|kernel| kernels.binary_search(kernel).is_ok())
+            || cluster.kernels.known().iter().any(|kernel| changed(kernel.as_str()))
     };
     for cluster in fleet.selected(&module, affected) {
         fleet.work_queue.add(Target { module: Arc::clone(&module.name), cluster });

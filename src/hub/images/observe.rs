@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::core::kernel::KernelVersion;
 use crate::hub::fleet::Fleet;
 use crate::hub::intern::Sent;
 use crate::hub::view::{FleetModule, Images, Kernels};
@@ -16,7 +17,7 @@ pub(super) struct Observed {
     /// The ManagedClusterModule.
     pub(super) module: Option<Arc<FleetModule>>,
     /// Kernels of the selected clusters.
-    pub(super) kernels: BTreeSet<Arc<str>>,
+    pub(super) kernels: BTreeSet<KernelVersion>,
     /// What was sent to them.
     pub(super) sent: BTreeSet<Sent>,
     /// The ModuleImagesConfig that is there.
@@ -28,9 +29,9 @@ pub(super) struct Observed {
 pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Observed {
     let module = fleet.modules.get(&ObjectKey::cluster(&**name));
     let (mut kernels, mut sent) = (BTreeSet::new(), BTreeSet::new());
-    let mut add = |kernel: &Arc<str>| {
+    let mut add = |kernel: &KernelVersion| {
         if !kernels.contains(kernel) {
-            kernels.insert(Arc::clone(kernel));
+            kernels.insert(kernel.clone());
         }
     };
     if let Some(module) = &module {

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::observe::Observed;
 use crate::api::{ModuleImageSpec, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleSpec};
 use crate::core::hash;
+use crate::core::kernel::KernelVersion;
 use crate::core::mapping::Resolved;
 use crate::core::pin::{KEPT, Known, source_id};
 use crate::hub::view::{FleetModule, Images};
@@ -85,7 +86,7 @@ pub(super) fn moved(observed: &Observed) -> Option<String> {
     let mut moved = BTreeSet::new();
     for sent in observed.sent.iter().filter(|_| images.is_owned_by(&module.uid)) {
         let Ok(resolved) = module.resolve(&sent.kernel) else { continue };
-        if let Known::Found(digest) = images.known(&sent.kernel, &resolved.image, trigger)
+        if let Known::Found(digest) = images.known(sent.kernel.as_str(), &resolved.image, trigger)
             && *sent.source == *source_id(&resolved.image, trigger)
             // A tag, which the older edition has sent, is about to be replaced.
             && sent.image.contains('@')
@@ -116,19 +117,20 @@ fn entries(
     };
     for kernel in &observed.kernels {
         if let Ok(resolved) = module.resolve(kernel) {
-            ask(kernel, resolved);
+            ask(kernel.as_str(), resolved);
         }
     }
     if let Some(images) = images {
         let found = |asked: &&ModuleImageSpec| {
             let known = images.known(&asked.kernel_version, &asked.image, module.trigger());
-            !observed.kernels.contains(&*asked.kernel_version) && matches!(known, Known::Found(_))
+            matches!(known, Known::Found(_))
         };
         let kept = images.spec.images.iter().filter(found).filter_map(|asked| {
-            let resolved = module.resolve(&asked.kernel_version).ok()?;
-            (resolved.image == asked.image).then_some((&asked.kernel_version, resolved))
+            let kernel = KernelVersion::parse(&asked.kernel_version).ok()?;
+            let resolved = module.resolve(&kernel).ok()?;
+            (!observed.kernels.contains(&kernel) && resolved.image == asked.image).then_some((kernel, resolved))
         });
-        kept.take(KEPT).for_each(|(kernel, resolved)| ask(kernel, resolved));
+        kept.take(KEPT).for_each(|(kernel, resolved)| ask(kernel.as_str(), resolved));
     }
     entries.into_values().collect()
 }

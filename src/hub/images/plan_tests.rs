@@ -7,7 +7,7 @@ use super::observe::Observed;
 use super::plan::{Plan, moved, plan};
 use crate::core::pin::KEPT;
 use crate::hub::intern::Sent;
-use crate::hub::testing::{MODULE, UID, digest, module, module_of, owner, spec};
+use crate::hub::testing::{MODULE, UID, digest, kernel, module, module_of, owner, spec};
 use crate::hub::view::{FleetModule, Images};
 use crate::runtime::store::{ObjectKey, Projection};
 
@@ -15,7 +15,7 @@ fn observed(module: FleetModule, kernels: &[&str], images: Option<Value>) -> Obs
     Observed {
         key: ObjectKey::new("kmm", MODULE),
         module: Some(Arc::new(module)),
-        kernels: kernels.iter().map(|kernel| Arc::from(*kernel)).collect::<BTreeSet<Arc<str>>>(),
+        kernels: kernels.iter().copied().map(kernel).collect(),
         sent: BTreeSet::new(),
         images: images.map(|value| Arc::new(Images::project(serde_json::from_value(value).unwrap()))),
     }
@@ -134,7 +134,7 @@ fn a_tag_that_names_another_image_than_clusters_have_is_told() {
     let mut observed = observed(module(&spec()), &["6.1.0-a"], Some(images));
     let image = "registry.test/gpu:6.1.0-a";
     let sent = |digit: char, source: String| Sent {
-        kernel: "6.1.0-a".into(),
+        kernel: kernel("6.1.0-a"),
         image: format!("registry.test/gpu@{}", digest(digit)).into(),
         source: source.into(),
     };

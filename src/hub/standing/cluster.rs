@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::names::ClusterReason;
+use crate::core::kernel::KernelVersion;
 use crate::hub::intern;
 
 /// The part of the status that one cluster contributes.
@@ -19,7 +20,7 @@ pub struct Standing {
     /// Its nodes, zero unless it reports on what it was sent.
     pub nodes: Nodes,
     /// Kernels that have a mapping and no image yet.
-    pub held_back: Arc<[Arc<str>]>,
+    pub held_back: Arc<[KernelVersion]>,
 }
 
 /// The counters that a cluster can be in; each cluster is in exactly one.
@@ -55,7 +56,7 @@ impl Standing {
             message: intern::text(message),
             applied: false,
             nodes: Nodes::default(),
-            held_back: intern::texts(&[]),
+            held_back: intern::kernels(&[]),
         }
     }
 

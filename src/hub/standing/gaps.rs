@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use crate::core::kernel::KernelVersion;
 use crate::hub::intern;
 
 /// Why no image is known for some kernels of a cluster, and which they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gaps {
     /// Kernels that have a mapping and no image yet, with what is known of the image.
-    pub held_back: Vec<(Arc<str>, String)>,
+    pub held_back: Vec<(KernelVersion, String)>,
     /// Kernels without a mapping, or for which the mapping's templates fail.
-    pub unmapped: Vec<(Arc<str>, String)>,
+    pub unmapped: Vec<(KernelVersion, String)>,
     /// Images that were not asked for yet, or whose registry has not answered yet.
     pub unanswered: usize,
 }
@@ -20,14 +21,14 @@ const NAMED: usize = 3;
 
 impl Gaps {
     /// The kernels that have a mapping and no image yet.
-    pub(super) fn waiting(&self) -> Arc<[Arc<str>]> {
-        let kernels: Vec<Arc<str>> = self.held_back.iter().map(|(kernel, _)| Arc::clone(kernel)).collect();
-        intern::texts(&kernels)
+    pub(super) fn waiting(&self) -> Arc<[KernelVersion]> {
+        let kernels: Vec<KernelVersion> = self.held_back.iter().map(|(kernel, _)| kernel.clone()).collect();
+        intern::kernels(&kernels)
     }
 }
 
 /// "no image yet for kernel a (why), b (why) and 2 more", `None` for no kernels.
-pub(super) fn name_all(what: &str, kernels: &[(Arc<str>, String)]) -> Option<String> {
+pub(super) fn name_all(what: &str, kernels: &[(KernelVersion, String)]) -> Option<String> {
     if kernels.is_empty() {
         return None;
     }

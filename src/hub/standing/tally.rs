@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::names::ClusterReason;
+use crate::core::kernel::KernelVersion;
 
 use super::cluster::{Nodes, Phase, Standing};
 
@@ -23,7 +24,7 @@ struct Counts {
     /// The same by reason.
     by_reason: BTreeMap<ClusterReason, BTreeSet<Arc<str>>>,
     /// Kernels without an image, with the number of clusters that wait for it.
-    held_back: BTreeMap<Arc<str>, usize>,
+    held_back: BTreeMap<KernelVersion, usize>,
     /// Clusters that were not looked at since this process leads: until there are none, nothing is told.
     unseen: HashSet<Arc<str>>,
 }
@@ -50,7 +51,7 @@ pub struct Totals {
     /// For each reason why clusters are not ready: how many, and the first by name.
     pub reasons: BTreeMap<ClusterReason, (usize, Arc<str>, Standing)>,
     /// Kernels without an image, with the number of clusters that wait for it.
-    pub held_back: BTreeMap<Arc<str>, usize>,
+    pub held_back: BTreeMap<KernelVersion, usize>,
 }
 
 /// Clusters that a status names.
@@ -79,7 +80,7 @@ impl Counts {
         self.nodes.desired += sign * standing.nodes.desired;
         self.nodes.available += sign * standing.nodes.available;
         for kernel in standing.held_back.iter() {
-            let count = self.held_back.entry(Arc::clone(kernel)).or_default();
+            let count = self.held_back.entry(kernel.clone()).or_default();
             step(count);
             if *count == 0 {
                 self.held_back.remove(kernel);
@@ -175,13 +176,14 @@ impl Tally {
 mod tests {
     use super::*;
     use crate::hub::intern;
+    use crate::hub::testing::kernel;
 
     fn standing(phase: Phase, reason: ClusterReason, available: i64, held_back: &[&str]) -> Standing {
-        let held_back: Vec<Arc<str>> = held_back.iter().map(|kernel| intern::text(kernel)).collect();
+        let held_back: Vec<KernelVersion> = held_back.iter().copied().map(kernel).collect();
         Standing {
             applied: phase == Phase::Ready,
             nodes: Nodes { matching: 3, desired: 2, available },
-            held_back: intern::texts(&held_back),
+            held_back: intern::kernels(&held_back),
             ..Standing::new(phase, reason, "why")
         }
     }

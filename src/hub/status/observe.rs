@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::core::kernel::KernelVersion;
 use crate::hub::fleet::Fleet;
 use crate::hub::standing::Totals;
 use crate::hub::view::FleetModule;
@@ -24,7 +25,7 @@ pub(super) struct Observed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Missing {
     /// The kernel.
-    pub(super) kernel: Arc<str>,
+    pub(super) kernel: KernelVersion,
     /// The image; empty if it cannot be named.
     pub(super) image: String,
     /// What the last look-up came to, in one word; empty if there was none.
@@ -45,9 +46,9 @@ pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
     let images = fleet.images.get(&fleet.images_key(name)).filter(|images| images.is_owned_by(&module.uid));
     let missing = totals.held_back.iter().take(NAMED).map(|(kernel, clusters)| {
         let image = module.resolve(kernel).map(|resolved| resolved.image).unwrap_or_default();
-        let fact = images.as_deref().and_then(|images| images.fact(kernel, &image));
+        let fact = images.as_deref().and_then(|images| images.fact(kernel.as_str(), &image));
         Missing {
-            kernel: Arc::clone(kernel),
+            kernel: kernel.clone(),
             reason: fact.map(|fact| Arc::clone(&fact.reason)).unwrap_or_default(),
             message: fact.map(|fact| Arc::clone(&fact.message)).unwrap_or_default(),
             image,

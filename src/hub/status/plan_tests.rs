@@ -9,7 +9,7 @@ use super::plan::plan;
 use crate::api::ManagedClusterModuleStatus;
 use crate::api::names::{ClusterReason, EventReason};
 use crate::hub::standing::{Nodes, Phase, Standing, Tally};
-use crate::hub::testing::{MODULE, module, spec};
+use crate::hub::testing::{MODULE, kernel, module, spec};
 use crate::hub::view::{Fault, FleetModule};
 
 const NOW: &str = "2026-02-01T00:00:00Z";
@@ -32,7 +32,7 @@ fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -
     let (tally, name) = (Tally::default(), Arc::from(MODULE));
     for (index, standing) in clusters.iter().enumerate() {
         let mut standing = standing.clone();
-        standing.held_back = missing.iter().map(|missing| Arc::clone(&missing.kernel)).collect();
+        standing.held_back = missing.iter().map(|missing| missing.kernel.clone()).collect();
         tally.put(&name, &format!("c{index}").into(), Some(standing));
     }
     Observed { module: Arc::new(module), totals: tally.totals(MODULE).unwrap(), missing, refused: None }
@@ -40,7 +40,7 @@ fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -
 
 fn missing(reason: &str) -> Vec<Missing> {
     vec![Missing {
-        kernel: "6.1.0-a".into(),
+        kernel: kernel("6.1.0-a"),
         image: "registry.test/gpu:6.1.0-a".to_owned(),
         reason: reason.into(),
         message: "".into(),

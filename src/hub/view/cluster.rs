@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::api::ocm::{ManagedCluster, values};
 use crate::core::claims::{self, KernelReport};
+use crate::core::kernel::KernelVersion;
 use crate::hub::intern;
 use crate::runtime::store::Projection;
 
@@ -27,11 +28,11 @@ pub struct Cluster {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kernels {
     /// All of them.
-    Complete(Arc<[Arc<str>]>),
+    Complete(Arc<[KernelVersion]>),
     /// Some of them; what is not listed may be there all the same.
     Incomplete {
         /// Those that are known.
-        known: Arc<[Arc<str>]>,
+        known: Arc<[KernelVersion]>,
         /// What is missing, for people.
         missing: Arc<str>,
     },
@@ -43,7 +44,7 @@ pub enum Kernels {
 
 impl Kernels {
     /// The kernels that are known to be there.
-    pub fn known(&self) -> &[Arc<str>] {
+    pub fn known(&self) -> &[KernelVersion] {
         match self {
             Self::Complete(known) | Self::Incomplete { known, .. } => known,
             Self::Invalid(_) | Self::Absent => &[],
@@ -52,11 +53,11 @@ impl Kernels {
 
     fn of(report: &KernelReport) -> Self {
         let known = || {
-            let mut kernels: Vec<Arc<str>> =
-                report.known().into_iter().flatten().map(|kernel| intern::text(kernel.trimmed())).collect();
+            let mut kernels: Vec<KernelVersion> =
+                report.known().into_iter().flatten().map(|kernel| intern::kernel(&kernel.without_plus())).collect();
             kernels.sort_unstable();
             kernels.dedup();
-            intern::texts(&kernels)
+            intern::kernels(&kernels)
         };
         match report {
             KernelReport::Complete(_) => Self::Complete(known()),
@@ -116,7 +117,7 @@ mod tests {
                     "reason": "ManagedClusterLeaseUpdateStopped", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
             },
         }));
-        let kernels: Vec<&str> = seen.kernels.known().iter().map(AsRef::as_ref).collect();
+        let kernels: Vec<&str> = seen.kernels.known().iter().map(KernelVersion::as_str).collect();
         assert_eq!(kernels, ["6.1", "6.1+", "6.2"]);
         assert!(matches!(seen.kernels, Kernels::Complete(_)));
         assert!(seen.accepted && seen.silent && !seen.deleting);

@@ -94,10 +94,9 @@ impl FleetModule {
     }
 
     /// What the mappings give for a kernel of a cluster, or why nothing: empty where no mapping matches.
-    pub fn resolve(&self, kernel: &str) -> Result<Resolved, String> {
+    pub fn resolve(&self, kernel: &KernelVersion) -> Result<Resolved, String> {
         let Some(mappings) = &self.mappings else { return Err(String::new()) };
-        let kernel = KernelVersion::parse(kernel).map_err(|error| error.to_string())?;
-        match mappings.resolve(&kernel, &self.name, self.spoke_namespace()) {
+        match mappings.resolve(kernel, &self.name, self.spoke_namespace()) {
             Resolution::Matched(resolved) => Ok(*resolved),
             Resolution::NoMapping => Err(String::new()),
             Resolution::Failed(error) => Err(error.to_string()),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, RENDERED_HASH_ANNOTATION, SENT_IMAGES_ANNOTATION};
 use crate::api::ocm::{FieldValue, ManifestStatus, ManifestWork, ManifestWorkStatus, values};
 use crate::core::hash;
+use crate::core::kernel::KernelVersion;
 use crate::core::pin::source_id;
 use crate::hub::intern::{self, Sent};
 use crate::runtime::store::Projection;
@@ -154,8 +155,9 @@ fn module_of(work: &ManifestWork) -> Option<&Value> {
     })
 }
 
-/// Kernels and images of the Module in the work, and without image the kernels that are only remembered. A work of KMM's Go implementation holds tags and no annotation:
-/// there, the image is its own source.
+/// Kernels and images of the Module in the work, and without image the kernels that are only remembered. What is no
+/// kernel is that of no node and left out. A work of KMM's Go implementation holds tags and no annotation: there, the
+/// image is its own source.
 fn sent_of(work: &ManifestWork, module: Option<&Value>) -> Arc<[Sent]> {
     let annotation = work.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SENT_IMAGES_ANNOTATION));
     let sources: BTreeMap<String, String> =
@@ -169,19 +171,20 @@ fn sent_of(work: &ManifestWork, module: Option<&Value>) -> Arc<[Sent]> {
             let (kernel, image) = (mapping["literal"].as_str()?, mapping["containerImage"].as_str()?);
             let source =
                 sources.get(kernel).map_or_else(|| intern::text(&source_id(image, None)), |id| intern::text(id));
-            Some(Sent { kernel: intern::text(kernel), image: intern::text(image), source })
+            Some(Sent { kernel: kernel_of(kernel)?, image: intern::text(image), source })
         })
         .collect();
-    let remembered = sources.iter().map(|(kernel, source)| (kernel.as_str(), source.as_str()));
-    sent.extend(remembered.map(|(kernel, source)| Sent {
-        kernel: intern::text(kernel),
-        image: intern::text(""),
-        source: intern::text(source),
+    sent.extend(sources.iter().filter_map(|(kernel, source)| {
+        Some(Sent { kernel: kernel_of(kernel)?, image: intern::text(""), source: intern::text(source) })
     }));
     // Stable: of two lines for a kernel the one with an image comes first and stays.
     sent.sort_by(|a, b| a.kernel.cmp(&b.kernel));
     sent.dedup_by(|a, b| a.kernel == b.kernel);
     intern::sent(&sent)
+}
+
+fn kernel_of(text: &str) -> Option<KernelVersion> {
+    KernelVersion::parse(text).ok().map(|kernel| intern::kernel(&kernel))
 }
 
 fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {

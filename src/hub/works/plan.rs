@@ -10,6 +10,7 @@ use crate::api::ModuleSpec;
 use crate::api::ocm::ManifestWork;
 use crate::core::hash;
 use crate::core::image::ImageRef;
+use crate::core::kernel::KernelVersion;
 use crate::core::mapping::Resolved;
 use crate::core::pin::{self, Known, Pinned};
 use crate::hub::intern::{self, Sent};
@@ -103,7 +104,7 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         return Ok(Plan { wants_images, waits, ..Plan::nothing(Some(as_it_is(&gaps))) });
     }
     // Without a loader, kernels do not matter.
-    let kernels = if has_loader { &cluster.kernels } else { &Kernels::Complete(intern::texts(&[])) };
+    let kernels = if has_loader { &cluster.kernels } else { &Kernels::Complete(intern::kernels(&[])) };
     let rest = GRACE.saturating_sub(waited.still).min(LONGEST.saturating_sub(waited.in_all));
     if gaps.unanswered > 0 && !rest.is_zero() {
         return Ok(Plan { wants_images, waits, again: Some(rest), ..Plan::nothing(Some(as_it_is(&gaps))) });
@@ -164,10 +165,10 @@ fn lines(
     let taken = images.filter(|images| images.is_foreign_to(&module.uid)).map(taken);
     let images = images.filter(|_| taken.is_none());
     let sent = || work.into_iter().flat_map(|work| work.sent.iter());
-    let mut kernels: Vec<Arc<str>> = cluster.kernels.known().to_vec();
+    let mut kernels = cluster.kernels.known().to_vec();
     if matches!(cluster.kernels, Kernels::Incomplete { .. }) {
         // What the cluster cannot tell now it told before: nothing is taken away.
-        kernels.extend(sent().map(|sent| Arc::clone(&sent.kernel)));
+        kernels.extend(sent().map(|sent| sent.kernel.clone()));
         kernels.sort_unstable();
         kernels.dedup();
     }
@@ -180,14 +181,14 @@ fn lines(
             }
             Ok(resolved) => resolved,
         };
-        wants_images |= !images.is_some_and(|images| images.asks_for(&kernel, &resolved.image));
+        wants_images |= !images.is_some_and(|images| images.asks_for(kernel.as_str(), &resolved.image));
         let before = sent().find(|sent| sent.kernel == kernel);
         let is_told = cluster.kernels.known().contains(&kernel);
         let (image, source) = match image(module, &kernel, &resolved, images, before) {
             Ok(pinned) => (intern::text(&pinned.image), intern::text(&pinned.source)),
             Err(Missing { why, unanswered }) => {
                 gaps.unanswered += usize::from(taken.is_none() && unanswered);
-                gaps.held_back.push((Arc::clone(&kernel), taken.clone().unwrap_or(why)));
+                gaps.held_back.push((kernel.clone(), taken.clone().unwrap_or(why)));
                 match before.filter(|_| !is_told) {
                     // Left out, it would be known nowhere any more.
                     Some(sent) => (intern::text(""), Arc::clone(&sent.source)),
@@ -222,7 +223,7 @@ struct Missing {
 /// The image that travels; `before` is what was sent for the kernel.
 fn image(
     module: &FleetModule,
-    kernel: &str,
+    kernel: &KernelVersion,
     resolved: &Resolved,
     images: Option<&Images>,
     before: Option<&Sent>,
@@ -232,10 +233,10 @@ fn image(
         Ok(reference) => reference,
         Err(error) => return Err(Missing { why: error.to_string(), unanswered: false }),
     };
-    let known = images.map_or(Known::Pending, |images| images.known(kernel, name, trigger));
+    let known = images.map_or(Known::Pending, |images| images.known(kernel.as_str(), name, trigger));
     let in_use = before.filter(|sent| !sent.image.is_empty()).map(|sent| (&*sent.image, &*sent.source));
     pin::pin(&reference, name, trigger, &known, in_use).ok_or_else(|| {
-        let fact = images.and_then(|images| images.fact(kernel, name)).filter(|fact| !fact.reason.is_empty());
+        let fact = images.and_then(|images| images.fact(kernel.as_str(), name)).filter(|fact| !fact.reason.is_empty());
         Missing {
             why: fact.map_or_else(|| name.to_owned(), |fact| format!("{name}: {}", fact.reason)),
             unanswered: known == Known::Pending,

@@ -10,8 +10,8 @@ use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
 use crate::hub::standing::Phase;
 use crate::hub::testing::{
-    MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, module, module_of, owner, reported, spec,
-    stored, target, work,
+    MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, kernel, module, module_of, owner, reported,
+    spec, stored, target, work,
 };
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Work};
 
@@ -404,7 +404,7 @@ fn a_kernel_that_only_the_work_still_names_is_remembered_until_its_next_image_is
             assert_eq!(sent(&plan), [pair("6.1.0-a", 'c')], "{of_b:?}");
             server = stored(applied(&plan));
         }
-        assert_eq!(*plan.standing.unwrap().held_back, ["6.1.0-b".into()]);
+        assert_eq!(*plan.standing.unwrap().held_back, [kernel("6.1.0-b")]);
     }
     let seen = observed(module(&next), half(), Some(images(Ok(&*found))), Some(work(server)));
     assert_eq!(sent(&plan(&seen).unwrap()), [pair("6.1.0-a", 'c'), pair("6.1.0-b", 'd')]);

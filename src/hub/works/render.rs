@@ -15,13 +15,14 @@ use crate::api::ocm::{
 };
 use crate::api::{KernelMapping, ModuleSpec, TLSOptions};
 use crate::core::hash;
+use crate::core::kernel::KernelVersion;
 use crate::hub::view::{FleetModule, feedback, rendered_hash};
 
 /// One kernel of a cluster with everything resolved for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     /// The kernel, without a trailing `+`.
-    pub kernel: Arc<str>,
+    pub kernel: KernelVersion,
     /// The image that travels, with digest; empty where only the kernel is remembered.
     pub image: Arc<str>,
     /// [`source_id`](crate::core::pin::source_id) of the image that the digest was found for.
@@ -59,7 +60,7 @@ pub(super) fn render(
         "spec": serde_json::to_value(trimmed(spec, lines))?,
     });
     manifest["metadata"]["annotations"] = json!({ RENDERED_HASH_ANNOTATION: rendered_hash(&manifest)? });
-    let sources: BTreeMap<&str, &str> = lines.iter().map(|line| (&*line.kernel, &*line.source)).collect();
+    let sources: BTreeMap<&str, &str> = lines.iter().map(|line| (line.kernel.as_str(), &*line.source)).collect();
     Ok(ManifestWork {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
