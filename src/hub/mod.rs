@@ -3,7 +3,7 @@
 //! ```text
 //! ManagedCluster claims ─┐
 //! ManagedClusterModule ──┼─ images ─→ ModuleImagesConfig ─→ registries ─→ digests ─┐
-//!                        └─ works ←───────────────────────────────────────────────┘
+//!                        └─ works ←────────────────────────────────────────────────┘
 //!                           └─→ one ManifestWork per cluster ─→ feedback ─→ status
 //! ```
 //!
