@@ -20,8 +20,10 @@
 //! - [`core`]: decisions and knowledge without client, clock, files or environment.
 //! - [`oci`]: registries and image layers.
 //! - [`images`]: which digest an image has.
+//! - [`admission`]: the policies of the API server that security rests on, kept there.
 //! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 
+pub mod admission;
 pub mod api;
 pub mod cli;
 pub mod core;

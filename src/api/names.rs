@@ -7,7 +7,7 @@ mod reasons;
 
 pub use reasons::*;
 
-/// Label on a namespace that holds Modules; its deletion is refused. Upstream: `internal/constants`, `NamespaceLabelKey`.
+/// Label on a namespace that holds Modules; its deletion is refused by [`NAMESPACES_POLICY`]. Upstream: `internal/constants`, `NamespaceLabelKey`.
 pub const NAMESPACE_CONTAINS_MODULES_LABEL: &str = "kmm.node.k8s.io/contains-modules";
 /// Label on the pods of a Module, value its name. Upstream: `internal/constants`, `ModuleNameLabel`.
 pub const MODULE_NAME_LABEL: &str = "kmm.node.kubernetes.io/module.name";
@@ -56,6 +56,12 @@ pub const WORKER_SERVICE_ACCOUNT: &str = "kmm-operator-worker";
 pub const WORKER_DAEMON_SET: &str = "kmm-worker";
 /// Role, and its binding, by which workers read the pull secrets of a namespace's Modules. Ours.
 pub const PULL_SECRETS_ROLE: &str = "kmm-worker-pull-secrets";
+/// Admission policy, and its binding, by which a worker writes the status of its own node's NodeModulesConfig only. Ours.
+pub const WORKER_POLICY: &str = "kmm-operator-worker-own-node";
+/// Admission policy, and its binding, by which namespaces that hold Modules are not deleted. Ours; KMM has a webhook.
+pub const NAMESPACES_POLICY: &str = "kmm-operator-namespaces-with-modules";
+/// Admission policy, and its binding, by which the manager writes no ClusterClaims but those with kernels. Ours.
+pub const CLAIMS_POLICY: &str = "kmm-operator-own-cluster-claims";
 /// What a Module's loader runs under where it names no service account. Upstream: `internal/nmc`.
 pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 
@@ -73,6 +79,8 @@ pub mod field_manager {
     pub const LABELS: &str = "kmm-spoke-labels";
     /// Spoke: DaemonSet of the worker.
     pub const WORKER_DAEMON_SET: &str = "kmm-spoke-worker-daemonset";
+    /// Spoke: admission policies and their bindings.
+    pub const ADMISSION: &str = "kmm-admission";
     /// Hub and Spoke: status of ModuleImagesConfigs.
     pub const IMAGES: &str = "kmm-images";
     /// Worker: status of its NodeModulesConfig.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, ProxyArgs, Usage, client, fail, instance};
+use crate::admission::Admission;
 use crate::api::names;
 use crate::core::hash;
 use crate::hub::{Hub, HubSettings};
@@ -188,13 +189,15 @@ async fn manage(mode: Mode, proxies: Proxies, args: ManagerArgs) -> Result<(), E
                 worker_variables: proxies.variables().to_vec(),
                 instance: instance.clone(),
             };
-            let (spoke, watches) = Spoke::new(settings, client.clone(), &metrics, &readiness).map_err(Error::Worker)?;
+            let admission = Admission::start(managed, client.clone(), &metrics, &readiness, &mut tasks);
+            let (spoke, watches) = Spoke::new(settings, admission.in_force(), client.clone(), &metrics, &readiness)
+                .map_err(Error::Worker)?;
             for watch in watches {
                 tasks.spawn_endless(watch.name, watch.work);
             }
             tasks.spawn("leader", async move {
                 let work = async {
-                    tokio::join!(spoke.lead(stop.clone()), images.lead(stop.clone()));
+                    tokio::join!(admission.lead(stop.clone()), spoke.lead(stop.clone()), images.lead(stop.clone()));
                 };
                 lease::lead(client, &namespace, names::LEASE, &instance, gate, stop.clone(), Box::pin(work)).await
             });

@@ -44,6 +44,11 @@ impl Gate {
         self.readiness.lock().insert(self.name.clone(), None);
     }
 
+    /// It is there no more, and why; for what is missed at once, which a failing watch is not.
+    pub fn close(&self, reason: String) {
+        self.readiness.lock().insert(self.name.clone(), Some(reason));
+    }
+
     /// It is not there yet, and why.
     pub fn waiting(&self, reason: String) {
         let mut gates = self.readiness.lock();

@@ -35,15 +35,17 @@ pub use outcome::{Outcome, Standing, Trouble};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kube::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::core::hash;
 use crate::runtime::events::Events;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::queue;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::store::ObjectKey;
 
@@ -84,6 +86,8 @@ impl SpokeSettings {
     }
 }
 
+/// Pause before looking again whether the policies that bind the workers are in force.
+const POLICIES: Duration = Duration::from_millis(500);
 /// Passes that run at once, over all nodes.
 const NODE_WORKERS: usize = 16;
 /// Passes that run at once, over all Modules and namespaces.
@@ -94,15 +98,18 @@ const MODULE_WORKERS: usize = 4;
 pub struct Spoke {
     context: Arc<Context>,
     told: mpsc::Receiver<reports::Told>,
+    policies_in_force: watch::Receiver<bool>,
 }
 
 impl Spoke {
-    /// The manager and its watches. The watches are to be polled on every replica, for as long as the process runs.
+    /// The manager and its watches. The watches are to be polled on every replica, for as long as the process runs. No
+    /// worker is started before the admission policies are in force.
     ///
     /// # Errors
     /// The worker's DaemonSet cannot be rendered, which no settings bring about.
     pub fn new(
         settings: SpokeSettings,
+        policies_in_force: watch::Receiver<bool>,
         client: Client,
         metrics: &Metrics,
         readiness: &Readiness,
@@ -113,12 +120,12 @@ impl Spoke {
         let (stores, writers) = context::stores(managed);
         let context = Arc::new(Context::new(settings, client, stores, metrics, teller, worker));
         let watches = watches::watches(&context, writers, readiness);
-        Ok((Self { context, told }, watches))
+        Ok((Self { context, told, policies_in_force }, watches))
     }
 
     /// Decides and writes until shutdown. To be run while this replica holds the lease; dropping the future ends it.
     pub async fn lead(self, shutdown: CancellationToken) {
-        let Self { context, told } = self;
+        let Self { context, told, policies_in_force } = self;
         tokio::select! {
             () = context.stores.wait_until_ready() => {}
             () = shutdown.cancelled() => return,
@@ -142,7 +149,16 @@ impl Spoke {
             .namespaces
             .run(MODULE_WORKERS, stop, move |key| namespace::reconcile(Arc::clone(&of_namespaces), key));
         let (of_worker, stop) = pass();
-        let worker = queues.worker.run(1, stop, move |key| worker_daemonset::reconcile(Arc::clone(&of_worker), key));
+        let worker = queues.worker.run(1, stop, move |key| {
+            let (context, in_force) = (Arc::clone(&of_worker), *policies_in_force.borrow());
+            async move {
+                // What binds the workers comes before them.
+                if !in_force {
+                    return Ok(queue::Outcome::Again(POLICIES));
+                }
+                worker_daemonset::reconcile(context, key).await
+            }
+        });
         let (of_claims, stop) = pass();
         let claims = async move {
             let Some(store) = of_claims.stores.claims.clone() else { return };

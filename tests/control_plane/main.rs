@@ -6,6 +6,7 @@ mod ocm;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
 mod consumers;
 mod hub;
 mod hub_bed;

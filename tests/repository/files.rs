@@ -51,3 +51,13 @@ fn every_documented_target_of_the_makefile_has_its_script() {
         assert!(!read(&format!("hack/{target}")).is_empty(), "hack/{target} is missing");
     }
 }
+
+#[test]
+fn no_overlay_carries_an_admission_policy() {
+    // The manager keeps them under fixed names: kustomize would give them others, OLM would leave them out.
+    let with: Vec<_> = tracked(&["config"])
+        .into_iter()
+        .filter(|file| read(file).contains("kind: ValidatingAdmissionPolicy"))
+        .collect();
+    assert_eq!(with, Vec::<String>::new());
+}

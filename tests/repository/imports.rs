@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOMS: [(&str, &[&str]); 10] = [
+    ("admission", &["api", "core", "runtime"]),
     ("api", &[]),
     ("core", &["api"]),
     ("oci", &["api", "core"]),
@@ -12,9 +13,8 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("hub", &["api", "core", "oci", "images", "runtime"]),
     ("spoke", &["api", "core", "oci", "images", "runtime"]),
     ("worker", &["api", "core", "oci", "runtime"]),
-    ("webhook", &["api", "core"]),
     ("runtime", &["api"]),
-    ("cli", &["api", "core", "oci", "images", "hub", "spoke", "worker", "webhook", "runtime"]),
+    ("cli", &["api", "core", "oci", "images", "hub", "spoke", "worker", "admission", "runtime"]),
 ];
 
 /// Paths that a room's code may not name, with the reason; what counts for the core counts for every plan.

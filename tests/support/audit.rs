@@ -33,9 +33,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// Whether the request may have changed something: it was no reading verb and it was not refused.
+    /// Whether the request may have changed something: it was no reading verb, no trial and no question about the asking
+    /// user, and it was not refused.
     pub fn is_write(&self) -> bool {
-        !matches!(self.verb.as_str(), "get" | "list" | "watch") && self.code < 400
+        let reads = matches!(self.verb.as_str(), "get" | "list" | "watch") || self.resource == "selfsubjectreviews";
+        !reads && !self.uri.contains("dryRun=") && self.code < 400
     }
 }
 

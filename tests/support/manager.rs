@@ -134,6 +134,13 @@ impl Manager {
 
     /// The same with further environment variables, for instance `KMM_LOG`.
     pub async fn start_with(cluster: &ControlPlane, edition: Edition, environment: &[(&str, &str)]) -> Result<Self> {
+        let mut manager = Self::spawn(cluster, edition, environment).await?;
+        manager.wait_ready().await?;
+        Ok(manager)
+    }
+
+    /// The same without waiting: it may never be ready.
+    pub async fn spawn(cluster: &ControlPlane, edition: Edition, environment: &[(&str, &str)]) -> Result<Self> {
         let kubeconfig = eventually(Duration::from_secs(20), "the manager's ServiceAccount", || async {
             Ok(cluster.service_account_kubeconfig(NAMESPACE, edition.manager()).await.ok())
         })
@@ -142,9 +149,7 @@ impl Manager {
         let port = free_port()?;
         let environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let process = spawn(edition, &dir, &kubeconfig, port, &environment)?;
-        let mut manager = Self { edition, dir, kubeconfig, port, environment, process };
-        manager.wait_ready().await?;
-        Ok(manager)
+        Ok(Self { edition, dir, kubeconfig, port, environment, process })
     }
 
     /// Waits until `/readyz` says so; the error holds what is missing and the end of the log.
@@ -192,6 +197,11 @@ impl Manager {
 
     pub fn log_tail(&self, lines: usize) -> String {
         self.process.log_tail(lines)
+    }
+
+    /// The text of `/readyz`: what is missing.
+    pub async fn readyz(&self) -> Result<String> {
+        Ok(reqwest::get(format!("http://{HOST}:{}/readyz", self.port)).await?.text().await?)
     }
 
     /// The text of `/metrics`.
