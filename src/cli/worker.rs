@@ -17,9 +17,8 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::serve;
 use crate::runtime::tasks::{self, Tasks};
-use crate::worker::fetch::Network;
 use crate::worker::once::Pass;
-use crate::worker::{self, Turn, WorkerSettings};
+use crate::worker::{self, Network, Turn, WorkerSettings};
 
 /// Port on which the worker answers probes. It shares the node's network, so only on the loopback address.
 pub(super) const HEALTH_PORT: u16 = 18181;

@@ -1,117 +1,38 @@
 //! Carries jobs out. Everything here blocks, and nothing here decides.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::firmware;
-use super::kernel::{Kernel, Trouble};
-use super::plan::{Job, LoadFile, Step, enough_memory};
-use super::record::{Owner, Record, TakenOut};
-use super::refusal::{load_trouble, unload_trouble};
-use super::state_dir::StateDir;
+use super::facts::Trouble;
+use super::host::firmware;
+use super::kernel::Kernel;
+use super::kernel::refusal::{load_trouble, unload_trouble};
+use super::node::Node;
+use super::plan::{Job, LoadFile, Outcome, Step, enough_memory};
+use super::record::{Record, TakenOut};
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::{Identity, Sameness, names, params};
-
-/// How a job ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps done, in this time.
-    Done(Duration),
-    /// A step failed; those after it were not begun.
-    Failed {
-        /// How.
-        trouble: Trouble,
-        /// A module had left the kernel before.
-        left: bool,
-    },
-    /// The worker is to end; the rest is left for its successor. Nothing has left the kernel.
-    Interrupted,
-    /// What it was to load is not wanted any more; what made room for it was given back.
-    TakenBack,
-}
-
-/// Where the record is written to.
-pub trait RecordStore {
-    /// Replaces the record on the disk.
-    fn save(&self, record: &Record) -> Result<(), Trouble>;
-    /// The path of the folder of links to firmware.
-    fn search_path(&self) -> String;
-    /// Which set of links it holds, if it is there.
-    fn merged(&self) -> Option<String>;
-    /// Makes it hold this set of links.
-    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble>;
-    /// Removes it.
-    fn unmerge(&self) -> Result<(), Trouble>;
-}
-
-impl RecordStore for StateDir {
-    fn save(&self, record: &Record) -> Result<(), Trouble> {
-        self.save_record(record).map_err(|error| Trouble::from(&error))
-    }
-
-    fn search_path(&self) -> String {
-        self.firmware().search_path().to_string_lossy().into_owned()
-    }
-
-    fn merged(&self) -> Option<String> {
-        self.firmware().merged()
-    }
-
-    fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble> {
-        self.firmware().merge(name, links).map_err(|error| links_failed(&error))
-    }
-
-    fn unmerge(&self) -> Result<(), Trouble> {
-        self.firmware().unmerge().map_err(|error| links_failed(&error))
-    }
-}
-
-fn links_failed(error: &std::io::Error) -> Trouble {
-    Trouble::of_store(error, format!("the folder of links to firmware cannot be written: {error}"))
-}
 
 /// The record for a moment. A panic elsewhere cannot have left it half changed: it is replaced whole.
 pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Carries out all jobs, one after the other, and keeps `record` and its store up to date. Several threads may do so
-/// at the same time for jobs that have nothing in common.
+/// Carries out a job, and keeps `record` and its store up to date. Several threads may do so at the same time for jobs
+/// that have nothing in common.
 ///
-/// A job that fails does not keep the others from running. Between two steps `shutdown` is looked at, until the job has
-/// begun to take something out of the kernel: from then on it goes to its end, so that what comes in its place comes. A
-/// step that has begun is always finished. Once `taken_back` is told, what the jobs were to load is not wanted any more:
-/// they end before the next step, as if that had failed.
-pub fn jobs(
-    kernel: &dyn Kernel,
-    store: &dyn RecordStore,
-    record: &Mutex<Record>,
-    jobs: &[Job],
-    shutdown: &CancellationToken,
-    taken_back: &CancellationToken,
-) -> BTreeMap<Owner, Outcome> {
-    let mut outcomes = BTreeMap::new();
-    for job in jobs {
-        let outcome = carry_out(kernel, store, record, job, shutdown, taken_back);
-        if let Outcome::Failed { trouble, .. } = &outcome {
-            warn!(module = %job.owner, reason = trouble.reason.as_str(), "{}", trouble.message);
-        }
-        outcomes.insert(job.owner.clone(), outcome);
-    }
-    outcomes
-}
-
-fn carry_out(
-    kernel: &dyn Kernel,
-    store: &dyn RecordStore,
+/// Between two steps `shutdown` is looked at, until the job has begun to take something out of the kernel: from then on it
+/// goes to its end, so that what comes in its place comes. A step that has begun is always finished. Once `taken_back` is
+/// told, what the job was to load is not wanted any more: it ends before the next step, as if that had failed.
+pub fn job(
+    node: Node<'_>,
     record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
@@ -120,12 +41,12 @@ fn carry_out(
     let begun = Instant::now();
     // Modules that the record says are inserted and that the kernel has not got.
     let mut open = BTreeSet::new();
-    let outcome = carry_out_steps(kernel, store, record, job, shutdown, taken_back, &mut open);
+    let outcome = carry_out_steps(node, record, job, shutdown, taken_back, &mut open);
     let took = begun.elapsed();
-    let loaded = outcome.is_ok() && job.steps.iter().any(Step::loads);
+    let loaded = outcome.is_ok() && job.loads();
     // That this is lost if the write fails harms little: the next look at the kernel completes the entry.
     if loaded || !open.is_empty() {
-        let _ = change(store, record, |record| {
+        let _ = change(node, record, |record| {
             if let Some(entry) = record.entries.iter_mut().find(|entry| entry.owner() == job.owner) {
                 entry.modules.iter_mut().filter(|module| open.contains(&module.name)).for_each(|m| m.inserted = false);
                 if loaded {
@@ -136,13 +57,15 @@ fn carry_out(
             }
         });
     }
+    if let Err(Outcome::Failed { trouble, .. }) = &outcome {
+        warn!(module = %job.owner, reason = trouble.reason.as_str(), "{}", trouble.message);
+    }
     outcome.map_or_else(|failed| failed, |()| Outcome::Done(took))
 }
 
 /// Carries out the steps of a job. `open` is what the record says is inserted since then and the kernel has not got.
 fn carry_out_steps(
-    kernel: &dyn Kernel,
-    store: &dyn RecordStore,
+    node: Node<'_>,
     record: &Mutex<Record>,
     job: &Job,
     shutdown: &CancellationToken,
@@ -150,8 +73,8 @@ fn carry_out_steps(
     open: &mut BTreeSet<String>,
 ) -> Result<(), Outcome> {
     // What leaves is recorded afterwards: where nothing can be recorded, nothing leaves.
-    if job.steps.iter().any(Step::unloads)
-        && let Err(trouble) = change(store, record, |_| {})
+    if job.unloads()
+        && let Err(trouble) = change(node, record, |_| {})
     {
         return Err(Outcome::Failed { trouble, left: false });
     }
@@ -163,7 +86,7 @@ fn carry_out_steps(
         }
         if taken_back.is_cancelled() {
             info!(module = %job.owner, "not loaded: an order has taken it back");
-            let failed = roll_back(kernel, store, record, undo);
+            let failed = roll_back(node, record, undo);
             return Err(failed.map_or(Outcome::TakenBack, |trouble| Outcome::Failed { trouble, left }));
         }
         leaves |= step.unloads();
@@ -171,9 +94,9 @@ fn carry_out_steps(
             undo = steps;
             continue;
         }
-        let carried_out = carry_out_step(kernel, store, record, step, open);
+        let carried_out = carry_out_step(node, record, step, open);
         if let Err(mut trouble) = carried_out {
-            if let Some(more) = roll_back(kernel, store, record, undo) {
+            if let Some(more) = roll_back(node, record, undo) {
                 trouble.message = format!("{}; {}", trouble.message, more.message);
             }
             return Err(Outcome::Failed { trouble, left });
@@ -187,94 +110,93 @@ fn carry_out_steps(
 }
 
 /// Carries out all that can be, and says what could not.
-fn roll_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>, undo: &[Step]) -> Option<Trouble> {
+fn roll_back(node: Node<'_>, record: &Mutex<Record>, undo: &[Step]) -> Option<Trouble> {
     let none = &mut BTreeSet::new();
-    let failed = undo.iter().filter_map(|step| carry_out_step(kernel, store, record, step, none).err());
+    let failed = undo.iter().filter_map(|step| carry_out_step(node, record, step, none).err());
     failed.reduce(|first, more| Trouble { message: format!("{}; {}", first.message, more.message), ..first })
 }
 
 fn carry_out_step(
-    kernel: &dyn Kernel,
-    store: &dyn RecordStore,
+    node: Node<'_>,
     record: &Mutex<Record>,
     step: &Step,
     open: &mut BTreeSet<String>,
 ) -> Result<(), Trouble> {
     match step {
-        Step::Write(entry) => change(store, record, |record| record.put(entry.as_ref().clone())),
-        Step::Forget(owner) => change(store, record, |record| record.remove(owner)),
+        Step::Write(entry) => change(node, record, |record| record.put(entry.as_ref().clone())),
+        Step::Forget(owner) => change(node, record, |record| record.remove(owner)),
         Step::Check { memory, files } => {
             for file in files {
-                kernel.readable(file).map_err(|error| {
+                node.host.readable(file).map_err(|error| {
                     Trouble::of_store(&error, format!("{} cannot be read: {error}", file.display()))
                 })?;
             }
-            enough_memory(*memory, kernel.available_memory())
+            enough_memory(*memory, node.kernel.available_memory())
         }
-        Step::Unload { name, identity } => unload(kernel, name, identity),
+        Step::Unload { name, identity } => unload(node.kernel, name, identity),
         Step::Load { file, parameters } => {
-            if load(kernel, file, parameters)? {
+            if load(node.kernel, file, parameters)? {
                 open.remove(&file.name);
             }
             Ok(())
         }
         Step::Modprobe { arguments, modules, removes } => {
             info!(?arguments, "running modprobe");
-            let answer = kernel.modprobe(arguments, modules, *removes);
+            let answer = node.kernel.modprobe(arguments, modules, *removes);
             // How far it came is not known from its answer.
-            match kernel.listed() {
+            match node.kernel.listed() {
                 Ok(listed) => open.retain(|name| !listed.contains_key(name)),
                 Err(_) => open.clear(),
             }
             answer
         }
-        Step::Firmware => firmware(kernel, store, record),
+        Step::Firmware => firmware(node, record),
         Step::TakeOut { name, owner, restore } => {
-            let parameters = params::encode_shown(&kernel.parameters(name).unwrap_or_default());
+            let parameters = params::encode_shown(&node.kernel.parameters(name).unwrap_or_default());
             let (name, owner, restore) = (name.clone(), owner.clone(), *restore);
             // Also one that cannot be asked for its parameters.
             let taken = TakenOut { name, owner, parameters, restore, failures: 0 };
-            change(store, record, |record| record.take_out(taken))
+            change(node, record, |record| record.take_out(taken))
         }
-        Step::PutBack(name) => put_back(kernel, store, record, name),
+        Step::PutBack(name) => put_back(node, record, name),
         Step::ForgetTakenOut(names) => {
-            change(store, record, |record| record.in_tree.retain(|taken| !names.contains(&taken.name)))
+            change(node, record, |record| record.in_tree.retain(|taken| !names.contains(&taken.name)))
         }
-        Step::Publish { release, name, content, files } => kernel.publish(release, name, content, files),
-        Step::Unpublish { release, name } => kernel.unpublish(release, name),
-        Step::Index(release) => kernel.renew_index(release),
+        Step::Publish { release, name, content, files } => node.host.publish(release, name, content, files),
+        Step::Unpublish { release, name } => node.host.unpublish(release, name),
+        Step::Index(release) => node.host.renew_index(release),
         Step::OnFailure(_) => Ok(()),
     }
 }
 
 /// Writes the record; it changes in memory only if it did on the disk.
-fn change(store: &dyn RecordStore, record: &Mutex<Record>, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
+fn change(node: Node<'_>, record: &Mutex<Record>, change: impl FnOnce(&mut Record)) -> Result<(), Trouble> {
     let mut record = lock(record);
     let mut next = record.clone();
     change(&mut next);
-    store.save(&next)?;
+    node.store.save(&next)?;
     *record = next;
     Ok(())
 }
 
 /// The kernel has one search path: of two jobs the later one sees what the earlier one has recorded.
-fn firmware(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>) -> Result<(), Trouble> {
+fn firmware(node: Node<'_>, record: &Mutex<Record>) -> Result<(), Trouble> {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let known = lock(record).clone();
-    firmware::bring(kernel, store, &known, &mut |before| {
-        change(store, record, |record| record.firmware_before = before)
+    firmware::bring(node.host, node.store, &known, &mut |before| {
+        change(node, record, |record| record.firmware_before = before)
     })
 }
 
-fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>, name: &str) -> Result<(), Trouble> {
+fn put_back(node: Node<'_>, record: &Mutex<Record>, name: &str) -> Result<(), Trouble> {
     let taken = lock(record).in_tree.iter().find(|taken| taken.name == name).cloned();
     let Some(taken) = taken else { return Ok(()) };
-    let why = match load_again(kernel, &taken) {
+    let why = match load_again(node, &taken) {
         Ok(()) => return Ok(()),
         Err(why) => why,
     };
-    change(store, record, |record| {
+    change(node, record, |record| {
         record.in_tree.iter_mut().filter(|taken| taken.name == name).for_each(|taken| taken.failures += 1);
     })?;
     let message = format!("module {name}, which the kernel came with and which made room, was not loaded again: {why}");
@@ -282,12 +204,13 @@ fn put_back(kernel: &dyn Kernel, store: &dyn RecordStore, record: &Mutex<Record>
 }
 
 /// Loads what the kernel came with under the name, and what that needs.
-fn load_again(kernel: &dyn Kernel, taken: &TakenOut) -> Result<(), String> {
+fn load_again(Node { kernel, host, .. }: Node<'_>, taken: &TakenOut) -> Result<(), String> {
     let name = taken.name.as_str();
     if kernel.listed().map_err(|error| error.to_string())?.contains_key(name) {
         return Ok(());
     }
-    let files = kernel.own_module(name).map_err(|error| error.to_string())?;
+    let release = kernel.release().map_err(|error| error.to_string())?;
+    let files = host.own_module(&release, name).map_err(|error| error.to_string())?;
     if files.is_empty() {
         return Err("modules.dep of the running kernel names no such module".to_owned());
     }

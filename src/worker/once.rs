@@ -4,23 +4,30 @@
 //! fetches nothing, and unloads nothing that it was not told to replace by the Module itself (`inTreeModulesToRemove`).
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::apply::{self, Outcome};
-use super::kernel::{Kernel, Trouble};
-use super::kernel_linux::LinuxKernel;
-use super::plan::{Attempt, Job, LoadSet, Observed, Plan, Preparation, Prepared, Report, Scope, Step, plan, startable};
-use super::prepare::Host;
+use super::apply;
+use super::facts::Trouble;
+use super::host::linux::LinuxHost;
+use super::image::prepare::{Places, Target};
+use super::kernel::Kernel as _;
+use super::kernel::linux::LinuxKernel;
+use super::node::Node;
+use super::observe::{self, FilesRead, Known};
+use super::plan::{
+    Attempts, LoadSet, Observed, Outcome, Plan, Prepared, Report, Scope, Wanted, Wants, plan, startable,
+};
 use super::record::{Owner, Record};
-use super::state_dir::{Holder, StateDir};
-use super::{Beginning, Error, WorkerSettings, observe, wanted};
+use super::settings::WorkerSettings;
+use super::start::{Beginning, Error};
+use super::store::{Holder, StateDir};
+use crate::api::ModuleState;
 use crate::api::names::NodeReason;
-use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec};
 
 /// How long a module that is starting or ending is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -54,13 +61,16 @@ pub fn run(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Pa
         return Ok(Pass::Elsewhere(StateDir::holder(&settings.state_dir)));
     };
     state.sign(true);
-    let kernel = LinuxKernel::of(settings);
+    let (kernel, host) = (LinuxKernel::of(settings), LinuxHost::of(settings));
     let Beginning { boot_id, release, record, kept } = Beginning::of(&kernel, &state)?;
-    let desired = kept.map(|kept| kept.at_boot()).unwrap_or_default();
+    let desired = Arc::new(Wants::from(kept.map(|kept| kept.at_boot()).unwrap_or_default()));
     info!(boot_id, release, asking = desired.modules.len(), "loading what asks to be loaded at boot");
-    let from_store = |spec: &NodeModuleSpec, observed: &Observed| from_store(settings, &state, spec, observed);
-    let reports = carry_out(&kernel, &state, &from_store, Start { release, record, desired }, shutdown)
-        .map_err(|source| Error::Kernel { what: "modules", source })?;
+    let (places, command_line) = (Places::new(settings, state.generated()), kernel.command_line());
+    let from_store = |wanted: &Wanted, observed: &Observed| {
+        from_store(&places, &state, wanted, &Target::of(observed, &command_line))
+    };
+    let node = Node { kernel: &kernel, host: &host, store: &state };
+    let reports = carry_out(node, &from_store, Start { release, record, desired }, shutdown)?;
     Ok(told(reports))
 }
 
@@ -68,42 +78,32 @@ pub fn run(settings: &WorkerSettings, shutdown: &CancellationToken) -> Result<Pa
 struct Start {
     release: String,
     record: Record,
-    desired: NodeModulesConfigSpec,
+    desired: Arc<Wants>,
 }
 
 fn carry_out(
-    kernel: &dyn Kernel,
-    store: &dyn apply::RecordStore,
-    from_store: &dyn Fn(&NodeModuleSpec, &Observed) -> Result<LoadSet, Trouble>,
+    node: Node<'_>,
+    from_store: &dyn Fn(&Wanted, &Observed) -> Result<LoadSet, Trouble>,
     start: Start,
     shutdown: &CancellationToken,
-) -> std::io::Result<Vec<Report>> {
+) -> Result<Vec<Report>, observe::Error> {
     let Start { release, record, desired } = start;
     let record = Mutex::new(record);
     let begun = Instant::now();
     let mut prepared: BTreeMap<Owner, Prepared> = BTreeMap::new();
-    let mut attempts: BTreeMap<Owner, Attempt> = BTreeMap::new();
+    let (mut attempts, mut read) = (Attempts::default(), FilesRead::new());
     loop {
-        let recorded = apply::lock(&record).clone();
-        let names = Observed::interesting(&recorded, &desired, &prepared);
-        let firmware = observe::firmware(kernel, store, Observed::asks_for_firmware(&recorded, &desired))?;
-        let observed = Observed {
+        let known = Known {
             release: release.clone(),
             now: begun.elapsed(),
-            desired: desired.clone(),
+            desired: Arc::clone(&desired),
             scope: Scope::AtBoot,
-            record: recorded,
-            kernel: observe::kernel(kernel, &names, true)?,
+            record: apply::lock(&record).clone(),
             prepared: prepared.clone(),
             attempts: attempts.clone(),
-            firmware,
-            // It knows a part of the wanted entries only.
-            published: None,
-            published_files: BTreeMap::new(),
-            generated: observe::generated(&apply::lock(&record)),
-            running: BTreeMap::new(),
-            unkept: None,
+            ..Known::default()
         };
+        let observed = observe::world(node, known, &mut read)?;
         let Plan { prepare, jobs, reports, .. } = plan(&observed);
         let rests = prepare.is_empty() && jobs.is_empty();
         let passing = reports.iter().any(|report| report.state == ModuleState::Loading);
@@ -113,51 +113,35 @@ fn carry_out(
         if rests {
             thread::sleep(LOOK);
         }
-        for spec in prepare {
-            let state = match from_store(&spec, &observed) {
-                Ok(set) => Preparation::Ready(set.into()),
-                Err(trouble) => Preparation::Failed(trouble, NEVER),
-            };
-            prepared.insert(Owner::of(&spec), Prepared { spec, runtime: desired.container_runtime.clone(), state });
+        for wanted in prepare {
+            let found = from_store(&wanted, &observed);
+            let mut preparation = Prepared::begun(wanted, desired.container_runtime.clone(), None);
+            preparation.end(found, NEVER);
+            prepared.insert(preparation.wanted.owner.clone(), preparation);
         }
-        let jobs: Vec<Job> = startable(jobs, &observed.record, []).into_iter().map(|(job, _)| job).collect();
-        let outcomes = apply::jobs(kernel, store, &record, &jobs, shutdown, &CancellationToken::new());
-        for job in jobs {
-            let loads = job.steps.iter().any(Step::loads);
-            let trouble = match outcomes.get(&job.owner) {
-                Some(Outcome::Failed { trouble, .. }) => trouble.clone(),
-                Some(Outcome::Done(took)) if loads => {
-                    info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
-                    Trouble::new(NodeReason::LoadNotProved, "the kernel took it and does not hold it any more")
-                }
-                Some(Outcome::Done(_) | Outcome::Interrupted | Outcome::TakenBack) | None => continue,
-            };
-            attempts.insert(
-                job.owner,
-                Attempt { identity: job.identity, trouble, retry_at: NEVER, counts: BTreeMap::new() },
-            );
+        for (job, _) in startable(jobs, &observed.record, []) {
+            let outcome = apply::job(node, &record, &job, shutdown, &CancellationToken::new());
+            if let Outcome::Done(took) = &outcome
+                && job.loads()
+            {
+                info!(module = %job.owner, took_ms = took.as_millis(), "loaded");
+            }
+            attempts.ended(&job, &outcome, NEVER, None);
         }
     }
 }
 
 /// The files of an entry whose image was unpacked on this node before.
-fn from_store(
-    settings: &WorkerSettings,
-    state: &StateDir,
-    spec: &NodeModuleSpec,
-    observed: &Observed,
-) -> Result<LoadSet, Trouble> {
-    let identity = wanted::identity(spec)?;
-    let tree = state.tree(&identity.tree_key(&observed.release));
+fn from_store(places: &Places, state: &StateDir, wanted: &Wanted, target: &Target) -> Result<LoadSet, Trouble> {
+    let tree = state.tree(&wanted.identity.tree_key(&target.release));
     if !tree.is_dir() {
         let message = format!(
             "image {} is not unpacked on this node for kernel {}; the worker fetches it when it runs",
-            spec.config.container_image, observed.release
+            wanted.spec.config.container_image, target.release
         );
         return Err(Trouble::new(NodeReason::Pending, message));
     }
-    let loaded = observed.kernel.listed.keys().cloned().collect();
-    Host::new(settings, state.generated()).load_set(&tree, &observed.release, &loaded, &identity, spec)
+    places.load_set(&tree, target, wanted)
 }
 
 fn told(reports: Vec<Report>) -> Pass {
@@ -179,10 +163,10 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
-    use crate::api::LoadPolicy;
+    use crate::api::{LoadPolicy, NodeModuleSpec, NodeModulesConfigSpec};
     use crate::core::kmod::order::Role::{Named, Needed};
-    use crate::worker::kept_plan::KeptPlan;
-    use crate::worker::simulated::{Loaded, MemoryStore, RELEASE, SimulatedKernel, file, intent, spec};
+    use crate::worker::record::kept_plan::KeptPlan;
+    use crate::worker::testing::{Loaded, MemoryStore, RELEASE, SimulatedKernel, file, intent, spec};
 
     fn asking(module: &str, digest: char) -> NodeModuleSpec {
         let policy = LoadPolicy { load_at_boot: true, ..LoadPolicy::default() };
@@ -191,16 +175,17 @@ mod tests {
 
     /// The pass over a plan, with the image `a` in the store: what is loaded, and what is not and why.
     fn pass(kernel: &SimulatedKernel, store: &MemoryStore, spec: NodeModulesConfigSpec) -> (Vec<String>, Vec<String>) {
-        let from_store = |spec: &NodeModuleSpec, _: &Observed| {
+        let from_store = |Wanted { spec, .. }: &Wanted, _: &Observed| {
             if !spec.config.container_image.contains("aaaa") {
                 return Err(Trouble::new(NodeReason::Pending, "not in the store"));
             }
             let files = vec![file("base", "b1", Needed, &[]), file(&spec.name, "m1", Named, &["base"])];
             Ok(LoadSet { files, ..LoadSet::default() })
         };
-        let desired = KeptPlan::new("uid", 7, spec).at_boot();
+        let desired = Arc::new(KeptPlan::new("uid", 7, spec).at_boot().into());
         let start = Start { release: RELEASE.into(), record: Record::new("boot-1"), desired };
-        let reports = carry_out(kernel, store, &from_store, start, &CancellationToken::new()).unwrap();
+        let reports =
+            carry_out(Node { kernel, host: kernel, store }, &from_store, start, &CancellationToken::new()).unwrap();
         let Pass::Done { loaded, failed } = told(reports) else { panic!("the lock is not part of this") };
         let failed = failed.into_iter().map(|(owner, trouble)| format!("{} {}", owner.name, trouble.reason.as_str()));
         (loaded.into_iter().map(|owner| owner.name).collect(), failed.collect())

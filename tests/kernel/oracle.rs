@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kmm::api::{LoadPolicy, ModprobeSpec, ModuleConfig, NodeModuleSpec, NodeModulesConfigSpec};
-use kmm::worker::kept_plan::KeptPlan;
-use kmm::worker::wanted;
+use kmm::core::load;
+use kmm::worker::record::kept_plan::KeptPlan;
 
 use crate::support::bed;
 use crate::support::kernel_vm::{KernelVm, KernelVmOptions};
@@ -225,7 +225,7 @@ mkdir -p /etc/modprobe.d
     for (number, case) in cases.iter().enumerate() {
         let entry = entry(case, release);
         let identity =
-            wanted::identity(&entry).map_err(|trouble| anyhow::anyhow!("{}: {}", case.name, trouble.message))?;
+            load::identity(&entry.config).map_err(|trouble| anyhow::anyhow!("{}: {}", case.name, trouble.message))?;
         let plan =
             KeptPlan::new("uid", 1, NodeModulesConfigSpec { modules: vec![entry], ..NodeModulesConfigSpec::default() });
         let plan = serde_json::to_string(&plan)?;

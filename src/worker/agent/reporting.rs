@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use serde_json::json;
 use tracing::{debug, warn};
 
-use super::Agent;
-use super::tasks::{Finished, pause};
-use crate::api::names::field_manager;
 use crate::api::{NodeModulesConfig, NodeModulesConfigStatus};
-use crate::runtime::client::{self, ApiError, chain};
+use crate::runtime::client::{ApiError, chain};
 use crate::worker::plan::Report;
-use crate::worker::status::{self, Node};
+use crate::worker::plan::pause::pause;
+use crate::worker::report::{self, About};
 
 /// What is only passing is told if it lasts longer than this.
 const PASSING: Duration = Duration::from_secs(1);
@@ -106,6 +104,35 @@ impl Reporting {
         [passing, (self.failures > 0).then_some(self.not_before)].into_iter().flatten().max()
     }
 
+    /// The status to write if there is something new to say, to the object with the uid `wanted`; it counts as being
+    /// written from then on.
+    pub(super) fn next_write(
+        &mut self,
+        (boot_id, release): (&str, &str),
+        wanted: Option<&str>,
+        now: Duration,
+    ) -> Option<serde_json::Value> {
+        let (object, generation) = (self.object.as_ref()?, self.generation?);
+        let passing = self.busy_since.is_some_and(|since| now < since + PASSING);
+        let elsewhere = wanted.is_none_or(|uid| Some(uid) != object.metadata.uid.as_deref());
+        if self.writing || passing || elsewhere || (self.failures > 0 && now < self.not_before) {
+            return None;
+        }
+        let old = self.known(object.status.clone().unwrap_or_default(), now);
+        let about = About { boot_id, release, generation, unreadable: self.unreadable.as_deref() };
+        let new = report::status(&old, &about, &self.reports, self.written, Timestamp::now())?;
+        // With the uid, so that an object made again under the same name is not written to by mistake.
+        let body = json!({
+            "apiVersion": "kmm.sigs.x-k8s.io/v1beta1",
+            "kind": "NodeModulesConfig",
+            "metadata": { "name": object.metadata.name, "uid": object.metadata.uid },
+            "status": new,
+        });
+        self.writing = true;
+        self.sent = new;
+        Some(body)
+    }
+
     /// A write ended.
     pub(super) fn written(&mut self, result: Result<NodeModulesConfig, ApiError>, now: Duration) {
         self.writing = false;
@@ -133,44 +160,5 @@ impl Reporting {
                 }
             }
         }
-    }
-}
-
-impl Agent {
-    /// Starts to write the status if there is something new to say.
-    pub(super) fn write_status(&mut self) {
-        let now = self.now();
-        let reporting = &self.reporting;
-        let (Some(object), Some(generation)) = (&reporting.object, reporting.generation) else { return };
-        let passing = reporting.busy_since.is_some_and(|since| now < since + PASSING);
-        let elsewhere = self.wanted.as_ref().is_none_or(|wanted| Some(&wanted.uid) != object.metadata.uid.as_ref());
-        if reporting.writing || passing || elsewhere || (reporting.failures > 0 && now < reporting.not_before) {
-            return;
-        }
-        let node = Node {
-            boot_id: &self.boot_id,
-            release: &self.release,
-            generation,
-            unreadable: reporting.unreadable.as_deref(),
-        };
-        let old = reporting.known(object.status.clone().unwrap_or_default(), now);
-        let Some(new) = status::status(&old, &node, &reporting.reports, reporting.written, Timestamp::now()) else {
-            return;
-        };
-        // With the uid, so that an object made again under the same name is not written to by mistake.
-        let body = json!({
-            "apiVersion": "kmm.sigs.x-k8s.io/v1beta1",
-            "kind": "NodeModulesConfig",
-            "metadata": { "name": self.settings.node_name, "uid": object.metadata.uid },
-            "status": new,
-        });
-        let api: Api<NodeModulesConfig> = Api::all(self.client.clone());
-        let name = self.settings.node_name.clone();
-        self.reporting.writing = true;
-        self.reporting.sent = new;
-        self.tasks.spawn(async move {
-            let written = client::apply_status(&api, &name, field_manager::WORKER, &body).await;
-            Finished::Written(written.map(Box::new))
-        });
     }
 }

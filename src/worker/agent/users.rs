@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::Agent;
-use super::tasks::{FIRST_PAUSE, Finished, LONGEST_PAUSE};
 use crate::core::kmod::proc_modules::Listed;
+use crate::worker::kernel::Kernel;
+use crate::worker::plan::pause;
 
 /// The users of one module, in words, at one reference count.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ impl UsersFound {
             let count = listed.get(&name).and_then(|listed| listed.refcnt);
             let pause = match self.known.get(&name) {
                 Some(known) if known.looked.count == count && now < known.again => continue,
-                Some(known) if known.looked.count == count => known.pause.saturating_mul(2).min(LONGEST_PAUSE),
-                Some(_) | None => FIRST_PAUSE,
+                Some(known) if known.looked.count == count => known.pause.saturating_mul(2).min(pause::LONGEST),
+                Some(_) | None => pause::FIRST,
             };
             let users = self.known.get(&name).map(|known| known.looked.users.clone()).unwrap_or_default();
             let looked = Looked { name: name.clone(), count, users };
@@ -74,26 +74,19 @@ impl UsersFound {
         due
     }
 
-    /// A look ended.
-    pub(super) fn found(&mut self, looked: Vec<Looked>) {
-        self.looking = false;
-        for looked in looked {
-            if let Some(known) = self.known.get_mut(&looked.name) {
-                known.looked = looked;
-            }
-        }
-    }
-}
-
-impl Agent {
-    /// Starts to look for the users of these modules, where it is time.
-    pub(super) fn look_for_users(&mut self, names: BTreeMap<String, Vec<String>>, listed: &BTreeMap<String, Listed>) {
-        let now = self.now();
-        let due = self.users.due(names, listed, now);
+    /// Starts to look for the users of these modules, where it is time; what is found comes later.
+    pub(super) fn look(
+        &mut self,
+        kernel: &Arc<dyn Kernel>,
+        names: BTreeMap<String, Vec<String>>,
+        listed: &BTreeMap<String, Listed>,
+        now: Duration,
+    ) -> Option<oneshot::Receiver<Vec<Looked>>> {
+        let due = self.due(names, listed, now);
         if due.is_empty() {
-            return;
+            return None;
         }
-        let kernel = Arc::clone(&self.kernel);
+        let kernel = Arc::clone(kernel);
         let (done, ended) = oneshot::channel();
         // Not on the runtime's threads for blocking work: the process could not end before they do.
         let begun = std::thread::Builder::new().name("users".to_owned()).spawn(move || {
@@ -106,7 +99,17 @@ impl Agent {
         if let Err(error) = begun {
             debug!("no thread to look for users: {error}");
         }
-        self.tasks.spawn(async move { Finished::Users(ended.await.unwrap_or_default()) });
+        Some(ended)
+    }
+
+    /// A look ended.
+    pub(super) fn found(&mut self, looked: Vec<Looked>) {
+        self.looking = false;
+        for looked in looked {
+            if let Some(known) = self.known.get_mut(&looked.name) {
+                known.looked = looked;
+            }
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! What would make the kernel refuse a file, told before it is handed over.
 
+use super::load_set::LoadFile;
 use crate::api::names::NodeReason;
 use crate::core::kmod::gates::Gates;
-use crate::worker::kernel::Trouble;
-use crate::worker::plan::LoadFile;
+use crate::worker::facts::Trouble;
 
 /// Memory that must be left beside the modules, bytes: symbol tables, relocations, what init functions ask for.
 const RESERVE: u64 = 16 * 1024 * 1024;
@@ -87,7 +87,7 @@ mod tests {
     use crate::core::kmod::names::Packing;
     use crate::core::kmod::order::Role;
     use crate::core::kmod::signature::Signature;
-    use crate::worker::simulated::file;
+    use crate::worker::testing::file;
 
     #[test]
     fn what_the_kernel_would_refuse_is_told_with_its_reason() {

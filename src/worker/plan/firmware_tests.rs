@@ -1,8 +1,10 @@
 //! Firmware: whatever happens, the search path is as the record says, and in the end as it was.
 
-use super::*;
+use crate::api::NodeModuleSpec;
 use crate::core::kmod::order::Role::Named;
-use crate::worker::simulated::{Loaded, OURS, World, file, intent, spec};
+use crate::worker::record::Firmware;
+use crate::worker::record::Record;
+use crate::worker::testing::{Loaded, OURS, World, file, intent, spec};
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Observed, Plan};
+use super::observed::Observed;
+use super::report::Plan;
 use crate::api::ModuleState;
-use crate::worker::kernel::Trouble;
+use crate::worker::facts::Trouble;
 use crate::worker::record::Owner;
 
 /// Leaves out all that is to be done while what is wanted is not kept on the disk, and jobs that could not be recorded a
@@ -18,7 +19,7 @@ pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
         why.is_none()
     });
     if let Some(why) = &observed.unkept {
-        held.extend(plan.prepare.drain(..).map(|spec| (Owner::of(&spec), why.clone())));
+        held.extend(plan.prepare.drain(..).map(|wanted| (wanted.owner, why.clone())));
         plan.taken_back.clear();
     }
     for report in &mut plan.reports {
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
     use crate::api::names::NodeReason;
     use crate::core::kmod::order::Role::Named;
-    use crate::worker::simulated::{World, file, intent, spec};
+    use crate::worker::testing::{World, file, intent, spec};
 
     fn node() -> World {
         let mut world = World::new();
@@ -69,6 +70,7 @@ mod tests {
         assert_eq!(plan.held.len(), 3);
         let messages: Vec<&str> = plan.reports.iter().map(|report| report.message.as_str()).collect();
         assert_eq!(messages, ["no room", "StoreFull: no room", "no room"]);
+        world.wait();
         world.kernel.with(|modules| drop(modules.remove("gpu")));
         assert_eq!(world.settle(), ["disk Failed StoreFull", "gpu Failed StoreFull", "net UnloadFailed StoreFull"]);
         assert_eq!(world.kernel.take_calls(), [""; 0]);

@@ -1,14 +1,17 @@
 //! Firmware, in-tree modules and published files together: whatever happens, the node comes to rest, and in the end it is
 //! what it was.
 
+use crate::api::NodeModuleSpec;
+use crate::api::UnloadReason;
+use crate::worker::record::Firmware;
+use crate::worker::record::Record;
 use nix::errno::Errno;
 
 use super::tests::Dice;
-use super::*;
 use crate::api::{LoadPolicy, UnloadIntent};
 use crate::core::kmod::order::Role::Named;
-use crate::worker::publish;
-use crate::worker::simulated::{Loaded, OURS, World, file, intent, spec};
+use crate::worker::record::published;
+use crate::worker::testing::{Loaded, OURS, World, file, intent, spec};
 
 fn node() -> World {
     let mut world = World::new();
@@ -93,7 +96,7 @@ fn whatever_happens_the_host_is_as_the_record_says_and_in_the_end_as_it_was() {
         world.settle();
         let firmware = world.record.entries.iter().any(|entry| entry.firmware.is_some());
         assert_eq!(world.kernel.search_path.lock().unwrap().as_deref() == Some(OURS), firmware, "seed {seed}");
-        let asking = world.record.entries.iter().filter(|entry| publish::asks(&entry.spec)).count();
+        let asking = world.record.entries.iter().filter(|entry| published::asks(&entry.spec)).count();
         assert_eq!(world.kernel.published.lock().unwrap().folders.len(), asking, "seed {seed}");
         world.desired.modules.clear();
         world.desired.unload = ["gpu", "net"].map(|module| removal(module, generation + 1)).to_vec();

@@ -3,10 +3,12 @@
 //! One comes back when the Module leaves for good, or when what it made room for could not be loaded, if the Module's
 //! policy asks for it, and never while another Module wants it gone.
 
-use super::{Observed, Step};
+use super::desired::Desired;
+use super::job::Step;
+use super::observed::Observed;
 use crate::api::{NodeModuleSpec, UnloadReason};
+use crate::core::load;
 use crate::worker::record::{Owner, TakenOut};
-use crate::worker::wanted;
 
 /// How often loading one again is tried before the removal of the Module counts as done without it.
 const MAX_TRIES: u32 = 3;
@@ -19,7 +21,7 @@ fn asks(spec: &NodeModuleSpec) -> bool {
 /// What made room for this Module and for no other one, the last one first.
 fn made_room<'a>(observed: &'a Observed, spec: &NodeModuleSpec) -> Vec<&'a TakenOut> {
     let owner = Owner::of(spec);
-    let named = wanted::in_tree(spec);
+    let named = load::in_tree(&spec.config);
     let taken = observed.record.in_tree.iter().rev();
     taken
         .filter(|taken| taken.owner == owner || named.contains(&taken.name))
@@ -29,12 +31,12 @@ fn made_room<'a>(observed: &'a Observed, spec: &NodeModuleSpec) -> Vec<&'a Taken
 
 /// Whether another Module, wanted or loaded, has the name in its list, or has a module of that name itself.
 fn wants_gone(observed: &Observed, owner: &Owner, name: &str) -> bool {
-    let wanted = observed.desired.modules.iter().filter(|spec| {
+    let wanted = observed.desired.modules.iter().map(|desired| &desired.spec).filter(|spec| {
         let owner = Owner::of(spec);
         observed.intent(&owner, spec.generation.unwrap_or(0)).is_none()
     });
     let recorded = observed.record.entries.iter().map(|entry| &entry.spec);
-    let lists = |spec: &NodeModuleSpec| wanted::in_tree(spec).iter().any(|listed| listed == name);
+    let lists = |spec: &NodeModuleSpec| load::in_tree(&spec.config).iter().any(|listed| listed == name);
     wanted.chain(recorded).any(|spec| Owner::of(spec) != *owner && lists(spec))
         || observed.record.entries.iter().any(|entry| entry.owner() != *owner && entry.module(name).is_some())
 }
@@ -55,7 +57,7 @@ pub(super) fn after_removal(observed: &Observed, spec: &NodeModuleSpec) -> Vec<S
 pub(super) fn left_over(observed: &Observed) -> Vec<Step> {
     let belongs = |owner: &Owner| {
         observed.record.entry(owner).is_some()
-            || observed.desired.modules.iter().any(|spec| Owner::of(spec) == *owner)
+            || observed.desired.modules.iter().map(Desired::owner).any(|of| of == *owner)
             || observed
                 .desired
                 .unload

@@ -1,12 +1,17 @@
 //! In-tree modules make room and come back, when and only when the Module asks for it.
 
+use crate::api::NodeModuleSpec;
+use crate::api::UnloadReason;
+use crate::worker::record::Record;
 use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::api::{LoadPolicy, UnloadIntent};
 use crate::core::kmod::order::Role::Named;
-use crate::worker::simulated::{Loaded, World, file, intent, spec};
+use crate::worker::testing::{Loaded, World, file, intent, spec};
 
 fn asking(module: &str, digest: char, in_tree: &[&str], restore: bool) -> NodeModuleSpec {
     let mut spec = spec(module, module, digest, 1);
@@ -266,4 +271,32 @@ fn wanted_again_in_the_middle_or_after_a_crash_at_any_step_it_ends_right() {
             assert_eq!(world.kernel.names(), ["lib", "old_gpu"], "{start} to {end} after {steps} steps, in the end");
         }
     }
+}
+
+#[test]
+fn a_module_that_made_room_and_is_taken_out_by_somebody_is_loaded_again_soon() {
+    let mut world = World::new();
+    world.image('a', vec![file("gpu", "gpu1", Named, &[])]);
+    world.kernel.own.lock().unwrap().insert("old_gpu".into(), vec![]);
+    world.kernel.with(|modules| {
+        modules.insert("old_gpu".into(), Loaded { id: "own".into(), ..Loaded::default() });
+    });
+    world.desired.modules = vec![asking("gpu", 'a', &["old-gpu"], true)];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    world.kernel.take_calls();
+    world.kernel.with(|modules| drop(modules.remove("gpu")));
+    assert_eq!(
+        world.settle(),
+        ["gpu Failed LoadNotProved"],
+        "one that leaves again at once is not loaded over and over"
+    );
+    world.now += Duration::from_secs(5);
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    // One that had lasted is loaded again at once.
+    world.now += Duration::from_mins(2);
+    world.settle();
+    world.kernel.take_calls();
+    world.kernel.with(|modules| drop(modules.remove("gpu")));
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["+gpu"]);
 }

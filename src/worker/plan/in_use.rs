@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Observed, Plan};
+use super::observed::Observed;
+use super::report::Plan;
 use crate::api::names::NodeReason;
+use crate::core::load;
 use crate::worker::record::Owner;
-use crate::worker::wanted;
 
 /// Modules whose users are worth looking for, each with the types of filesystems that it provides: those with references
 /// of every Module that is reported as kept from going. Empty when nothing waits, so at rest nothing is looked for.
@@ -17,7 +18,7 @@ pub fn in_use(observed: &Observed, plan: &Plan) -> BTreeMap<String, Vec<String>>
         let names: Vec<(String, Vec<String>)> = match report.reason {
             NodeReason::InUse => recorded.map(|module| (module.name.clone(), module.filesystems.clone())).collect(),
             NodeReason::InTreeModuleStays => {
-                wanted::in_tree(&report.spec).into_iter().map(|name| (name, Vec::new())).collect()
+                load::in_tree(&report.spec.config).into_iter().map(|name| (name, Vec::new())).collect()
             }
             _ => Vec::new(),
         };
@@ -35,7 +36,7 @@ mod tests {
     use crate::api::ModuleState;
     use crate::core::kmod::gates::{Gates, SignedOnly};
     use crate::core::kmod::order::Role::Named;
-    use crate::worker::simulated::{Loaded, World, file, intent, spec};
+    use crate::worker::testing::{Loaded, World, file, intent, spec};
 
     fn gpu() -> World {
         let mut world = World::new();
@@ -92,7 +93,7 @@ mod tests {
         world.kernel.heal();
         world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 1);
         assert_eq!(world.settle(), ["gpu UnloadFailed InUse"]);
-        let attempt = world.attempts.values_mut().next().unwrap();
+        let attempt = world.attempts.get_mut(&Owner::of(&spec("gpu", "gpu", 'a', 1))).unwrap();
         attempt.counts.insert("gpu".into(), Some(1));
         world.kernel.with(|modules| modules.get_mut("gpu").unwrap().references = 0);
         assert_eq!(world.settle(), [""; 0]);

@@ -3,7 +3,7 @@
 use super::tests::foreign;
 use crate::api::{LoadPolicy, NodeModuleSpec, OnDrift};
 use crate::core::kmod::order::Role::{Named, Needed};
-use crate::worker::simulated::{World, file, intent, spec};
+use crate::worker::testing::{World, file, intent, spec};
 
 /// A node on which `gpu` and `net` need `base` of their images, which is another file in the newer ones.
 fn two_on_base() -> World {

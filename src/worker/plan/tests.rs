@@ -1,4 +1,8 @@
+use crate::api::NodeModuleSpec;
+use crate::api::names::NodeReason;
+use crate::worker::facts::Trouble;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
@@ -7,7 +11,7 @@ use super::*;
 use crate::api::ModprobeArgs;
 use crate::core::kmod::order::Role::{Named, Needed, Optional};
 use crate::core::kmod::proc_modules::InitState;
-use crate::worker::simulated::{Loaded, World, file, intent, spec};
+use crate::worker::testing::{Loaded, World, file, intent, spec};
 
 /// A node on which `drivers/gpu` (kernel module `gpu`, needs `base`) of image `a` is wanted.
 fn gpu() -> World {
@@ -27,7 +31,8 @@ pub(super) fn foreign(world: &World, name: &str, id: &str) {
 #[test]
 fn a_wanted_module_is_loaded_after_what_it_needs_and_recorded_before() {
     let mut world = gpu();
-    assert_eq!(world.plan().prepare, world.desired.modules);
+    let prepared: Vec<NodeModuleSpec> = world.plan().prepare.into_iter().map(|wanted| wanted.spec).collect();
+    assert_eq!(prepared, world.desired.modules);
     world.round(&CancellationToken::new());
     assert_eq!(world.next_steps(), ["memory 16", "write gpu", "load base", "load gpu"]);
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
@@ -241,14 +246,17 @@ fn new_parameters_need_an_order_and_then_reach_the_kernel() {
 
 #[test]
 fn a_fetch_by_the_rules_of_another_container_runtime_is_another_fetch() {
-    for state in [Preparation::Running, Preparation::Failed(Trouble::new(NodeReason::ImageNotFound, ""), Duration::MAX)]
-    {
+    for failed in [false, true] {
         let mut world = gpu();
-        let wanted = world.desired.modules[0].clone();
-        world.prepared.insert(Owner::of(&wanted), Prepared { spec: wanted, runtime: None, state });
+        let wanted = world.plan().prepare.remove(0);
+        let mut prepared = Prepared::begun(wanted.clone(), None, None);
+        if failed {
+            prepared.end(Err(Trouble::new(NodeReason::ImageNotFound, "")), Duration::MAX);
+        }
+        world.prepared.insert(wanted.owner.clone(), prepared);
         assert_eq!(world.plan().prepare, []);
         world.desired.container_runtime = Some("containerd://2.1".into());
-        assert_eq!(world.plan().prepare, world.desired.modules);
+        assert_eq!(world.plan().prepare, [wanted]);
     }
 }
 
@@ -287,6 +295,7 @@ fn a_module_that_vanished_is_loaded_again_and_one_that_was_exchanged_is_told() {
     let mut world = gpu();
     world.settle();
     world.kernel.take_calls();
+    world.wait();
     world.kernel.with(|modules| {
         modules.remove("gpu");
     });
@@ -481,7 +490,7 @@ fn what_modprobe_would_take_along_without_an_order_is_taken_out_one_by_one() {
             &["-gpu"],
         ),
         ("plain", |world| world.desired.modules[0].config.modprobe.args = args(&["-v"], &[]), &["-gpu", "-base"]),
-        ("lost", |world| world.lost_generated = true, &["-gpu", "-base"]),
+        ("lost", |world| world.store.lost_generated = true, &["-gpu", "-base"]),
     ];
     for (what, change, expected) in cases {
         let mut world = by_modprobe();

@@ -1,111 +1,20 @@
 //! Which jobs may run at the same time: a module whose init function never returns must hold up nobody else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Job, Observed, Plan, Preparation, Step, report};
+use super::job::Job;
+use super::observed::{Observed, Preparation};
+use super::reach::{Reach, RunningJob};
+use super::report::{Plan, report};
+use crate::api::ModuleState;
 use crate::api::names::NodeReason;
-use crate::api::{ModuleState, NodeModuleSpec};
 use crate::core::kmod::proc_modules::InitState;
-use crate::worker::kernel::Trouble;
+use crate::worker::facts::Trouble;
 use crate::worker::record::{Owner, Record};
 
 /// A job that is not over after so long is told with the module that it waits for.
 const LONG: Duration = Duration::from_secs(30);
-
-/// What a job touches. Two jobs that share anything of it must not run at the same time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reach {
-    owners: BTreeSet<Owner>,
-    modules: BTreeSet<String>,
-    firmware: BTreeSet<String>,
-}
-
-/// A job that runs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Running {
-    /// When it was begun, on the worker's own clock.
-    pub since: Duration,
-    /// The entry that it loads; `None` if it only unloads or writes.
-    pub load: Option<NodeModuleSpec>,
-    /// What it touches.
-    pub reach: Reach,
-}
-
-impl Running {
-    /// The job, begun now.
-    pub fn of(job: &Job, reach: Reach, now: Duration) -> Self {
-        let written = job.steps.iter().find_map(|step| match step {
-            Step::Write(entry) if entry.owner() == job.owner => Some(entry.spec.clone()),
-            _ => None,
-        });
-        Self { since: now, load: written.filter(|_| job.identity.is_some()), reach }
-    }
-}
-
-impl Reach {
-    /// Everything that the job writes about, loads or unloads, and what else its Modules have in the record.
-    pub fn of(job: &Job, record: &Record) -> Self {
-        let mut reach = Self { owners: BTreeSet::from([job.owner.clone()]), ..Self::default() };
-        for step in &job.steps {
-            match step {
-                Step::Write(entry) => {
-                    reach.owners.insert(entry.owner());
-                    // Two files of one name may differ, which only shows once the first is recorded.
-                    let firmware = entry.firmware.iter().flat_map(|firmware| firmware.files.keys());
-                    reach.firmware.extend(firmware.cloned());
-                    reach.modules.extend(entry.modules.iter().map(|module| module.name.clone()));
-                }
-                Step::Forget(owner) => {
-                    reach.owners.insert(owner.clone());
-                }
-                Step::TakeOut { name, .. } | Step::PutBack(name) => {
-                    reach.modules.insert(name.clone());
-                }
-                Step::OnFailure(steps) => {
-                    let names = steps.iter().filter_map(|step| match step {
-                        Step::PutBack(name) => Some(name.clone()),
-                        _ => None,
-                    });
-                    reach.modules.extend(names);
-                }
-                // The index of a release is one for all Modules.
-                Step::Publish { .. } | Step::Unpublish { .. } | Step::Index(_) => {
-                    reach.owners.insert(Owner::node("published"));
-                }
-                Step::Check { .. } | Step::Firmware | Step::ForgetTakenOut(_) => {}
-                Step::Unload { name, .. } => {
-                    reach.modules.insert(name.clone());
-                }
-                Step::Load { file, .. } => {
-                    reach.modules.insert(file.name.clone());
-                }
-                Step::Modprobe { modules, .. } => reach.modules.extend(modules.iter().cloned()),
-            }
-        }
-        let recorded = record.entries.iter().filter(|entry| reach.owners.contains(&entry.owner()));
-        let names: Vec<String> = recorded.flat_map(|entry| &entry.modules).map(|module| module.name.clone()).collect();
-        reach.modules.extend(names);
-        reach
-    }
-
-    /// Whether the two share anything.
-    pub fn meets(&self, other: &Self) -> bool {
-        self.shares(other).is_some()
-    }
-
-    /// Something that both touch, in words.
-    fn shares(&self, other: &Self) -> Option<String> {
-        let module = self.modules.intersection(&other.modules).next().map(|name| format!("module {name}"));
-        let firmware = || self.firmware.intersection(&other.firmware).next().map(|name| format!("firmware {name}"));
-        let record = || self.owners.intersection(&other.owners).next().map(what_is_of);
-        module.or_else(firmware).or_else(record)
-    }
-}
-
-fn what_is_of(owner: &Owner) -> String {
-    if owner.is_node() { "what is published on the host".to_owned() } else { format!("the record of {owner}") }
-}
 
 /// The jobs that can be begun beside those that run and beside one another, in order. The others are planned anew when
 /// something has ended, because the world that they were planned for is another one then.
@@ -140,7 +49,7 @@ fn queue<'a>(
 /// one that is not wanted any more and has nothing in the record yet, as it is not gone before the job is over.
 pub(super) fn wait_for_running(observed: &Observed, plan: &mut Plan) {
     plan.jobs.retain(|job| !observed.running.contains_key(&job.owner));
-    plan.prepare.retain(|spec| !observed.running.contains_key(&Owner::of(spec)));
+    plan.prepare.retain(|wanted| !observed.running.contains_key(&wanted.owner));
     for (owner, job) in &observed.running {
         let Some(spec) = &job.load else { continue };
         if observed.is_taken_back(spec) {
@@ -213,7 +122,7 @@ pub(super) fn tell_waiting(observed: &Observed, plan: &mut Plan) {
     }
 }
 
-fn overdue(observed: &Observed, job: &Running, waiting: &[String]) -> String {
+fn overdue(observed: &Observed, job: &RunningJob, waiting: &[String]) -> String {
     let in_state = |state: InitState| {
         let mut modules = job.reach.modules.iter();
         modules.find(|name| observed.kernel.listed.get(*name).is_some_and(|listed| listed.state == state))
@@ -244,7 +153,7 @@ mod tests {
     use super::*;
     use crate::core::kmod::order::Role::{Named, Needed};
     use crate::worker::plan::plan;
-    use crate::worker::simulated::{World, file, intent, spec};
+    use crate::worker::testing::{World, file, intent, spec};
 
     /// `gpu` and `net` both need `base`; `disk` needs nothing.
     fn three() -> World {
@@ -291,7 +200,7 @@ mod tests {
         world.round(&never);
         let (job, reach) = startable(world.plan().jobs, &world.record, []).remove(0);
         assert_eq!(job.owner.name, "gpu");
-        world.running.insert(job.owner.clone(), Running::of(&job, reach.clone(), world.now));
+        world.running.insert(job.owner.clone(), RunningJob::of(&job, reach.clone(), world.now));
         let of = |world: &World, module: &str| {
             let plan = plan(&world.observe());
             assert!(plan.jobs.iter().all(|job| job.owner.name != "gpu"), "{:?}", plan.jobs);
@@ -304,10 +213,10 @@ mod tests {
         assert_eq!(of(&world, "net"), waits);
         assert_eq!(of(&world, "disk"), "Loading Loading: ");
         world.kernel.with(|modules| {
-            let hanging = crate::worker::simulated::Loaded {
+            let hanging = crate::worker::testing::Loaded {
                 id: "b1".into(),
                 state: Some(InitState::Coming),
-                ..crate::worker::simulated::Loaded::default()
+                ..crate::worker::testing::Loaded::default()
             };
             modules.insert("base".into(), hanging);
         });

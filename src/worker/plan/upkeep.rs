@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Job, Observed, Plan, Step, in_tree};
+use super::in_tree;
+use super::job::{Job, Step};
+use super::observed::Observed;
+use super::report::Plan;
 use crate::api::ModuleState;
 use crate::api::names::NodeReason;
-use crate::worker::kernel::Trouble;
-use crate::worker::publish;
-use crate::worker::record::{Entry, Owner, Record};
+use crate::worker::facts::Trouble;
+use crate::worker::record::{Entry, Owner, Record, published};
 
 /// Plans for the search path of firmware, for what is published on the host, and for in-tree modules without a Module.
 pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
@@ -21,9 +23,9 @@ pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
         && !view.writable
     {
         let message = "publishOnHost is not carried out: the host's /lib/modules is not mounted for writing";
-        return tell(plan, &Trouble::new(NodeReason::NotPublished, message), &|entry| publish::asks(&entry.spec));
+        return tell(plan, &Trouble::new(NodeReason::NotPublished, message), &|entry| published::asks(&entry.spec));
     }
-    keep(observed, plan, rests, "published", steps, &|entry| publish::asks(&entry.spec));
+    keep(observed, plan, rests, "published", steps, &|entry| published::asks(&entry.spec));
 }
 
 /// Steps after which the host shows nothing of an entry that has nothing in the kernel any more.
@@ -40,8 +42,8 @@ pub(super) fn before_forgetting(observed: &Observed, entry: &Entry) -> Vec<Step>
     if concerned && observed.firmware.as_ref().is_some_and(|view| !view.is_right(&left)) {
         steps.extend([Step::write(Entry { firmware: None, ..entry.clone() }), Step::Firmware]);
     }
-    if publish::asks(&entry.spec) && observed.published.as_ref().is_some_and(|view| view.writable) {
-        let folder = publish::folder(&entry.owner());
+    if published::asks(&entry.spec) && observed.published.as_ref().is_some_and(|view| view.writable) {
+        let folder = published::folder(&entry.owner());
         let of_others = |step: &Step| match step {
             Step::Publish { .. } => true,
             Step::Unpublish { name, .. } => *name != folder,
@@ -90,15 +92,18 @@ fn publishing(observed: &Observed, record: &Record) -> Vec<Step> {
     let recorded: BTreeMap<String, &Entry> = record
         .entries
         .iter()
-        .filter(|entry| publish::asks(&entry.spec) && !entry.files.is_empty())
-        .map(|entry| (publish::folder(&entry.owner()), entry))
+        .filter(|entry| published::asks(&entry.spec) && !entry.files.is_empty())
+        .map(|entry| (published::folder(&entry.owner()), entry))
         .collect();
     let wanted: BTreeSet<String> = observed
         .desired
         .modules
         .iter()
-        .filter(|spec| publish::asks(spec) && observed.intent(&Owner::of(spec), spec.generation.unwrap_or(0)).is_none())
-        .map(|spec| publish::folder(&Owner::of(spec)))
+        .map(|desired| &desired.spec)
+        .filter(|spec| {
+            published::asks(spec) && observed.intent(&Owner::of(spec), spec.generation.unwrap_or(0)).is_none()
+        })
+        .map(|spec| published::folder(&Owner::of(spec)))
         .collect();
     let mut steps = Vec::new();
     let mut stale = view.stale.clone();
@@ -110,7 +115,7 @@ fn publishing(observed: &Observed, record: &Record) -> Vec<Step> {
         }
     }
     for (name, entry) in recorded {
-        let (release, content) = (observed.release.clone(), publish::content(entry));
+        let (release, content) = (observed.release.clone(), published::content(entry));
         if view.folders.get(&(release.clone(), name.clone())) != Some(&content) {
             stale.insert(release.clone());
             steps.push(Step::Publish { release, name, content, files: entry.files.clone() });
@@ -130,7 +135,7 @@ mod tests {
     use crate::core::kmod::order::Role::{Named, Needed};
     use crate::worker::plan::startable;
     use crate::worker::record::RecordedModule;
-    use crate::worker::simulated::{RELEASE, World, file, identity, intent, spec};
+    use crate::worker::testing::{RELEASE, World, file, identity, intent, spec};
 
     fn asking(generation: i64, publish_on_host: bool) -> NodeModuleSpec {
         let policy = LoadPolicy { publish_on_host, ..LoadPolicy::default() };

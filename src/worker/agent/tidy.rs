@@ -1,0 +1,106 @@
+//! Keeps unpacked images, and what was generated for modprobe, within bounds.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+
+use tracing::{info, warn};
+
+use crate::runtime::client::chain;
+use crate::worker::host::Host;
+use crate::worker::plan::{Job, Step, Wants};
+use crate::worker::record::{Entry, Record};
+use crate::worker::store::StateDir;
+
+/// What is known of unpacked images.
+#[derive(Debug)]
+pub(super) struct Tidy {
+    release: String,
+    /// Bytes that unpacked images may take together.
+    limit: u64,
+    /// Some may lie there that nobody needs.
+    due: bool,
+    /// Keys of those that were needed when that was looked at last.
+    needed: BTreeSet<String>,
+}
+
+impl Tidy {
+    /// For a kernel of this release; images may take `limit` bytes together.
+    pub(super) fn new(release: &str, limit: u64) -> Self {
+        Self { release: release.to_owned(), limit, due: true, needed: BTreeSet::new() }
+    }
+
+    /// What is needed may have changed.
+    pub(super) fn later(&mut self) {
+        self.due = true;
+    }
+
+    /// Keeps unpacked images within the limit, if it is time. Those that a wanted entry or one of the record came from
+    /// stay.
+    pub(super) fn tidy_up(&mut self, state: &StateDir, wants: &Wants, record: &Record) {
+        if !self.due {
+            return;
+        }
+        let needed = self.keys(wants, record);
+        for left in self.needed.difference(&needed) {
+            if let Err(error) = state.touch_tree(left) {
+                warn!("{}", chain(&error));
+            }
+        }
+        remove_trees(state, &needed, self.limit);
+        self.needed = needed;
+        let wanted = wants.modules.iter().filter_map(|desired| desired.identity.as_ref().ok());
+        let generated = wanted
+            .filter_map(|identity| identity.generated_key(&self.release))
+            .chain(record.entries.iter().filter_map(Entry::generated_key))
+            .collect();
+        if let Err(error) = state.keep_generated(&generated) {
+            warn!("{}", chain(&error));
+        }
+        self.due = false;
+    }
+
+    /// The disk is full: images that nobody needs now go, whatever the limit allows. Tells whether there were any.
+    pub(super) fn make_room(&self, state: &StateDir, wants: &Wants, record: &Record) -> bool {
+        remove_trees(state, &self.keys(wants, record), 0)
+    }
+
+    /// An unpacked image of which a file is missing goes, so that it is fetched again; not one with firmware that the
+    /// kernel may ask for.
+    pub(super) fn drop_damaged(&self, state: &StateDir, host: &dyn Host, record: &Record, job: &Job) {
+        let Some(identity) = &job.identity else { return };
+        let key = identity.tree_key(&self.release);
+        let tree = state.tree(&key);
+        let files = job.steps.iter().filter_map(|step| match step {
+            Step::Check { files, .. } => Some(files),
+            _ => None,
+        });
+        let missing = |file: &PathBuf| {
+            let read = host.readable(file);
+            file.starts_with(&tree) && read.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let mut firmware = record.entries.iter().filter_map(|entry| entry.firmware.as_ref());
+        let asked_for = firmware.any(|firmware| firmware.folder.starts_with(&tree));
+        if tree.is_dir() && !asked_for && files.flatten().any(missing) {
+            match state.drop_tree(&key) {
+                Ok(()) => info!(module = %job.owner, tree = %tree.display(), "removed a damaged unpacked image"),
+                Err(error) => warn!("{}", chain(&error)),
+            }
+        }
+    }
+
+    fn keys(&self, wants: &Wants, record: &Record) -> BTreeSet<String> {
+        let wanted = wants.modules.iter().filter_map(|desired| desired.identity.clone().ok());
+        let recorded = record.entries.iter().filter_map(|entry| entry.identity().ok());
+        wanted.chain(recorded).map(|identity| identity.tree_key(&self.release)).collect()
+    }
+}
+
+fn remove_trees(state: &StateDir, needed: &BTreeSet<String>, limit: u64) -> bool {
+    match state.keep_trees(needed, limit) {
+        Ok(0) => return false,
+        Ok(removed) => info!(removed, "removed unpacked images that are not needed"),
+        Err(error) => warn!("{}", chain(&error)),
+    }
+    true
+}

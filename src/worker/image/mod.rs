@@ -1,0 +1,6 @@
+//! From a wanted entry to files on the node, and from these to what must be loaded.
+
+pub mod examine;
+pub mod fetch;
+pub mod modprobe_folder;
+pub mod prepare;
