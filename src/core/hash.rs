@@ -153,7 +153,8 @@ pub enum NameForm {
 }
 
 impl NameForm {
-    fn is_valid(self, name: &str) -> bool {
+    /// Whether the name has this form, whatever its length.
+    pub fn is_valid(self, name: &str) -> bool {
         let is_label = |label: &str| {
             !label.is_empty()
                 && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))

@@ -6,6 +6,7 @@ pub mod hash;
 pub mod image;
 pub mod kernel;
 pub mod kmod;
+pub mod label;
 pub mod load;
 pub mod mapping;
 pub mod pin;
