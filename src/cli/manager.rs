@@ -190,8 +190,8 @@ async fn manage(mode: Mode, proxies: Proxies, args: ManagerArgs) -> Result<(), E
                 instance: instance.clone(),
             };
             let admission = Admission::start(managed, client.clone(), &metrics, &readiness, &mut tasks);
-            let (spoke, watches) = Spoke::new(settings, admission.in_force(), client.clone(), &metrics, &readiness)
-                .map_err(Error::Worker)?;
+            let (spoke, watches) =
+                Spoke::new(&settings, admission.in_force(), &client, &metrics, &readiness).map_err(Error::Worker)?;
             for watch in watches {
                 tasks.spawn_endless(watch.name, watch.work);
             }

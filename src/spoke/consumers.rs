@@ -12,7 +12,7 @@ type Pods = BTreeMap<ObjectKey, Arc<ConsumerView>>;
 /// The store of these pods with an index by node. The index holds what was [taken in](Self::take_in), which for the first
 /// complete list happens before the store says that it is ready.
 #[derive(Clone, Debug)]
-pub struct Consumers {
+pub(super) struct Consumers {
     store: Store<ConsumerView>,
     by_node: Arc<RwLock<BTreeMap<String, Pods>>>,
 }
@@ -50,7 +50,7 @@ impl Consumers {
     }
 
     /// The pods on a node that have not ended, ordered by namespace and name.
-    pub fn on(&self, node: &str) -> Vec<(ObjectKey, Arc<ConsumerView>)> {
+    pub(super) fn on(&self, node: &str) -> Vec<(ObjectKey, Arc<ConsumerView>)> {
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
         let pods = by_node.get(node).into_iter().flatten();
         pods.map(|(key, pod)| (key.clone(), Arc::clone(pod))).collect()

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::core::kernel::KernelVersion;
+
 /// What the planner of a node found out about one Module there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Kernel of a node for which an image is needed.
-    pub kernel: Option<Arc<str>>,
+    pub kernel: Option<KernelVersion>,
     /// Where the Module stands on the node.
     pub standing: Standing,
     /// Whether the end of the Module waits for this node: its NodeModulesConfig names the Module, and no person
@@ -18,7 +20,7 @@ pub struct Outcome {
 
 /// Where a Module stands on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(super) enum Standing {
     /// The node is none of the Module's, and never was or has lost it.
     Elsewhere,
     /// Selected, but its kernel has no mapping and it never had the module.
@@ -30,9 +32,9 @@ pub enum Standing {
     /// To be loaded, and no worker of the node's present boot has said anything.
     Silent,
     /// The image is missing or cannot be looked up.
-    NoImage(Box<Trouble>),
+    NoImage(Arc<Trouble>),
     /// It failed.
-    Failing(Box<Trouble>),
+    Failing(Arc<Trouble>),
     /// The worker proved in the present boot that it is loaded as wanted.
     Available,
     /// To be loaded; an older file is, and the policy leaves it until the node boots again.
@@ -44,17 +46,17 @@ pub enum Standing {
         /// Whether it is not wanted on the node any more.
         leaves: bool,
         /// Which pods, and what to do about them.
-        why: Box<Trouble>,
+        why: Arc<Trouble>,
     },
     /// It must go and is on its way.
     Leaving,
     /// It must go and cannot.
-    Stuck(Box<Trouble>),
+    Stuck(Arc<Trouble>),
 }
 
 /// Why something is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub(super) struct Trouble {
     /// One word.
     pub reason: String,
     /// One sentence.
@@ -63,19 +65,19 @@ pub struct Trouble {
 
 impl Trouble {
     /// Both parts.
-    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Box<Self> {
-        Box::new(Self { reason: reason.into(), message: message.into() })
+    pub(super) fn new(reason: impl Into<String>, message: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self { reason: reason.into(), message: message.into() })
     }
 }
 
 impl Outcome {
     /// Whether the node matches the Module's selector.
-    pub fn is_matching(&self) -> bool {
+    pub(super) fn is_matching(&self) -> bool {
         !matches!(self.standing, Standing::Elsewhere | Standing::Kept) && !self.is_leaving()
     }
 
     /// Whether the node is to run the module.
-    pub fn is_desired(&self) -> bool {
+    pub(super) fn is_desired(&self) -> bool {
         matches!(
             self.standing,
             Standing::Waiting
@@ -89,7 +91,7 @@ impl Outcome {
     }
 
     /// Whether the node has the module and is to lose it.
-    pub fn is_leaving(&self) -> bool {
+    pub(super) fn is_leaving(&self) -> bool {
         matches!(
             self.standing,
             Standing::Leaving | Standing::Stuck(_) | Standing::WaitingForConsumers { leaves: true, .. }
@@ -97,26 +99,7 @@ impl Outcome {
     }
 
     /// Whether the node counts for the Module at all.
-    pub fn is_relevant(&self) -> bool {
+    pub(super) fn is_relevant(&self) -> bool {
         self.holds || self.standing != Standing::Elsewhere
-    }
-
-    /// Reason and message for a node that is named in the Module's status.
-    pub fn trouble(&self) -> Option<&Trouble> {
-        match &self.standing {
-            Standing::NoImage(trouble)
-            | Standing::Failing(trouble)
-            | Standing::WaitingForConsumers { why: trouble, .. }
-            | Standing::Stuck(trouble) => Some(trouble),
-            Standing::Elsewhere
-            | Standing::Unmapped
-            | Standing::Tainted
-            | Standing::Waiting
-            | Standing::Silent
-            | Standing::Available
-            | Standing::WaitingForReboot
-            | Standing::Kept
-            | Standing::Leaving => None,
-        }
     }
 }

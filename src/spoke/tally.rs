@@ -3,21 +3,50 @@
 //! Recording a node costs what that node's Modules cost, however many nodes there are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::core::kernel::KernelVersion;
+use crate::runtime::store::Store;
+
 use super::outcome::{Outcome, Standing, Trouble};
+use super::view::NodeView;
 
 type Uid = Arc<str>;
 
 /// The shared tally. Its lock is held while a node is observed and recorded, so that a reader never sees a node's
 /// record from before a change that the reader has seen already.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally(Arc<Mutex<Totals>>);
+pub(super) struct Tally {
+    totals: Arc<Mutex<Totals>>,
+    warm: Arc<AtomicBool>,
+}
 
 impl Tally {
     /// The totals; keep it short and never across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, Totals> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every node was planned once since the start: before that, totals say nothing.
+    pub(super) fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::SeqCst)
+    }
+
+    /// Whether the totals begin to say something just now. True once, for the one who then has to wake every Module: whoever
+    /// looked before left without having decided.
+    pub(super) fn warms_up(&self, nodes: &Store<NodeView>) -> bool {
+        !self.is_warm() && self.knows_all(nodes) && !self.warm.swap(true, Ordering::SeqCst)
+    }
+
+    fn knows_all(&self, nodes: &Store<NodeView>) -> bool {
+        let totals = self.lock();
+        // Each of them is asked for only when there may be all: this runs for every node of the cluster.
+        let mut all = totals.nodes.len() >= nodes.len();
+        if all {
+            nodes.for_each(|key, _| all &= totals.nodes.contains_key(&key.name));
+        }
+        all
     }
 }
 
@@ -48,15 +77,15 @@ pub(super) struct ModuleTotals {
     /// Nodes on which it must go and has not yet.
     pub leaving: usize,
     /// Kernels of the nodes that need an image, with their number.
-    pub kernels: BTreeMap<Arc<str>, usize>,
+    pub kernels: BTreeMap<KernelVersion, usize>,
     /// Nodes on which no worker of the present boot has spoken; the first is named in the status.
     pub silent: BTreeSet<String>,
     /// Nodes without an image.
-    pub without_image: BTreeMap<String, Trouble>,
+    pub without_image: BTreeMap<String, Arc<Trouble>>,
     /// Nodes on which it failed, or on which it must go and cannot.
-    pub failing: BTreeMap<String, Trouble>,
+    pub failing: BTreeMap<String, Arc<Trouble>>,
     /// Nodes on which pods have to leave before it is unloaded or replaced.
-    pub waiting_for_consumers: BTreeMap<String, Trouble>,
+    pub waiting_for_consumers: BTreeMap<String, Arc<Trouble>>,
     /// Nodes for which the end of the Module waits.
     pub holders: BTreeSet<String>,
     /// Nodes whose planner does not know yet that the Module is being deleted.
@@ -64,16 +93,6 @@ pub(super) struct ModuleTotals {
 }
 
 impl Totals {
-    /// Whether the node was recorded.
-    pub(super) fn knows(&self, node: &str) -> bool {
-        self.nodes.contains_key(node)
-    }
-
-    /// Number of nodes that were planned.
-    pub(super) fn known(&self) -> usize {
-        self.nodes.len()
-    }
-
     /// Totals of a Module; all zero if no node concerns it.
     pub(super) fn of(&self, module: &str) -> ModuleTotals {
         self.modules.get(module).cloned().unwrap_or_default()
@@ -120,23 +139,23 @@ impl ModuleTotals {
     fn add(&mut self, node: &str, outcome: &Outcome) {
         self.count(outcome, |number| *number += 1);
         if let Some(kernel) = &outcome.kernel {
-            *self.kernels.entry(Arc::clone(kernel)).or_default() += 1;
+            *self.kernels.entry(kernel.clone()).or_default() += 1;
         }
         if outcome.holds {
             self.holders.insert(node.to_owned());
         }
         match &outcome.standing {
             Standing::NoImage(trouble) => {
-                self.without_image.insert(node.to_owned(), (**trouble).clone());
+                self.without_image.insert(node.to_owned(), Arc::clone(trouble));
             }
             Standing::Failing(trouble) | Standing::Stuck(trouble) => {
-                self.failing.insert(node.to_owned(), (**trouble).clone());
+                self.failing.insert(node.to_owned(), Arc::clone(trouble));
             }
             Standing::Silent => {
                 self.silent.insert(node.to_owned());
             }
             Standing::WaitingForConsumers { why, .. } => {
-                self.waiting_for_consumers.insert(node.to_owned(), (**why).clone());
+                self.waiting_for_consumers.insert(node.to_owned(), Arc::clone(why));
             }
             Standing::Elsewhere
             | Standing::Unmapped
@@ -188,7 +207,7 @@ mod tests {
     use super::*;
 
     fn outcome(standing: Standing) -> Outcome {
-        Outcome { kernel: Some("6.1".into()), holds: true, standing, saw_deletion: false }
+        Outcome { kernel: Some("6.1".parse().unwrap()), holds: true, standing, saw_deletion: false }
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "what `record` takes")]
@@ -207,13 +226,13 @@ mod tests {
         assert_eq!(totals.record("c", of(Standing::Failing(Trouble::new("Why", "because")))), Vec::<Uid>::new());
         let now = totals.of("m");
         assert_eq!((now.matching, now.desired, now.available, now.failing.len()), (3, 3, 1, 1));
-        assert_eq!((now.kernels["6.1"], now.holders.len(), now.unaware), (3, 3, 3));
+        assert_eq!((now.kernels[&"6.1".parse::<KernelVersion>().unwrap()], now.holders.len(), now.unaware), (3, 3, 3));
         assert_eq!(totals.nodes_of("m"), ["a", "b", "c"]);
 
         assert_eq!(totals.record("c", of(Standing::Available)), module);
         assert_eq!(totals.record("a", Some(BTreeMap::new())), module);
         assert_eq!(totals.record("b", None), module);
-        assert!(totals.knows("a") && !totals.knows("b"));
+        assert!(totals.nodes.contains_key("a") && !totals.nodes.contains_key("b"));
         assert_eq!((totals.of("m").available, totals.of("m").failing.len()), (1, 0));
         totals.record("c", None);
         assert_eq!(totals.of("m"), ModuleTotals::default());

@@ -10,6 +10,8 @@ use crate::api::{
     NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec,
 };
 
+use crate::core::kernel::KernelVersion;
+
 use super::view::{ConfigView, ModuleFacts, NodeView, ReportView};
 
 pub(super) const KERNEL: &str = "6.1.0-1-amd64";
@@ -21,7 +23,7 @@ pub(super) fn a_node() -> NodeView {
         uid: "node-uid".into(),
         labels: std::collections::BTreeMap::new(),
         taints: Vec::new(),
-        kernel: KERNEL.into(),
+        kernel: KernelVersion::parse(KERNEL),
         boot_id: "boot-1".into(),
         runtime: String::new(),
         ready: true,

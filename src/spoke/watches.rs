@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use futures::future::{BoxFuture, FutureExt};
 use k8s_openapi::NamespaceResourceScope;
@@ -15,16 +14,15 @@ use crate::api::names::{
     WORKER_DAEMON_SET,
 };
 use crate::core::claims::is_kernel_claim;
-use crate::core::selector;
 use crate::runtime::guarded::Guarded;
 use crate::runtime::readiness::{Gate, Readiness};
 use crate::runtime::store::{Change, ObjectKey, Projection, Writer, drive};
 
-use super::context::{Context, Writers};
-use super::node::selects;
-use super::reports::transitions;
+use super::claims::Kernels;
+use super::reports::Teller;
+use super::stores::{Queues, Stores, Writers};
+use super::tally::Tally;
 use super::view::{ConfigView, ConsumerView, ImagesView, ModuleFacts, ModuleView, NodeView, ServiceAccountView};
-use super::worker_daemonset::publishes;
 
 /// Objects that are fetched at a time; a node is large on the wire and small in the store.
 const PAGE: u32 = 100;
@@ -77,26 +75,40 @@ where
     Api::namespaced(client.clone(), namespace)
 }
 
+/// What is woken, and what is asked to find it.
+pub(super) struct Wakes {
+    pub(super) stores: Stores,
+    pub(super) queues: Queues,
+    pub(super) tally: Tally,
+    pub(super) kernels: Kernels,
+    pub(super) teller: Teller,
+}
+
 /// Every watch of a manager.
-pub(super) fn watches(context: &Arc<Context>, writers: Writers, readiness: &Readiness) -> Vec<Watch> {
-    let client = &context.client;
+pub(super) fn watches(
+    client: &Client,
+    operator_namespace: &str,
+    wakes: &Arc<Wakes>,
+    writers: Writers,
+    readiness: &Readiness,
+) -> Vec<Watch> {
     let gate = |name: &str| readiness.gate(&format!("watch of {name}"));
     let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
-    let of = || Arc::clone(context);
+    let of = || Arc::clone(wakes);
     let mut watches = Vec::new();
 
     let to = of();
-    let on_node = move |change: &Change<NodeView>| node_changed(&to, change);
+    let on_node = move |change: &Change<NodeView>| to.node_changed(change);
     watches.push(watch("nodes", all(client), Config::default(), writers.nodes, gate("nodes"), on_node));
     let to = of();
-    let on_module = move |change: &Change<ModuleView>| module_changed(&to, change);
+    let on_module = move |change: &Change<ModuleView>| to.module_changed(change);
     watches.push(watch("modules", all(client), Config::default(), writers.modules, gate("modules"), on_module));
     let to = of();
-    let on_config = move |change: &Change<ConfigView>| config_changed(&to, change);
+    let on_config = move |change: &Change<ConfigView>| to.config_changed(change);
     let configs = gate("nodemodulesconfigs");
     watches.push(watch("nodemodulesconfigs", all(client), Config::default(), writers.configs, configs, on_config));
     let to = of();
-    let on_images = move |change: &Change<ImagesView>| images_changed(&to, change);
+    let on_images = move |change: &Change<ImagesView>| to.images_changed(change);
     let images = gate("moduleimagesconfigs");
     watches.push(watch("moduleimagesconfigs", all(client), Config::default(), writers.images, images, on_images));
 
@@ -112,13 +124,13 @@ pub(super) fn watches(context: &Arc<Context>, writers: Writers, readiness: &Read
     let bindings = gate("rolebindings");
     watches.push(watch("rolebindings", all(client), named(PULL_SECRETS_ROLE), writers.bindings, bindings, on_binding));
     let to = of();
-    let on_account = move |change: &Change<ServiceAccountView>| account_changed(&to, change);
+    let on_account = move |change: &Change<ServiceAccountView>| to.account_changed(change);
     let accounts = gate("serviceaccounts");
     let every = Config::default();
     watches.push(watch("serviceaccounts", all(client), every, writers.service_accounts, accounts, on_account));
     let to = of();
     let on_set = move |_: &Change<_>| to.queues.worker.add(ONLY.to_owned());
-    let sets = within(client, &context.settings.operator_namespace);
+    let sets = within(client, operator_namespace);
     watches.push(watch("daemonsets", sets, named(WORKER_DAEMON_SET), writers.daemon_sets, gate("daemonsets"), on_set));
 
     let to = of();
@@ -143,93 +155,90 @@ pub(super) fn watches(context: &Arc<Context>, writers: Writers, readiness: &Read
     watches
 }
 
-fn node_changed(context: &Context, change: &Change<NodeView>) {
-    context.queues.nodes.add(change.key.name.clone());
-    let kernel = |node: &Option<Arc<NodeView>>| node.as_ref().map(|node| Arc::clone(&node.kernel));
-    let (old, new) = (kernel(&change.old), kernel(&change.new));
-    if context.kernels().change(old.as_ref(), new.as_ref()) {
-        context.queues.claims.add(ONLY.to_owned());
-    }
-}
-
-fn module_changed(context: &Context, change: &Change<ModuleView>) {
-    context.queues.wake_module(&change.key);
-    let facts = |view: &Option<Arc<ModuleView>>| view.as_ref().map(|view| Arc::clone(&view.facts));
-    let (old, new) = (facts(&change.old), facts(&change.new));
-    if old == new {
-        return;
-    }
-    context.queues.namespaces.add(change.key.namespace.clone());
-    let either: Vec<&ModuleFacts> = [&old, &new].into_iter().filter_map(|facts| facts.as_deref()).collect();
-    if either.iter().any(|facts| publishes(facts)) {
-        context.queues.worker.add(ONLY.to_owned());
-    }
-    let mut nodes = BTreeSet::new();
-    context.stores.nodes.for_each(|key, node| {
-        if either.iter().any(|facts| selects(facts, node)) {
-            nodes.insert(key.name.clone());
+impl Wakes {
+    fn node_changed(&self, change: &Change<NodeView>) {
+        self.queues.nodes.add(change.key.name.clone());
+        if self.kernels.change(change.old.as_deref(), change.new.as_deref()) {
+            self.queues.claims.add(ONLY.to_owned());
         }
-    });
-    {
-        let totals = context.tally.lock();
-        nodes.extend(either.iter().flat_map(|facts| totals.nodes_of(&facts.uid)));
     }
-    for node in nodes {
-        context.queues.nodes.add(node);
-    }
-}
 
-/// Wakes what has to do with Modules that use the account, if its pull secrets are others than before.
-fn account_changed(context: &Context, change: &Change<ServiceAccountView>) {
-    let secrets =
-        |view: &Option<Arc<ServiceAccountView>>| view.as_ref().map_or(vec![], |view| view.pull_secrets.clone());
-    if secrets(&change.old) == secrets(&change.new) {
-        return;
-    }
-    let mut users = Vec::new();
-    context.stores.modules.for_each(|_, module| {
-        if module.facts.service_account().as_ref() == Some(&change.key) {
-            users.push(Arc::clone(&module.facts));
+    fn module_changed(&self, change: &Change<ModuleView>) {
+        self.queues.wake_module(&change.key);
+        let facts = |view: &Option<Arc<ModuleView>>| view.as_ref().map(|view| Arc::clone(&view.facts));
+        let (old, new) = (facts(&change.old), facts(&change.new));
+        if old == new {
+            return;
         }
-    });
-    if users.is_empty() {
-        return;
-    }
-    context.queues.namespaces.add(change.key.namespace.clone());
-    for facts in &users {
-        context.queues.modules.add(facts.key.clone());
-    }
-    context.stores.nodes.for_each(|key, node| {
-        if users.iter().any(|facts| selects(facts, node)) {
-            context.queues.nodes.add(key.name.clone());
+        self.queues.namespaces.add(change.key.namespace.clone());
+        let either: Vec<&ModuleFacts> = [&old, &new].into_iter().filter_map(|facts| facts.as_deref()).collect();
+        if either.iter().any(|facts| facts.publishes()) {
+            self.queues.worker.add(ONLY.to_owned());
         }
-    });
-}
+        let mut nodes = BTreeSet::new();
+        self.stores.nodes.for_each(|key, node| {
+            if either.iter().any(|facts| facts.selects(node)) {
+                nodes.insert(key.name.clone());
+            }
+        });
+        {
+            let totals = self.tally.lock();
+            nodes.extend(either.iter().flat_map(|facts| totals.nodes_of(&facts.uid)));
+        }
+        for node in nodes {
+            self.queues.nodes.add(node);
+        }
+    }
 
-fn config_changed(context: &Context, change: &Change<ConfigView>) {
-    context.queues.nodes.add(change.key.name.clone());
-    if change.old.is_some() != change.new.is_some() {
-        context.queues.worker.add(ONLY.to_owned());
-    }
-    if context.leading.load(Ordering::SeqCst) {
-        let told = transitions(&change.key.name, change.old.as_deref(), change.new.as_deref());
-        context.teller.tell(&change.key.name, told);
-    }
-}
-
-fn images_changed(context: &Context, change: &Change<ImagesView>) {
-    context.queues.wake_module(&change.key);
-    let known = |view: &Option<Arc<ImagesView>>| view.as_ref().map(|view| (view.owner.clone(), view.states.clone()));
-    if known(&change.old) == known(&change.new) {
-        return;
-    }
-    let Some(module) = context.stores.modules.get(&ObjectKey::new(&*change.key.namespace, &*change.key.name)) else {
-        return;
-    };
-    let wanted = &module.facts.spec.selector;
-    context.stores.nodes.for_each(|key, node| {
-        if selector::matches(Some(wanted), Some(&node.labels)) {
-            context.queues.nodes.add(key.name.clone());
+    /// Wakes what has to do with Modules that use the account, if its pull secrets are others than before.
+    fn account_changed(&self, change: &Change<ServiceAccountView>) {
+        let secrets =
+            |view: &Option<Arc<ServiceAccountView>>| view.as_ref().map_or(vec![], |view| view.pull_secrets.clone());
+        if secrets(&change.old) == secrets(&change.new) {
+            return;
         }
-    });
+        let mut users = Vec::new();
+        self.stores.modules.for_each(|_, module| {
+            if module.facts.service_account().as_ref() == Some(&change.key) {
+                users.push(Arc::clone(&module.facts));
+            }
+        });
+        if users.is_empty() {
+            return;
+        }
+        self.queues.namespaces.add(change.key.namespace.clone());
+        for facts in &users {
+            self.queues.modules.add(facts.key.clone());
+        }
+        self.stores.nodes.for_each(|key, node| {
+            if users.iter().any(|facts| facts.selects(node)) {
+                self.queues.nodes.add(key.name.clone());
+            }
+        });
+    }
+
+    fn config_changed(&self, change: &Change<ConfigView>) {
+        self.queues.nodes.add(change.key.name.clone());
+        if change.old.is_some() != change.new.is_some() {
+            self.queues.worker.add(ONLY.to_owned());
+        }
+        self.teller.tell(change);
+    }
+
+    fn images_changed(&self, change: &Change<ImagesView>) {
+        self.queues.wake_module(&change.key);
+        let known =
+            |view: &Option<Arc<ImagesView>>| view.as_ref().map(|view| (view.owner.clone(), view.states.clone()));
+        if known(&change.old) == known(&change.new) {
+            return;
+        }
+        let Some(module) = self.stores.modules.get(&ObjectKey::new(&*change.key.namespace, &*change.key.name)) else {
+            return;
+        };
+        self.stores.nodes.for_each(|key, node| {
+            if module.facts.selects(node) {
+                self.queues.nodes.add(key.name.clone());
+            }
+        });
+    }
 }

@@ -11,7 +11,7 @@ use kmm::api::{
     Module, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfig, NodeModulesConfigStatus, OnChange,
     OnRemoval,
 };
-use kmm::spoke::node::same_in_kernel;
+use kmm::core::load::same_in_kernel;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};

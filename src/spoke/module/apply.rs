@@ -11,12 +11,12 @@ use tracing::info;
 use crate::api::names::field_manager::MODULE_STATUS;
 use crate::api::names::module_configured_label;
 use crate::api::{Module, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig};
+use crate::core::label;
 use crate::runtime::client::{ApiError, apply_status, delete, merge, merge_status, within};
 use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::{ObjectKey, Store};
-use crate::spoke::node::{Belongs, is_label_key};
-use crate::spoke::view::{ModuleFacts, NodeView};
+use crate::spoke::view::{Belongs, ModuleFacts, NodeView};
 
 use super::plan::{ImagesAction, Plan};
 
@@ -26,7 +26,7 @@ const PAGE: u32 = 100;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Writes what the plan says; a failure of one object does not keep the other from being written.
-pub(super) async fn carry_out(
+pub(super) async fn apply(
     client: &Client,
     nodes: &Store<NodeView>,
     facts: &ModuleFacts,
@@ -59,11 +59,11 @@ async fn end(
 /// One of the nodes whose NodeModulesConfig, as it is on the server now, has an entry of the Module.
 async fn wanted_on(client: &Client, nodes: &Store<NodeView>, facts: &ModuleFacts) -> Result<Option<String>, ApiError> {
     let api: Api<Guarded<NodeModulesConfig>> = Api::all(client.clone());
-    let label = module_configured_label(&facts.key.namespace, &facts.key.name);
+    let configured = module_configured_label(&facts.key.namespace, &facts.key.name);
     let mut params = ListParams::default().limit(PAGE);
     // Without the label, whose key would be too long, all of them are looked through.
-    if is_label_key(&label) {
-        params = params.labels(&label);
+    if label::is_key(&configured) {
+        params = params.labels(&configured);
     }
     loop {
         let action = || format!("list the NodeModulesConfigs with entries of Module {}", facts.key);

@@ -1,30 +1,18 @@
 //! What belongs to one Module besides nodes: finalizer and ModuleImagesConfig.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use crate::api::names::MODULE_FINALIZER;
 use crate::api::{ImageStatus, ModuleImageSpec, ModuleImagesConfigSpec, TLSOptions};
 use crate::core::image::ImageRef;
+use crate::core::kernel::KernelVersion;
 use crate::core::pin::KEPT;
-use crate::spoke::node::trimmed;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
 
-/// What a Module's plan is made from.
-#[derive(Clone, Debug)]
-pub(in crate::spoke) struct Observed {
-    /// The Module.
-    pub facts: Arc<ModuleFacts>,
-    /// The ModuleImagesConfig of the same name, if there is one.
-    pub images: Option<Arc<ImagesView>>,
-    /// Pull secrets of its service account, sorted.
-    pub pull_secrets: Vec<LocalObjectReference>,
-    /// What all nodes mean for the Module; `None` until each node was looked at once.
-    pub totals: Option<ModuleTotals>,
-}
+use super::observe::Observed;
 
 /// What is to be written about a Module.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,17 +96,17 @@ fn images(observed: &Observed) -> ImagesAction {
 /// [`KEPT`] kernels: a node that is made again runs what it ran.
 pub(super) fn wanted_images<'a>(
     facts: &ModuleFacts,
-    kernels: impl Iterator<Item = &'a Arc<str>>,
+    kernels: impl Iterator<Item = &'a KernelVersion>,
     present: Option<&ImagesView>,
     pull_secrets: &[LocalObjectReference],
 ) -> ModuleImagesConfigSpec {
     let Some(loader) = &facts.spec.module_loader else { return ModuleImagesConfigSpec::default() };
-    let asked = |kernel: &Arc<str>| match &*facts.resolve(kernel)? {
+    let asked = |kernel: &KernelVersion| match &*facts.resolve(kernel)? {
         Resolved::Image(image) if !is_pinned(&image.image) => Some(ModuleImageSpec {
             build: image.build.clone(),
             dir_name: loader.container.modprobe.dir_name.clone(),
             image: image.image.clone(),
-            kernel_version: trimmed(kernel).to_owned(),
+            kernel_version: kernel.trimmed().to_owned(),
             registry_tls: Some(image.registry_tls.clone()).filter(|tls| *tls != TLSOptions::default()),
             sign: image.sign.clone(),
             skip_wait_missing_image: false,
@@ -134,7 +122,7 @@ pub(super) fn wanted_images<'a>(
         .filter(|state| state.status == ImageStatus::Exists && state.digest.is_some());
     let kept = found.filter_map(|state| {
         let kernel = state.kernel_version.as_deref().filter(|kernel| !needed.contains(*kernel))?;
-        asked(&Arc::from(kernel)).filter(|image| image.image == state.image)
+        asked(&KernelVersion::parse(kernel).ok()?).filter(|image| image.image == state.image)
     });
     images.extend(kept.take(KEPT));
     images.sort_by(|a, b| (&a.kernel_version, &a.image).cmp(&(&b.kernel_version, &b.image)));

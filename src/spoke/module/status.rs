@@ -1,13 +1,14 @@
 //! The status of a Module, from the totals of all nodes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::api::names::{ConditionType, ModuleReason};
 use crate::api::{DaemonSetStatus, FailingNode, ModuleStatus};
 use crate::core::conditions::{self, State, Wanted};
-use crate::spoke::node::is_label_value;
+use crate::core::label;
 use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::ModuleTotals;
 use crate::spoke::view::ModuleFacts;
@@ -77,7 +78,7 @@ fn failing_nodes(totals: &ModuleTotals) -> Vec<FailingNode> {
         reason: reason.to_owned(),
         message: Some(conditions::truncate(message, NODE_MESSAGE_MAX)).filter(|message| !message.is_empty()),
     };
-    let of = |(name, trouble): (&String, &Trouble)| named(name, &trouble.reason, &trouble.message);
+    let of = |(name, trouble): (&String, &Arc<Trouble>)| named(name, &trouble.reason, &trouble.message);
     let mut nodes: Vec<_> = totals.failing.iter().take(NAMED_NODES).map(of).collect();
     nodes.extend(totals.without_image.iter().take(NAMED_NODES).map(of));
     nodes.extend(totals.waiting_for_consumers.iter().take(NAMED_NODES).map(of));
@@ -95,8 +96,8 @@ fn first(node: Option<(&String, &str)>, count: usize) -> String {
     format!("{name}: {message}{more}")
 }
 
-fn troubles(nodes: &BTreeMap<String, Trouble>) -> String {
-    let text = |(name, trouble): (&'_ String, &'_ Trouble)| {
+fn troubles(nodes: &BTreeMap<String, Arc<Trouble>>) -> String {
+    let text = |(name, trouble): (&'_ String, &'_ Arc<Trouble>)| {
         let why = if trouble.message.is_empty() { &trouble.reason } else { &trouble.message };
         (name.clone(), why.clone())
     };
@@ -143,7 +144,7 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
     if totals.waiting_for_reboot > 0 {
         return not(ModuleReason::NodesWaitingForReboot, format!("{of}{waiting}"));
     }
-    let unlabelled = match facts.version().filter(|version| !is_label_value(version)) {
+    let unlabelled = match facts.version().filter(|version| !label::is_value(version)) {
         Some(version) => {
             format!("; moduleLoader.container.version `{version}` cannot be a label of nodes, so none has it")
         }

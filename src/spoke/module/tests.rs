@@ -25,8 +25,9 @@ use crate::spoke::tally::ModuleTotals;
 use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module, an_entry};
 use crate::spoke::view::{ImagesView, ModuleView, NodeView};
 
-use super::apply::carry_out;
-use super::plan::{ImagesAction, Observed, Plan, plan, wanted_images};
+use super::apply::apply;
+use super::observe::Observed;
+use super::plan::{ImagesAction, Plan, plan, wanted_images};
 use super::status::plan_status;
 
 fn gpu() -> ModuleBuilder {
@@ -43,7 +44,7 @@ fn tagged() -> ModuleBuilder {
 fn totals(edit: impl FnOnce(&mut ModuleTotals)) -> ModuleTotals {
     let mut totals = ModuleTotals { matching: 3, desired: 3, available: 3, ..ModuleTotals::default() };
     for (kernel, nodes) in [(KERNEL, 2), ("6.1.0-2-amd64", 1), ("6.1.0-2-amd64+", 1), ("7.0.0", 1)] {
-        totals.kernels.insert(kernel.into(), nodes);
+        totals.kernels.insert(kernel.parse().unwrap(), nodes);
     }
     edit(&mut totals);
     totals
@@ -169,7 +170,7 @@ fn told(module: ModuleBuilder, totals: &ModuleTotals) -> (String, String, String
 #[test]
 fn the_condition_about_images_says_why_the_first_of_them_is_missing() {
     for (reason, expected) in [("Unauthorized", "Unauthorized"), ("", "ImagesNotReady")] {
-        let totals = totals(|t| t.without_image = [("n2".to_owned(), *Trouble::new(reason, "because"))].into());
+        let totals = totals(|t| t.without_image = [("n2".to_owned(), Trouble::new(reason, "because"))].into());
         let status = plan_status(&gpu().build(), &ModuleStatus::default(), &totals, None, Timestamp::UNIX_EPOCH);
         let conditions = status.expect("a first status").conditions;
         let images = conditions.iter().find(|condition| condition.type_ == "ImagesResolved").expect("ImagesResolved");
@@ -180,7 +181,7 @@ fn the_condition_about_images_says_why_the_first_of_them_is_missing() {
 #[test]
 fn the_status_answers_what_is_missing_where_and_why() {
     type Edit = fn(&mut ModuleTotals);
-    let trouble = || [("n2".to_owned(), *Trouble::new("InUse", "used by 2"))].into();
+    let trouble = || [("n2".to_owned(), Trouble::new("InUse", "used by 2"))].into();
     let with = |edit: Edit| totals(edit);
     let mut troubled = totals(|t| (t.available, t.failing) = (2, trouble()));
     let mut bad = gpu();
@@ -277,7 +278,7 @@ fn numbers_are_written_also_when_zero_and_ten_nodes_are_named() {
     module.meta.generation = Some(4);
     let many = totals(|t| {
         t.available = 0;
-        t.failing = (10..30).map(|n| (format!("n{n}"), *Trouble::new("SymbolMissing", "x".repeat(600)))).collect();
+        t.failing = (10..30).map(|n| (format!("n{n}"), Trouble::new("SymbolMissing", "x".repeat(600)))).collect();
     });
     let facts = module.build();
     let status = plan_status(&facts, &ModuleStatus::default(), &many, Some(7), Timestamp::UNIX_EPOCH).unwrap();
@@ -360,7 +361,7 @@ async fn a_module_does_not_go_while_the_server_knows_a_node_that_wants_it() {
         });
         let client = Client::new(server, "default");
         let plan = Plan { finalizers: Some(vec![]), images: ImagesAction::Nothing };
-        let outcome = carry_out(&client, &nodes, &facts, &plan).await.unwrap();
+        let outcome = apply(&client, &nodes, &facts, &plan).await.unwrap();
         assert_eq!(outcome == Outcome::Done, gone, "{what}");
         let asked = asked.lock().unwrap();
         assert_eq!(asked.iter().any(|(method, _)| method == Method::PATCH), gone, "{what}");

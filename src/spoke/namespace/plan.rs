@@ -1,35 +1,18 @@
 //! What a namespace with Modules needs: a mark against deletion, and the right of workers to read its pull secrets.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleRef, Subject};
 use kube::Resource;
 
 use crate::api::names::PULL_SECRETS_ROLE;
 use crate::runtime::store::ObjectKey;
-use crate::spoke::view::{ModuleFacts, RoleBindingView, RoleView};
 
-/// What a namespace's plan is made from.
-#[derive(Clone, Debug, Default)]
-pub struct Observed {
-    /// The Modules in the namespace.
-    pub modules: Vec<Arc<ModuleFacts>>,
-    /// Pull secrets of the service accounts that they name.
-    pub pull_secrets: BTreeSet<String>,
-    /// Whether the namespace is marked.
-    pub marked: bool,
-    /// The Role of workers in the namespace.
-    pub role: Option<Arc<RoleView>>,
-    /// Its binding.
-    pub binding: Option<Arc<RoleBindingView>>,
-    /// Service account of the workers.
-    pub worker: ObjectKey,
-}
+use super::observe::Observed;
 
 /// What is to be written, in this order.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub(super) enum Action {
     /// The namespace is marked (`true`) or its mark is removed.
     Mark(bool),
     /// The Role is written with these rights.
@@ -54,7 +37,7 @@ pub enum Action {
 }
 
 /// The plan for one namespace.
-pub fn plan(observed: &Observed) -> Vec<Action> {
+pub(super) fn plan(observed: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     let marked = !observed.modules.is_empty();
     if marked != observed.marked {
@@ -119,10 +102,12 @@ fn subject(worker: &ObjectKey) -> Subject {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::runtime::store::Projection;
     use crate::spoke::testing::a_module;
-    use crate::spoke::view::ModuleView;
+    use crate::spoke::view::{ModuleView, RoleBindingView, RoleView};
     use k8s_openapi::api::core::v1::LocalObjectReference;
 
     fn observed(secrets: &[&str]) -> Observed {

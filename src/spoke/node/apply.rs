@@ -8,14 +8,14 @@ use serde_json::{Map, Value, json};
 
 use crate::api::names::field_manager::{LABELS, NODE_PLANNER};
 use crate::api::{NodeModulesConfig, NodeModulesConfigSpec};
-use crate::runtime::client::{ApiError, apply, merge, within};
+use crate::runtime::client::{self, ApiError, merge, within};
 
 use super::plan::{ConfigAction, Plan};
 
 /// Writes what the plan says; a failure of one object does not keep the other from being written.
 ///
 /// The labels come first: no pod that needs one is placed any more when a worker hears of an order.
-pub(super) async fn carry_out(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
+pub(super) async fn apply(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
     let labels = if plan.labels.is_empty() { Ok(()) } else { write_labels(client, name, plan).await };
     let config = write_config(client, name, &plan.config).await;
     config.and(labels)
@@ -58,7 +58,7 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
                 },
                 "spec": spec_body(spec),
             });
-            let written = apply(&api, name, NODE_PLANNER, &body).await?;
+            let written = client::apply(&api, name, NODE_PLANNER, &body).await?;
             let kept = written.metadata.labels.unwrap_or_default();
             // Labels that another writer set are not removed by server-side apply.
             let left: Map<_, _> = stale_labels

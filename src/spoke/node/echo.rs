@@ -14,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// The last writes, by node.
 #[derive(Debug, Default)]
-pub struct Echo(Mutex<HashMap<String, Written>>);
+pub(super) struct Echo(Mutex<HashMap<String, Written>>);
 
 #[derive(Debug)]
 struct Written {

@@ -2,54 +2,75 @@
 //! and the labels of the node from what its worker proved. Two Modules can therefore never overwrite each other.
 
 mod apply;
-mod consumers;
+mod draft;
 mod echo;
 mod entry;
+mod here;
+mod hold_back;
 mod labels;
+mod left_behind;
 mod observe;
 mod plan;
+mod removal;
 mod replace;
+mod share;
 mod standing;
+#[cfg(test)]
+mod tests;
 
-pub use consumers::Consumer;
-pub use echo::Echo;
-pub use entry::{Belongs, build_entry, same_in_kernel, trimmed};
 #[cfg(test)]
 pub(super) use labels::of_config as labels_of;
-pub(super) use labels::{is_label_key, is_label_value};
-pub use observe::{observe, selects, want};
-pub use plan::{ConfigAction, ModuleHere, Observed, Plan, Want, plan};
 
 use std::sync::Arc;
 
+use kube::Client;
 use tokio::time::Instant;
 
 use crate::runtime::client::ApiError;
 use crate::runtime::queue::Outcome;
 
-use super::Context;
+use super::stores::{Queues, Stores};
+use super::tally::Tally;
+use echo::Echo;
+use observe::observe;
+use plan::{Plan, plan};
 
-/// One pass over one node.
-pub(super) async fn reconcile(context: Arc<Context>, name: String) -> Result<Outcome, ApiError> {
-    let mut plan = {
-        let mut totals = context.tally.lock();
-        let observed = observe(&context.stores, &name);
-        let plan = plan(&observed);
-        let changed = totals.record(&name, plan.outcomes.clone());
-        drop(totals);
-        context.queues.wake_modules(&context.stores, &changed);
-        context.warm_up();
-        plan
-    };
-    let again = context.echo.take_out(&name, &mut plan, Instant::now());
-    apply::carry_out(&context.client, &name, &plan).await?;
-    context.echo.wrote(&name, &plan, Instant::now());
-    Ok(again.map_or(Outcome::Done, Outcome::Again))
+/// The controller of nodes.
+pub(super) struct Controller {
+    client: Client,
+    stores: Stores,
+    queues: Queues,
+    tally: Tally,
+    echo: Echo,
 }
 
-#[cfg(test)]
-mod policies;
-#[cfg(test)]
-mod simulation;
-#[cfg(test)]
-mod tests;
+impl Controller {
+    /// A controller that has written nothing yet.
+    pub(super) fn new(client: Client, stores: Stores, queues: Queues, tally: Tally) -> Self {
+        Self { client, stores, queues, tally, echo: Echo::default() }
+    }
+
+    /// One pass over one node.
+    pub(super) async fn pass(self: Arc<Self>, name: String) -> Result<Outcome, ApiError> {
+        let mut plan = self.decide(&name);
+        let again = self.echo.take_out(&name, &mut plan, Instant::now());
+        apply::apply(&self.client, &name, &plan).await?;
+        self.echo.wrote(&name, &plan, Instant::now());
+        Ok(again.map_or(Outcome::Done, Outcome::Again))
+    }
+
+    /// Plans the node, records what it means for each Module, and wakes those for which that makes a difference.
+    fn decide(&self, name: &str) -> Plan {
+        let (plan, changed) = {
+            let mut totals = self.tally.lock();
+            let plan = plan(&observe(&self.stores, name));
+            let changed = totals.record(name, plan.outcomes.clone());
+            (plan, changed)
+        };
+        self.queues.wake_modules(&self.stores, &changed);
+        if self.tally.warms_up(&self.stores.nodes) {
+            self.queues.wake_every_module(&self.stores);
+        }
+        plan
+    }
+}

@@ -5,18 +5,65 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use crate::api::{NodeModuleSpec, UnloadReason};
-use crate::core::selector;
 use crate::runtime::store::ObjectKey;
-use crate::spoke::Stores;
 use crate::spoke::outcome::Trouble;
-use crate::spoke::view::{ConsumerView, ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
+use crate::spoke::stores::Stores;
+use crate::spoke::view::{Belongs, ConfigView, ConsumerView, ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
 
-use super::consumers::Consumer;
-use super::entry::{Belongs, build_entry, trimmed};
-use super::plan::{ModuleHere, Observed, Want};
+use super::entry::build_entry;
+
+/// What a node's plan is made from.
+#[derive(Clone, Debug)]
+pub(super) struct Observed {
+    /// The Node, if there is one.
+    pub node: Option<Arc<NodeView>>,
+    /// The NodeModulesConfig, if there is one.
+    pub config: Option<Arc<ConfigView>>,
+    /// Every Module of the cluster.
+    pub modules: Vec<ModuleHere>,
+    /// Pods on the node that use kernel modules, ordered by name.
+    pub consumers: Vec<Consumer>,
+}
+
+/// One Module, as seen from this node.
+#[derive(Clone, Debug)]
+pub(super) struct ModuleHere {
+    /// The Module.
+    pub facts: Arc<ModuleFacts>,
+    /// What it wants here.
+    pub want: Want,
+}
+
+/// What a Module wants on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Want {
+    /// Not to be here.
+    Gone(UnloadReason),
+    /// To be here, but no mapping fits the kernel.
+    Unmapped,
+    /// To be here, but the mapping cannot be carried out.
+    Invalid(String),
+    /// To be here, but the image's digest is not known.
+    NoImage(Arc<Trouble>),
+    /// It cannot be told, because the Module cannot be read.
+    Unclear,
+    /// To be here, like this; the generation of the entry is still open.
+    Here(Box<NodeModuleSpec>),
+}
+
+/// A pod of a Module on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Consumer {
+    /// The Module.
+    pub module: ObjectKey,
+    /// Name of the pod; its namespace is that of the Module.
+    pub pod: String,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+}
 
 /// Everything about one node. Only stores are read.
-pub fn observe(stores: &Stores, name: &str) -> Observed {
+pub(super) fn observe(stores: &Stores, name: &str) -> Observed {
     let key = ObjectKey::cluster(name);
     let (node, config) = (stores.nodes.get(&key), stores.configs.get(&key));
     let mut modules = Vec::new();
@@ -36,16 +83,11 @@ pub fn observe(stores: &Stores, name: &str) -> Observed {
         deleting: pod.deleting,
     };
     let consumers = stores.consumers.on(name).into_iter().map(consumer).collect();
-    Observed { name: name.to_owned(), node, config, modules, consumers }
-}
-
-/// Whether the Module selects the node. One whose selector nobody knows selects none.
-pub fn selects(module: &ModuleFacts, node: &NodeView) -> bool {
-    module.spec_known && selector::matches(Some(&module.spec.selector), Some(&node.labels))
+    Observed { node, config, modules, consumers }
 }
 
 /// What a Module wants on a node; `pull_secrets` are those of its service account, `standing` is its entry there.
-pub fn want(
+pub(super) fn want(
     module: &ModuleFacts,
     node: &NodeView,
     images: Option<&ImagesView>,
@@ -55,7 +97,7 @@ pub fn want(
     if module.deleting {
         return Want::Gone(UnloadReason::Deleted);
     }
-    let selected = selects(module, node);
+    let selected = module.selects(node);
     if let Some(error) = &module.unreadable {
         return if selected { Want::Invalid(error.clone()) } else { Want::Unclear };
     }
@@ -65,19 +107,23 @@ pub fn want(
     if !selected {
         return Want::Gone(UnloadReason::NotSelected);
     }
-    let Some(resolved) = module.resolve(&node.kernel) else { return Want::Gone(UnloadReason::NoModuleLoader) };
+    let kernel = match &node.kernel {
+        Ok(kernel) => kernel,
+        Err(error) => return Want::Invalid(error.to_string()),
+    };
+    let Some(resolved) = module.resolve(kernel) else { return Want::Gone(UnloadReason::NoModuleLoader) };
     let image = match &*resolved {
         Resolved::Image(image) => image,
         Resolved::Unmapped => return Want::Unmapped,
         Resolved::Invalid(why) => return Want::Invalid(why.clone()),
     };
-    let kernel = trimmed(&node.kernel);
     let in_use = standing
-        .filter(|entry| entry.config.kernel_version == kernel)
+        .filter(|entry| entry.config.kernel_version == kernel.trimmed())
         .and_then(|entry| Some((&*entry.config.container_image, entry.image_source.as_deref()?)));
-    match ImageFact::of(&image.image, kernel, module.spec.image_rebuild_trigger_generation, images, in_use) {
+    let trigger = module.spec.image_rebuild_trigger_generation;
+    match ImageFact::of(&image.image, kernel.trimmed(), trigger, images, in_use) {
         ImageFact::Missing { reason, message } => Want::NoImage(Trouble::new(reason, message)),
-        ImageFact::Pinned(pinned) => match build_entry(module, &node.kernel, pinned, image) {
+        ImageFact::Pinned(pinned) => match build_entry(module, kernel, pinned, image) {
             Some(entry) => Want::Here(Box::new(NodeModuleSpec { image_pull_secrets: pull_secrets.to_vec(), ..entry })),
             None => Want::Gone(UnloadReason::NoModuleLoader),
         },

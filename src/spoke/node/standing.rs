@@ -2,10 +2,10 @@
 
 use crate::api::names::NodeReason;
 use crate::api::{ModuleState, NodeModuleSpec, NodeModuleStatus, OnChange, UnloadIntent};
+use crate::core::load::same_in_kernel;
 use crate::spoke::outcome::{Standing, Trouble};
-use crate::spoke::view::{ConfigView, NodeView};
 
-use super::entry::same_in_kernel;
+use super::here::Here;
 
 /// Whether the worker proved that the entry is loaded as it stands. The caller knows that it spoke in this boot.
 pub(super) fn is_loaded(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> bool {
@@ -23,17 +23,14 @@ pub(super) fn keeps_older(entry: &NodeModuleSpec, report: &NodeModuleStatus) -> 
 
 /// Where a Module stands whose entry and intent will be these.
 pub(super) fn standing(
-    node: &NodeView,
-    config: Option<&ConfigView>,
+    here: Here<'_>,
     entry: &NodeModuleSpec,
     intent: Option<&UnloadIntent>,
     report: Option<&NodeModuleStatus>,
-    in_this_boot: bool,
 ) -> Standing {
-    if !in_this_boot {
+    if !here.in_this_boot() {
         // The object was there before this boot, or the worker never spoke: nobody knows what the kernel holds.
-        let standing_entry = config.is_some_and(|config| config.spec.modules.contains(entry));
-        return if standing_entry { Standing::Silent } else { Standing::Waiting };
+        return if here.entries().contains(entry) { Standing::Silent } else { Standing::Waiting };
     }
     let Some(report) = report else { return Standing::Waiting };
     let fallback = |text: &str| report.message.clone().unwrap_or_else(|| text.to_owned());
@@ -49,7 +46,8 @@ pub(super) fn standing(
             Standing::WaitingForReboot
         }
         Some(ModuleState::Failed) if report.observed_generation >= entry.generation => {
-            Standing::Failing(Trouble::new(word("Failed"), fallback(&format!("loading failed on {}", node.kernel))))
+            let kernel = &entry.config.kernel_version;
+            Standing::Failing(Trouble::new(word("Failed"), fallback(&format!("loading failed on {kernel}"))))
         }
         Some(ModuleState::UnloadFailed) => {
             Standing::Failing(Trouble::new(word("UnloadFailed"), fallback("the loaded file cannot be unloaded")))

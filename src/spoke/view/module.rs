@@ -9,7 +9,10 @@ use crate::api::names::{DEFAULT_SERVICE_ACCOUNT, MODULE_FINALIZER, RENDERED_HASH
 use crate::api::{Module, ModuleSpec, ModuleStatus};
 use crate::core::kernel::KernelVersion;
 use crate::core::mapping::{Mappings, Resolution};
+use crate::core::selector;
 use crate::runtime::store::{ObjectKey, Projection};
+
+use super::node::NodeView;
 
 /// What is read of a Module.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +45,7 @@ pub struct ModuleFacts {
     /// Why the object cannot be read; the specification is then that of its last readable state.
     pub unreadable: Option<String>,
     mappings: OnceLock<Result<Mappings, String>>,
-    resolved: Mutex<HashMap<Arc<str>, Arc<Resolved>>>,
+    resolved: Mutex<HashMap<KernelVersion, Arc<Resolved>>>,
 }
 
 impl PartialEq for ModuleFacts {
@@ -109,13 +112,24 @@ impl ModuleFacts {
         self.spec.module_loader.as_ref()?.container.version.as_deref()
     }
 
+    /// Whether the Module selects the node. One whose selector nobody knows selects none.
+    pub fn selects(&self, node: &NodeView) -> bool {
+        self.spec_known && selector::matches(Some(&self.spec.selector), Some(&node.labels))
+    }
+
+    /// Whether its files are to lie on the host as well.
+    pub fn publishes(&self) -> bool {
+        let loader = self.spec.module_loader.as_ref();
+        loader.and_then(|loader| loader.policy).is_some_and(|policy| policy.publish_on_host)
+    }
+
     fn mappings(&self) -> Option<&Result<Mappings, String>> {
         let container = &self.spec.module_loader.as_ref()?.container;
         Some(self.mappings.get_or_init(|| Mappings::compile(container).map_err(|error| error.to_string())))
     }
 
     /// What the mappings say about a kernel; `None` if there is nothing to load. Each kernel is looked up once.
-    pub fn resolve(&self, kernel: &Arc<str>) -> Option<Arc<Resolved>> {
+    pub fn resolve(&self, kernel: &KernelVersion) -> Option<Arc<Resolved>> {
         let mappings = self.mappings()?;
         let mut cache = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache.get(kernel) {
@@ -123,16 +137,13 @@ impl ModuleFacts {
         }
         let resolved = Arc::new(match mappings {
             Err(error) => Resolved::Invalid(error.clone()),
-            Ok(mappings) => match KernelVersion::parse(kernel) {
-                Err(error) => Resolved::Invalid(error.to_string()),
-                Ok(kernel) => match mappings.resolve(&kernel, &self.key.name, &self.key.namespace) {
-                    Resolution::Matched(resolved) => Resolved::Image(resolved),
-                    Resolution::NoMapping => Resolved::Unmapped,
-                    Resolution::Failed(error) => Resolved::Invalid(error.to_string()),
-                },
+            Ok(mappings) => match mappings.resolve(kernel, &self.key.name, &self.key.namespace) {
+                Resolution::Matched(resolved) => Resolved::Image(resolved),
+                Resolution::NoMapping => Resolved::Unmapped,
+                Resolution::Failed(error) => Resolved::Invalid(error.to_string()),
             },
         });
-        cache.insert(Arc::clone(kernel), Arc::clone(&resolved));
+        cache.insert(kernel.clone(), Arc::clone(&resolved));
         Some(resolved)
     }
 

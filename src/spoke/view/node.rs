@@ -1,11 +1,11 @@
 //! Nodes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::api::names::RELEASE_NODE_ANNOTATION;
+use crate::core::kernel::{self, KernelVersion};
 use crate::runtime::store::Projection;
 
 /// What is read of a Node. Heartbeats change none of it.
@@ -17,8 +17,8 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// `spec.taints`; a cordon is one of them.
     pub taints: Vec<Taint>,
-    /// `status.nodeInfo.kernelVersion`, unmodified; empty until the kubelet told it.
-    pub kernel: Arc<str>,
+    /// `status.nodeInfo.kernelVersion`, or what is wrong with it; empty until the kubelet told it.
+    pub kernel: Result<KernelVersion, kernel::Error>,
     /// `status.nodeInfo.bootID`; empty until the kubelet told it.
     pub boot_id: String,
     /// `status.nodeInfo.containerRuntimeVersion`, for instance `containerd://2.1.4`; empty until the kubelet told it.
@@ -41,7 +41,7 @@ impl Projection for NodeView {
             released: node.metadata.annotations.is_some_and(|all| all.contains_key(RELEASE_NODE_ANNOTATION)),
             labels: node.metadata.labels.unwrap_or_default(),
             taints: node.spec.and_then(|spec| spec.taints).unwrap_or_default(),
-            kernel: info.kernel_version.into(),
+            kernel: KernelVersion::parse(&info.kernel_version),
             boot_id: info.boot_id,
             runtime: info.container_runtime_version,
             ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),

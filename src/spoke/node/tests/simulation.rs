@@ -13,6 +13,8 @@ use crate::api::{
     LoadPolicy, ModuleState, NodeModuleSpec, NodeModuleStatus, NodeModulesConfigSpec, OnChange, OnRemoval,
     UnloadIntent, UnloadReason,
 };
+use crate::core::kernel::KernelVersion;
+use crate::core::load::same_in_kernel;
 use crate::runtime::store::ObjectKey;
 use crate::spoke::module;
 use crate::spoke::tally::Tally;
@@ -92,7 +94,6 @@ impl World {
             ModuleHere { want: want(&facts, &self.node, None, &[], None), facts }
         };
         Observed {
-            name: "n".into(),
             node: Some(Arc::new(self.node.clone())),
             config: self.config.clone().map(Arc::new),
             modules: self.modules.iter().map(here).collect(),
@@ -222,7 +223,7 @@ impl World {
             if busy.contains(&uid) {
                 continue;
             }
-            if entry.config.kernel_version != *self.node.kernel {
+            if Ok(entry.config.kernel_version.as_str()) != self.node.kernel.as_ref().map(KernelVersion::trimmed) {
                 reports.push(status(entry, ModuleState::Failed, "WrongKernel", self.record.get(&uid)));
                 continue;
             }
@@ -354,7 +355,7 @@ impl World {
     fn reboot(&mut self, kernel: &str) {
         self.boots += 1;
         self.node.boot_id = format!("boot-{}", self.boots);
-        self.node.kernel = kernel.into();
+        self.node.kernel = KernelVersion::parse(kernel);
         self.record.clear();
         self.unheard.clear();
     }

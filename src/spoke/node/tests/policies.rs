@@ -54,7 +54,6 @@ fn planned(config: &ConfigView, modules: &[Arc<ModuleFacts>]) -> Plan {
         |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
     plan(&Observed {
-        name: "n".into(),
         node: Some(Arc::new(node)),
         config: Some(Arc::new(config.clone())),
         modules,

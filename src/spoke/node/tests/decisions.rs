@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
-use crate::api::{ModuleState, NodeModuleSpec, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::api::{ModuleState, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
+use crate::core::kernel::KernelVersion;
 use crate::spoke::outcome::{Outcome, Standing};
 use crate::spoke::testing::{DIGEST, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
 use crate::spoke::view::{ConfigView, ImageFact, ModuleFacts, NodeView};
@@ -13,29 +14,11 @@ use super::*;
 
 const OTHER: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
-pub(super) fn gpu() -> ModuleBuilder {
-    a_module("drivers", "gpu", "u1")
-}
-
-pub(super) fn entry() -> NodeModuleSpec {
-    an_entry("drivers", "gpu", "u1")
-}
-
-pub(super) fn running() -> ConfigView {
-    a_config(vec![entry()], vec![loaded(&entry())])
-}
-
 fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFacts>]) -> Plan {
     let here =
         |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
-    plan(&Observed {
-        name: "n".into(),
-        node: Some(Arc::new(node)),
-        config: config.map(Arc::new),
-        modules,
-        consumers: Vec::new(),
-    })
+    plan(&Observed { node: Some(Arc::new(node)), config: config.map(Arc::new), modules, consumers: Vec::new() })
 }
 
 /// The specification that the plan leads to: what is written, else what stands.
@@ -102,9 +85,9 @@ fn whatever_cannot_be_told_leaves_a_loaded_module_alone() {
         ("bad mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("(".into())),
         ("no digest", |_, module| module.container().kernel_mappings[0].container_image = "r.example/gpu:v2".into()),
         ("no image name", |_, module| module.container().kernel_mappings[0].container_image = "::".into()),
-        ("no kernel told", |node, _| node.kernel = "".into()),
+        ("no kernel told", |node, _| node.kernel = KernelVersion::parse("")),
         ("new kernel without image", |node, module| {
-            node.kernel = "6.1.0-2-amd64".into();
+            node.kernel = KernelVersion::parse("6.1.0-2-amd64");
             module.container().kernel_mappings[0].container_image = "r.example/gpu:${KERNEL_FULL_VERSION}".into();
         }),
     ];
@@ -152,7 +135,7 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
         ),
         ("NotReady", |node, _| node.ready = false, Standing::Waiting),
         ("no finalizer", |_, module| module.meta.finalizers = None, Standing::Waiting),
-        ("no mapping", |node, _| node.kernel = "7.0.0".into(), Standing::Unmapped),
+        ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped),
     ];
     for (what, edit, standing) in table {
         let (mut node, mut module) = (a_node(), gpu());
@@ -287,7 +270,7 @@ fn what_only_concerns_the_way_to_the_image_reloads_nothing() {
 #[test]
 fn a_new_kernel_with_an_image_gets_an_entry_and_nothing_is_unloaded() {
     let mut node = a_node();
-    node.kernel = "6.1.0-2-amd64".into();
+    node.kernel = KernelVersion::parse("6.1.0-2-amd64");
     node.boot_id = "boot-2".into();
     let plan = planned(node, Some(running()), &[gpu().build()]);
     let spec = spec(&plan, None);
@@ -383,7 +366,7 @@ fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_ow
     assert_eq!(planned(node, Some(running()), &[gpu().build()]).config, removed);
     let without_node = |config: ConfigView| {
         let config = Some(Arc::new(config));
-        plan(&Observed { name: "n".into(), node: None, config, modules: Vec::new(), consumers: Vec::new() })
+        plan(&Observed { node: None, config, modules: Vec::new(), consumers: Vec::new() })
     };
     assert_eq!(without_node(running()).config, ConfigAction::Nothing);
     assert_eq!(without_node(ConfigView { owner: None, ..running() }).config, removed);
@@ -404,8 +387,7 @@ fn a_failure_is_told_with_the_words_of_the_worker() {
     report.reason = Some("InUse".into());
     let mut config = a_config(Vec::new(), vec![report]);
     config.spec.unload = vec![intent(UnloadReason::Deleted, 1)];
-    let stuck = super::plan(&Observed {
-        name: "n".into(),
+    let stuck = super::super::plan(&Observed {
         node: Some(Arc::new(a_node())),
         config: Some(Arc::new(config)),
         modules: vec![ModuleHere { facts: gpu().deleting().build(), want: Want::Gone(UnloadReason::Deleted) }],

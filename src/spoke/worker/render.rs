@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::api::names::{RENDERED_HASH_ANNOTATION, WORKER_DAEMON_SET, WORKER_NODE_LABEL};
 use crate::core::hash;
-
-use crate::spoke::SpokeSettings;
+use crate::spoke::settings::SpokeSettings;
+use crate::spoke::view::{DaemonSetView, HOST_MODULES};
 
 /// Where the worker keeps its record and the unpacked images, on the host and in the container.
 const STATE_DIR: &str = "/var/lib/kmm";
@@ -15,17 +15,35 @@ const STATE_DIR: &str = "/var/lib/kmm";
 const HOST_PROC: &str = "/host/proc";
 /// Where kernels keep their own modules, on the host and in the container.
 const LIB_MODULES: &str = "/lib/modules";
-/// The same where it can be written; mounted only if a Module is to be published on the host.
-pub(crate) const HOST_MODULES: &str = "/host/lib/modules";
 /// Where the container has the host's `/etc`.
 const HOST_ETC: &str = "/host/etc";
+
+/// The DaemonSet, each with the hash of its specification.
+#[derive(Debug)]
+pub(in crate::spoke) struct Rendered {
+    plain: (Value, String),
+    publishing: (Value, String),
+}
+
+impl Rendered {
+    /// Both forms.
+    pub(in crate::spoke) fn new(settings: &SpokeSettings) -> Result<Self, hash::Error> {
+        Ok(Self { plain: render(settings, false)?, publishing: render(settings, true)? })
+    }
+
+    /// The form to be written. Workers that could write below `/lib/modules` can for as long as there is a DaemonSet: they
+    /// remove what they have put there after the last Module has stopped asking.
+    pub(super) fn of(&self, asked: bool, present: Option<&DaemonSetView>) -> &(Value, String) {
+        if asked || present.is_some_and(|set| set.publishes) { &self.publishing } else { &self.plain }
+    }
+}
 
 /// The whole object, with the hash of its specification as an annotation. `publishes`: workers may put files of Modules
 /// below the host's `/lib/modules`.
 ///
 /// # Errors
 /// Never for these settings; the hash function is fallible for other values.
-pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value, String), hash::Error> {
+fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value, String), hash::Error> {
     let labels = json!({ "app.kubernetes.io/name": "kmm", "app.kubernetes.io/component": "worker" });
     // The worker shares the node's network and answers on its loopback address only.
     let probe =
@@ -110,5 +128,75 @@ pub(crate) fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value
 fn push(list: &mut Value, item: Value) {
     if let Some(list) = list.as_array_mut() {
         list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::runtime::store::Projection;
+    use crate::spoke::settings::Mode;
+
+    fn settings(image: &str) -> SpokeSettings {
+        SpokeSettings {
+            mode: Mode::Standalone,
+            operator_namespace: "kmm".into(),
+            worker_image: image.into(),
+            worker_service_account: "worker".into(),
+            worker_health_port: 8081,
+            worker_variables: vec![("HTTPS_PROXY", "http://proxy:3128".into())],
+            instance: "test".into(),
+        }
+    }
+
+    #[test]
+    fn modules_can_be_written_only_once_a_module_asks_and_as_long_as_something_may_lie_there() {
+        let rendered = Rendered::new(&settings("a")).unwrap();
+        let view = |(body, _): &(Value, String)| DaemonSetView::project(serde_json::from_value(body.clone()).unwrap());
+        let plain = view(rendered.of(false, None));
+        let publishing = view(rendered.of(true, Some(&plain)));
+        assert_eq!((plain.publishes, publishing.publishes), (false, true));
+        assert!(view(rendered.of(false, Some(&publishing))).publishes, "what was published can still be removed");
+        assert!(!view(rendered.of(false, Some(&plain))).publishes);
+        let set: DaemonSet = serde_json::from_value(rendered.of(false, None).0.clone()).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        let writable = pod.containers[0].volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
+        assert_eq!(writable.map(|mount| mount.mount_path.as_str()).collect::<Vec<_>>(), ["/var/lib/kmm"]);
+    }
+
+    #[test]
+    fn the_documented_host_paths_are_those_of_the_pod() {
+        let docs = include_str!("../../../docs/security.md");
+        let documented = |row: &str| -> BTreeSet<String> {
+            let line = docs.lines().find(|line| line.starts_with(&format!("| {row} |"))).unwrap();
+            line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let set: DaemonSet = serde_json::from_value(render(&settings("a"), false).unwrap().0).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        let volumes = pod.volumes.unwrap_or_default();
+        let paths = |read_only: bool| -> BTreeSet<String> {
+            let mounts = pod.containers[0].volume_mounts.iter().flatten();
+            let names = mounts.filter(|mount| mount.read_only.unwrap_or(false) == read_only).map(|mount| &mount.name);
+            let of = |name: &String| volumes.iter().find(|volume| volume.name == *name)?.host_path.clone();
+            names.filter_map(of).map(|path| path.path).collect()
+        };
+        assert_eq!(paths(true), documented("Host paths, read-only"));
+        assert_eq!(paths(false), documented("Host paths, writable"));
+    }
+
+    #[test]
+    fn the_hash_follows_what_is_rendered_and_the_object_is_a_daemon_set() {
+        let ((one, hash), (_, same)) = (render(&settings("a"), false).unwrap(), render(&settings("a"), false).unwrap());
+        assert_eq!(hash, same);
+        assert_ne!(hash, render(&settings("b"), false).unwrap().1);
+        let set: DaemonSet = serde_json::from_value(one).unwrap();
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.containers[0].image.as_deref(), Some("a"));
+        assert_eq!(pod.tolerations.unwrap()[0].operator.as_deref(), Some("Exists"));
+        assert!(pod.node_selector.unwrap().contains_key("kmm.node.kubernetes.io/worker"));
+        let proxy = pod.containers[0].env.iter().flatten().find(|variable| variable.name == "HTTPS_PROXY");
+        assert_eq!(proxy.and_then(|variable| variable.value.as_deref()), Some("http://proxy:3128"));
     }
 }

@@ -1,0 +1,34 @@
+//! Publishes one transition, on the Module and on the Node.
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use kube::Resource;
+
+use crate::api::Module;
+use crate::runtime::events::Events;
+
+use super::plan::Transition;
+
+/// Both events of a transition.
+pub(super) async fn publish(events: &Events, node: String, transition: &Transition) {
+    let (severity, reason) = (transition.severity(), transition.reason.as_str());
+    let module = ObjectReference {
+        api_version: Some(Module::api_version(&()).into_owned()),
+        kind: Some(Module::kind(&()).into_owned()),
+        namespace: Some(transition.namespace.clone()),
+        name: Some(transition.name.clone()),
+        uid: Some(transition.uid.clone()).filter(|uid| !uid.is_empty()),
+        ..ObjectReference::default()
+    };
+    // The action tells nodes and Modules apart, so that the events of a fleet are not folded into one.
+    events.publish(&module, severity, reason, &format!("Node {node}"), &transition.note).await;
+    let about = ObjectReference {
+        api_version: Some(Node::api_version(&()).into_owned()),
+        kind: Some(Node::kind(&()).into_owned()),
+        uid: Some(node.clone()),
+        name: Some(node),
+        ..ObjectReference::default()
+    };
+    let module = format!("{}/{}", transition.namespace, transition.name);
+    let note = format!("{module}: {}", transition.note);
+    events.publish(&about, severity, reason, &format!("Module {module}"), &note).await;
+}
