@@ -9,13 +9,11 @@ use crate::api::names::ClusterReason;
 use crate::api::{ManagedClusterModule, ManagedClusterModuleSpec, ManagedClusterModuleStatus, ModuleSpec};
 use crate::core::hash::{self, NameForm};
 use crate::core::kernel::KernelVersion;
+use crate::core::label;
 use crate::core::mapping::{Mappings, Resolution, Resolved};
 use crate::core::selector;
 use crate::runtime::client::chain;
 use crate::runtime::store::Projection;
-
-/// Longest value of a label.
-const LABEL_MAX: usize = 63;
 
 /// What is read of a ManagedClusterModule.
 #[derive(Clone, Debug)]
@@ -117,7 +115,7 @@ impl FleetModule {
 
     /// Value of the label that names it: its name, shortened if it is too long for a label.
     pub fn label_value(&self) -> String {
-        hash::bounded_name(&self.name, LABEL_MAX, NameForm::Subdomain)
+        hash::bounded_name(&self.name, label::MAX_LENGTH, NameForm::Subdomain)
     }
 
     fn compile(mut self) -> Self {
