@@ -25,8 +25,8 @@ pub enum RegistryError {
     Unauthorized {
         /// The image as asked for.
         image: String,
-        /// What was tried, in words: anonymous, or that a credential was sent.
-        tried: &'static str,
+        /// What was tried, in words: anonymous, or whose credentials were sent.
+        tried: String,
     },
     /// The registry knows who asks, and refuses.
     #[error("image {image}: the registry refuses access ({tried})")]
@@ -34,7 +34,7 @@ pub enum RegistryError {
         /// The image as asked for.
         image: String,
         /// What was tried, in words.
-        tried: &'static str,
+        tried: String,
     },
     /// The registry wants fewer requests.
     #[error("image {image}: the registry wants fewer requests")]

@@ -1,5 +1,6 @@
-//! Credentials of pull secrets, and which of them are for an image.
+//! Credentials of pull secrets and of nodes, and which of them are for an image.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -60,6 +61,8 @@ pub struct Credential {
     pub username: String,
     /// The password.
     pub password: String,
+    /// Where they are from, in words for messages.
+    pub source: Cow<'static, str>,
 }
 
 impl fmt::Debug for Credential {
@@ -68,7 +71,7 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The entries of any number of pull secrets, in the order in which they are to be tried.
+/// The entries of any number of pull secrets, and then those of a node, in the order in which they are to be tried.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     entries: Vec<Entry>,
@@ -76,6 +79,8 @@ pub struct Credentials {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
+    /// All entries with a smaller number are tried before.
+    turn: usize,
     /// `host[:port][/path]`; the host's parts may hold `*`, `?` and `[…]`.
     pattern: String,
     credential: Credential,
@@ -128,25 +133,40 @@ impl Credentials {
     }
 
     fn from_entries(auths: BTreeMap<String, AuthEntry>) -> Result<Self, Error> {
-        let mut entries = Vec::with_capacity(auths.len());
+        let mut pairs = Vec::with_capacity(auths.len());
         for (name, auth) in auths {
-            let credential = match auth.auth.as_deref() {
+            let pair = match auth.auth.as_deref() {
                 Some(encoded) if !encoded.is_empty() => {
                     decode_auth(encoded).ok_or_else(|| Error::Auth { entry: name.clone() })?
                 }
-                _ => Credential {
-                    username: auth.username.unwrap_or_default(),
-                    password: auth.password.unwrap_or_default(),
-                },
+                _ => (auth.username.unwrap_or_default(), auth.password.unwrap_or_default()),
             };
-            // Entries of credential helpers are empty: they say nothing about how to log in.
-            if !credential.username.is_empty() || !credential.password.is_empty() {
-                entries.push(Entry { pattern: normalize(&name), credential });
-            }
+            pairs.push((name, pair));
         }
-        let mut credentials = Self { entries };
+        Ok(Self::from_pairs(pairs))
+    }
+
+    /// User name and password by the name of an entry.
+    pub(super) fn from_pairs(pairs: impl IntoIterator<Item = (String, (String, String))>) -> Self {
+        // Entries of credential helpers are empty: they say nothing about how to log in.
+        let full = pairs.into_iter().filter(|(_, (username, password))| !username.is_empty() || !password.is_empty());
+        let entries = full.map(|(name, (username, password))| Entry {
+            turn: 0,
+            pattern: normalize(&name),
+            credential: Credential { username, password, source: Cow::Borrowed("the pull secret") },
+        });
+        let mut credentials = Self { entries: entries.collect() };
         credentials.sort();
-        Ok(credentials)
+        credentials
+    }
+
+    /// The same, said to be from somewhere else than "the pull secret".
+    #[must_use]
+    pub fn named(mut self, source: &str) -> Self {
+        for entry in &mut self.entries {
+            entry.credential.source = Cow::Owned(source.to_owned());
+        }
+        self
     }
 
     /// Adds the entries of another secret; of two equally exact entries the ones that were here first are tried first.
@@ -155,9 +175,18 @@ impl Credentials {
         self.sort();
     }
 
+    /// Adds entries that are tried after all others, however exact they are.
+    pub fn extend_after(&mut self, other: Self) {
+        let turn = self.entries.last().map_or(0, |last| last.turn + 1);
+        self.extend(Self {
+            entries: other.entries.into_iter().map(|entry| Entry { turn: turn + entry.turn, ..entry }).collect(),
+        });
+    }
+
     fn sort(&mut self) {
         self.entries.sort_by(|one, other| {
-            other.pattern.len().cmp(&one.pattern.len()).then_with(|| one.pattern.cmp(&other.pattern))
+            let by_length = other.pattern.len().cmp(&one.pattern.len());
+            one.turn.cmp(&other.turn).then(by_length).then_with(|| one.pattern.cmp(&other.pattern))
         });
     }
 
@@ -168,18 +197,25 @@ impl Credentials {
 
     /// As [`Self::candidates`], for `registry/repository`.
     pub(crate) fn of_name(&self, name: &str) -> Vec<&Credential> {
+        let legacy = match name.split_once('/') {
+            Some((DEFAULT_REGISTRY, repository)) => Some(format!("{DEFAULT_REGISTRY_ENTRY}/{repository}")),
+            _ => None,
+        };
+        let mut matching: Vec<(&Entry, bool)> = Vec::new();
+        for entry in &self.entries {
+            let is_exact = matches(&entry.pattern, name);
+            if is_exact || legacy.as_ref().is_some_and(|legacy| matches(&entry.pattern, legacy)) {
+                matching.push((entry, is_exact));
+            }
+        }
+        matching.sort_by_key(|(entry, is_exact)| (entry.turn, !is_exact));
         let mut found: Vec<&Credential> = Vec::new();
-        let mut add = |credential| {
-            if !found.contains(&credential) {
+        for (Entry { credential, .. }, _) in matching {
+            let is_same =
+                |one: &&Credential| (&one.username, &one.password) == (&credential.username, &credential.password);
+            if !found.iter().any(is_same) {
                 found.push(credential);
             }
-        };
-        let exact = self.entries.iter().filter(|entry| matches(&entry.pattern, name));
-        exact.for_each(|entry| add(&entry.credential));
-        if let Some((DEFAULT_REGISTRY, repository)) = name.split_once('/') {
-            let legacy = format!("{DEFAULT_REGISTRY_ENTRY}/{repository}");
-            let legacy = self.entries.iter().filter(|entry| matches(&entry.pattern, &legacy));
-            legacy.for_each(|entry| add(&entry.credential));
         }
         found
     }
@@ -190,15 +226,12 @@ fn malformed(key: &'static str, error: &serde_json::Error) -> Error {
     Error::Malformed { key, line: error.line(), column: error.column() }
 }
 
-fn decode_auth(encoded: &str) -> Option<Credential> {
+fn decode_auth(encoded: &str) -> Option<(String, String)> {
     let decoded = BASE64.decode(encoded.trim()).ok()?;
     let decoded = String::from_utf8(decoded).ok()?;
     let (username, password) = decoded.split_once(':')?;
-    Some(Credential {
-        username: username.to_owned(),
-        // Old tools pad the decoded value.
-        password: password.trim_end_matches('\0').to_owned(),
-    })
+    // Old tools pad the decoded value.
+    Some((username.to_owned(), password.trim_end_matches('\0').to_owned()))
 }
 
 /// `host[:port][/path]` of an entry's name: without scheme, and without the version of the API that tools append.
@@ -288,10 +321,29 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_after_is_tried_after_however_exact_it_is() {
+        let of = |entries: &[(&str, &str)]| Credentials::from_docker_config_json(config(entries).as_bytes()).unwrap();
+        let names = |all: &Credentials, image: &str| -> Vec<String> {
+            let image: ImageRef = image.parse().unwrap();
+            all.candidates(&image).iter().map(|one| format!("{} of {}", one.username, one.source)).collect()
+        };
+        let mut all = of(&[("*.io", "secret"), ("index.docker.io", "old")]);
+        all.extend_after(of(&[("quay.io/a", "file"), ("docker.io", "hub")]).named("the file"));
+        all.extend_after(of(&[("quay.io/a/b", "plugin"), ("quay.io", "secret")]).named("the plugin"));
+        let expected = ["secret of the pull secret", "file of the file", "plugin of the plugin"];
+        assert_eq!(names(&all, "quay.io/a/b"), expected);
+        assert_eq!(names(&all, "nginx"), ["secret of the pull secret", "old of the pull secret", "hub of the file"]);
+        let mut later = Credentials::anonymous();
+        later.extend_after(all.clone());
+        assert_eq!(later, all, "nothing before changes nothing");
+    }
+
+    #[test]
     fn the_auth_field_wins_over_the_plain_ones_and_needs_no_padding() {
         let credential = |username: &str, password: &str| Credential {
             username: username.to_owned(),
             password: password.to_owned(),
+            source: "the pull secret".into(),
         };
         for (entry, expected) in [
             (r#"{"auth":"dTpwOnE=","username":"x","password":"y"}"#, Some(credential("u", "p:q"))),

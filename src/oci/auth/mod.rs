@@ -1,4 +1,7 @@
 //! Who asks.
 
+pub mod cache;
 pub mod credentials;
+pub mod kubelet;
 mod pattern;
+pub mod provider;

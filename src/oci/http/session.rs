@@ -155,8 +155,11 @@ impl<'a> Session<'a> {
     }
 
     /// In words, for messages.
-    pub(crate) fn tried(&self) -> &'static str {
-        if self.credential.is_some() { "with the credentials of the pull secret" } else { "asked without credentials" }
+    pub(crate) fn tried(&self) -> String {
+        match self.credential {
+            Some(credential) => format!("with the credentials of {}", credential.source),
+            None => "asked without credentials".to_owned(),
+        }
     }
 
     pub(crate) fn invalid(&self, why: impl Into<String>) -> RegistryError {
@@ -315,7 +318,7 @@ fn basic(credential: &Credential) -> String {
 }
 
 /// The error that a status stands for, where it is one that any request may meet.
-pub(crate) fn refusal(image: &ImageRef, tried: &'static str, response: &Response) -> Option<RegistryError> {
+pub(crate) fn refusal(image: &ImageRef, tried: String, response: &Response) -> Option<RegistryError> {
     let image = image.to_string();
     let retry_after = || retry_after(response.headers().get(RETRY_AFTER)?.to_str().ok()?);
     match response.status() {
