@@ -48,7 +48,7 @@ use self::agent::Agent;
 use self::host::linux::LinuxHost;
 use self::image::fetch::RegistryFetch;
 use self::kernel::linux::LinuxKernel;
-pub use self::settings::{Network, WorkerSettings};
+pub use self::settings::{Network, NodeCredentialSettings, WorkerSettings};
 pub use self::start::{Error, Turn};
 
 /// Runs the worker until `shutdown`.
@@ -64,6 +64,6 @@ pub async fn run(
     let Some(state) = start::lock(&settings, &turn, &shutdown).await? else { return Ok(()) };
     let kernel = Arc::new(LinuxKernel::of(&settings));
     let host = Arc::new(LinuxHost::of(&settings));
-    let fetch = Arc::new(RegistryFetch::new(client.clone(), settings.network.clone()));
+    let fetch = Arc::new(RegistryFetch::new(client.clone(), &settings));
     Agent::new(settings, kernel, host, fetch, state, client, shutdown)?.run().await
 }

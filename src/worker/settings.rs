@@ -55,6 +55,7 @@ impl WorkerSettings {
                 host_etc: "/host/etc".into(),
                 proxies: Proxies::default(),
                 patience: Duration::from_mins(10),
+                node_credentials: Some(NodeCredentialSettings::default()),
             },
             store_limit: 4 << 30,
         }
@@ -70,4 +71,15 @@ pub struct Network {
     pub proxies: Proxies,
     /// How long a pull may move next to nothing; see [`Limits::progress_bytes`](crate::oci::limits::Limits::progress_bytes).
     pub patience: Duration,
+    /// Where the node's own credentials are; `None` if they are not to be used.
+    pub node_credentials: Option<NodeCredentialSettings>,
+}
+
+/// Where the node's own credentials are, where its kubelet's command line does not say.
+#[derive(Clone, Debug, Default)]
+pub struct NodeCredentialSettings {
+    /// The file, or the folder of files, that names credential provider plugins.
+    pub provider_config: Option<PathBuf>,
+    /// The folder with their executables.
+    pub provider_bin_dir: Option<PathBuf>,
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client};
+use kube::Client;
 use tracing::{info, warn};
 
+use super::credentials::Wallet;
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::image::ImageRef;
@@ -17,10 +17,10 @@ use crate::oci::limits::{Keep, Limits, Platform};
 use crate::oci::pull::{self, PullRequest};
 use crate::oci::route::endpoint::RegistryOptions;
 use crate::oci::route::mirrors::{self, Endpoints};
-use crate::runtime::client::{chain, within};
+use crate::runtime::client::chain;
 use crate::worker::facts::Trouble;
 use crate::worker::plan::Wanted;
-use crate::worker::settings::Network;
+use crate::worker::settings::{Network, WorkerSettings};
 
 /// Brings the image of an entry onto the node.
 pub trait Fetch: Send + Sync + 'static {
@@ -38,7 +38,7 @@ pub trait Fetch: Send + Sync + 'static {
 /// The real one.
 #[derive(Clone)]
 pub struct RegistryFetch {
-    client: Client,
+    wallet: Wallet,
     /// How registries are reached from this node.
     network: Network,
 }
@@ -51,8 +51,8 @@ impl std::fmt::Debug for RegistryFetch {
 
 impl RegistryFetch {
     /// Reads pull secrets through `client`.
-    pub fn new(client: Client, network: Network) -> Self {
-        Self { client, network }
+    pub fn new(client: Client, settings: &WorkerSettings) -> Self {
+        Self { wallet: Wallet::new(client, settings), network: settings.network.clone() }
     }
 }
 
@@ -64,65 +64,16 @@ impl Fetch for RegistryFetch {
         release: String,
         tree: PathBuf,
     ) -> BoxFuture<'static, Result<(), Trouble>> {
-        let Self { client, network } = self.clone();
+        let Self { wallet, network } = self.clone();
         async move {
-            let Found { credentials, passed_over } = credentials(&client, &wanted.spec).await?;
-            let pulled = pull(&wanted, runtime, &release, &tree, &credentials, &network).await;
-            pulled.map_err(|trouble| explained(trouble, &passed_over))
+            let image = wanted.spec.config.container_image.parse::<ImageRef>();
+            let image = image.map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, error.to_string()))?;
+            let gathered = wallet.gather(&wanted.spec, &image).await?;
+            let pulled = pull(&wanted, image, runtime, &release, &tree, &gathered.credentials, &network).await;
+            pulled.map_err(|trouble| gathered.explain(trouble))
         }
         .boxed()
     }
-}
-
-/// Credentials that serve an image, in the order in which they are tried.
-struct Found {
-    credentials: Credentials,
-    /// Pull secrets of the service account that could not be used, and why.
-    passed_over: Vec<String>,
-}
-
-/// The Module's own secret, without which nothing is fetched, and then those of its service account. Of these the kubelet
-/// passes over what it cannot use, and so does the worker.
-async fn credentials(client: &Client, spec: &NodeModuleSpec) -> Result<Found, Trouble> {
-    let own = spec.image_repo_secret.as_ref().map(|secret| secret.name.as_str()).filter(|name| !name.is_empty());
-    let mut credentials = match own {
-        Some(name) => secret(client, &spec.namespace, name).await?,
-        None => Credentials::anonymous(),
-    };
-    let mut passed_over = Vec::new();
-    for more in &spec.image_pull_secrets {
-        match secret(client, &spec.namespace, &more.name).await {
-            Ok(more) => credentials.extend(more),
-            Err(trouble) => passed_over.push(trouble.message),
-        }
-    }
-    Ok(Found { credentials, passed_over })
-}
-
-async fn secret(client: &Client, namespace: &str, name: &str) -> Result<Credentials, Trouble> {
-    let which = format!("pull secret {namespace}/{name}");
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = match within(|| format!("read {which}"), api.get_opt(name)).await {
-        Ok(Some(secret)) => secret,
-        Ok(None) => return Err(Trouble::new(NodeReason::PullSecretMissing, format!("{which} does not exist"))),
-        Err(error) => return Err(Trouble::new(NodeReason::PullSecretForbidden, chain(&error))),
-    };
-    let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
-    Credentials::from_secret_data(&data)
-        .map_err(|error| Trouble::new(NodeReason::PullSecretInvalid, format!("{which}: {}", chain(&error))))
-}
-
-/// A refusal with the secrets that might have prevented it. Some registries say of what is closed to somebody that it is
-/// not there.
-fn explained(mut trouble: Trouble, passed_over: &[String]) -> Trouble {
-    use NodeReason::{ImageForbidden, ImageNotFound, ImageUnauthorized};
-    if matches!(trouble.reason, ImageUnauthorized | ImageForbidden | ImageNotFound) {
-        for why in passed_over {
-            trouble.message.push_str("; passed over: ");
-            trouble.message.push_str(why);
-        }
-    }
-    trouble
 }
 
 /// How the registry is talked to. Without `registryTLS` the older `insecurePull` means an unverified certificate.
@@ -135,6 +86,7 @@ fn options(spec: &NodeModuleSpec) -> RegistryOptions {
 
 async fn pull(
     Wanted { spec, identity, .. }: &Wanted,
+    image: ImageRef,
     runtime: Option<String>,
     release: &str,
     tree: &Path,
@@ -142,8 +94,6 @@ async fn pull(
     network: &Network,
 ) -> Result<(), Trouble> {
     let text = &spec.config.container_image;
-    let image: ImageRef =
-        text.parse().map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, format!("{error}")))?;
     let keep = Keep::new(&identity.dir_name, &[release, trimmed(release)], identity.firmware_path.as_deref());
     info!(image = %text, "fetching");
     let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;

@@ -1,7 +1,9 @@
-//! Runs a program of kmod: absolute path, argument vector, no shell, no environment, a limit for its time and its words.
+//! Runs a program: absolute path, argument vector, no shell, no environment but what is given, a limit for its time and
+//! its words.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -33,6 +35,15 @@ pub struct Finished {
     pub answer: String,
     /// Its last lines on standard error.
     pub tail: Vec<String>,
+}
+
+/// What a program is given besides its arguments.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Its environment; of two variables of one name the later counts.
+    pub environment: Vec<(OsString, OsString)>,
+    /// What it can read from its standard input: less than a pipe holds.
+    pub input: Vec<u8>,
 }
 
 /// A program that did not come to an end.
@@ -69,8 +80,22 @@ pub enum Error {
 ///
 /// It is in a process group of its own: a signal to the worker does not reach it, and at the limit all of it is killed.
 pub fn run(program: &Path, name: &str, arguments: &[String], limit: Duration) -> Result<Finished, Error> {
+    run_with(program, name, arguments, &Given::default(), limit)
+}
+
+/// As [`run`], with an environment and an input.
+pub fn run_with(
+    program: &Path,
+    name: &str,
+    arguments: &[String],
+    given: &Given,
+    limit: Duration,
+) -> Result<Finished, Error> {
     debug!(program = %program.display(), name, ?arguments, "running");
-    let shown = || format!("{name} ({})", program.display());
+    let shown = || match program.display().to_string() {
+        path if path == name => path,
+        path => format!("{name} ({path})"),
+    };
     let failed = |source| Error::Start { program: shown(), source };
     if !program.is_absolute() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "the path is not absolute")));
@@ -79,13 +104,16 @@ pub fn run(program: &Path, name: &str, arguments: &[String], limit: Duration) ->
         .arg0(name)
         .args(arguments)
         .env_clear()
+        .envs(given.environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .process_group(0)
-        .stdin(Stdio::null())
+        .stdin(if given.input.is_empty() { Stdio::null() } else { Stdio::piped() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
+    // A program that does not want to know has closed it.
+    let _ = child.stdin.take().map(|mut pipe| pipe.write_all(&given.input));
     let answer = read(child.stdout.take(), whole);
     let tail = read(child.stderr.take(), last_lines);
     let ended = wait(&mut child, limit);
@@ -174,6 +202,11 @@ mod tests {
         // Arguments are words, whatever they hold; there is no environment.
         let words = ["-c", "printf '%s|' \"$@\" \"$HOME\"", "x", "a b", "$(id)", "'"].map(ToOwned::to_owned);
         assert_eq!(run(Path::new(SHELL), "sh", &words, long).unwrap().answer, "a b|$(id)|'||");
+        let environment = [("A", "1"), ("B", "2"), ("A", "3")].map(|(name, value)| (name.into(), value.into())).into();
+        let given = Given { environment, input: b"words".to_vec() };
+        let words = ["-c", "cat; printf '|%s' \"$A\" \"$B\" \"$HOME\""].map(ToOwned::to_owned);
+        assert_eq!(run_with(Path::new(SHELL), SHELL, &words, &given, long).unwrap().answer, "words|3|2|");
+        assert!(run_with(Path::new(SHELL), SHELL, &words[1..1], &given, long).is_ok_and(|done| !done.success));
         assert!(matches!(run(Path::new("/no/such/program"), "x", &[], long), Err(Error::Start { .. })));
         assert!(matches!(run(Path::new("sh"), "sh", &[], long), Err(Error::Start { .. })));
         assert!(matches!(shell("head -c 5000000 /dev/zero", long), Err(Error::TooMuch { .. })));
