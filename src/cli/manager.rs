@@ -12,7 +12,10 @@ use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, ProxyArgs, Usage, client, fail, instance};
+use super::{
+    EXIT_FAILURE, EXIT_USAGE, LogArgs, NodeCredentialArgs, ProxyArgs, Usage, client, fail, instance,
+    node_credential_variables,
+};
 use crate::admission::Admission;
 use crate::api::names;
 use crate::core::hash;
@@ -55,6 +58,8 @@ pub(super) struct ManagerArgs {
     health_address: SocketAddr,
     #[command(flatten)]
     proxies: ProxyArgs,
+    #[command(flatten)]
+    node_credentials: NodeCredentialArgs,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -124,23 +129,28 @@ pub(super) fn run(args: ManagerArgs) -> ExitCode {
             "--operator-namespace (OPERATOR_NAMESPACE) is empty; name the namespace of this manager",
         );
     }
-    let proxies = match args.proxies.proxies() {
-        Ok(proxies) => proxies,
+    let told = args.node_credentials.settings().map(|settings| node_credential_variables(settings.as_ref()));
+    let reached = args.proxies.proxies().and_then(|proxies| Ok((proxies, told?)));
+    let (proxies, node_credentials) = match reached {
+        Ok(reached) => reached,
         Err(usage) => return fail(EXIT_USAGE, &usage.to_string()),
     };
-    let result = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(manage(mode, proxies, args)).map_err(|error| chain(&error)));
+    let result =
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| error.to_string()).and_then(
+            |runtime| runtime.block_on(manage(mode, proxies, node_credentials, args)).map_err(|error| chain(&error)),
+        );
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(EXIT_FAILURE, &error),
     }
 }
 
-async fn manage(mode: Mode, proxies: Proxies, args: ManagerArgs) -> Result<(), Error> {
+async fn manage(
+    mode: Mode,
+    proxies: Proxies,
+    node_credentials: Vec<(&'static str, String)>,
+    args: ManagerArgs,
+) -> Result<(), Error> {
     info!(version = env!("CARGO_PKG_VERSION"), ?mode, namespace = args.operator_namespace, "manager starts");
     let client = client().await?;
     let shutdown = CancellationToken::new();
@@ -186,7 +196,7 @@ async fn manage(mode: Mode, proxies: Proxies, args: ManagerArgs) -> Result<(), E
                 worker_image,
                 worker_service_account: args.worker_service_account,
                 worker_health_port: super::worker::HEALTH_PORT,
-                worker_variables: proxies.variables().to_vec(),
+                worker_variables: [proxies.variables(), &node_credentials].concat(),
                 instance: instance.clone(),
             };
             let admission = Admission::start(managed, client.clone(), &metrics, &readiness, &mut tasks);

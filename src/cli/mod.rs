@@ -4,14 +4,16 @@ mod manager;
 mod worker;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kube::Client;
 
 use crate::api::crds;
 use crate::oci::route::proxies::Proxies;
 use crate::runtime::telemetry::{self, Format};
+use crate::worker::NodeCredentialSettings;
 
 /// Kernel modules for fleets of Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -93,6 +95,49 @@ impl ProxyArgs {
     }
 }
 
+/// The node's own credentials for registries.
+#[derive(Args, Debug)]
+struct NodeCredentialArgs {
+    /// Whether a node's own credentials are used where those of pull secrets do not do: its kubelet's docker
+    /// configuration and credential provider plugins
+    #[arg(long, env = NODE_CREDENTIALS, default_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    node_credentials: bool,
+    /// File or folder that names the plugins, where the kubelet's command line does not say
+    #[arg(long, env = PROVIDER_CONFIG, value_name = "PATH")]
+    image_credential_provider_config: Option<PathBuf>,
+    /// Folder with the plugins, where the kubelet's command line does not say
+    #[arg(long, env = PROVIDER_BIN_DIR, value_name = "PATH")]
+    image_credential_provider_bin_dir: Option<PathBuf>,
+}
+
+const NODE_CREDENTIALS: &str = "KMM_NODE_CREDENTIALS";
+const PROVIDER_CONFIG: &str = "KMM_IMAGE_CREDENTIAL_PROVIDER_CONFIG";
+const PROVIDER_BIN_DIR: &str = "KMM_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR";
+
+impl NodeCredentialArgs {
+    /// `None` if they are not to be used.
+    fn settings(&self) -> Result<Option<NodeCredentialSettings>, Usage> {
+        let path = |given: &Option<PathBuf>, name| match given.clone() {
+            Some(path) if !path.is_absolute() => {
+                Err(Usage(format!("{name} is `{}`; write the whole path on the node", path.display())))
+            }
+            path => Ok(path),
+        };
+        let settings = NodeCredentialSettings {
+            provider_config: path(&self.image_credential_provider_config, PROVIDER_CONFIG)?,
+            provider_bin_dir: path(&self.image_credential_provider_bin_dir, PROVIDER_BIN_DIR)?,
+        };
+        Ok(self.node_credentials.then_some(settings))
+    }
+}
+
+/// The variables by which a worker is told the same.
+fn node_credential_variables(settings: Option<&NodeCredentialSettings>) -> Vec<(&'static str, String)> {
+    let Some(settings) = settings else { return vec![(NODE_CREDENTIALS, "false".to_owned())] };
+    let paths = [(PROVIDER_CONFIG, &settings.provider_config), (PROVIDER_BIN_DIR, &settings.provider_bin_dir)];
+    paths.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?.display().to_string()))).collect()
+}
+
 /// Arguments that do not fit together; the text names the argument, its value and the way out.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -151,4 +196,43 @@ fn print_crds() -> ExitCode {
 fn fail(code: u8, message: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "kmm: {message}");
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Given {
+        #[command(flatten)]
+        node: NodeCredentialArgs,
+    }
+
+    fn settings(arguments: &[&str]) -> Option<Option<NodeCredentialSettings>> {
+        let given = Given::try_parse_from(["kmm"].iter().chain(arguments)).ok()?;
+        given.node.settings().ok()
+    }
+
+    #[test]
+    fn a_worker_reads_of_the_nodes_credentials_what_its_manager_was_told() {
+        let (config, folder) = ("--image-credential-provider-config", "--image-credential-provider-bin-dir");
+        for (arguments, count) in [
+            (&[][..], 0),
+            (&["--node-credentials=false"], 1),
+            (&["--node-credentials", "true", config, "/etc/providers.yaml", folder, "/opt/providers"], 2),
+        ] {
+            let told = settings(arguments).unwrap();
+            let variables = node_credential_variables(told.as_ref());
+            assert_eq!(variables.len(), count, "{arguments:?}");
+            let flag = |(name, value): &(&'static str, String)| {
+                format!("--{}={value}", name.trim_start_matches("KMM_").to_lowercase().replace('_', "-"))
+            };
+            let arguments: Vec<String> = variables.iter().map(flag).collect();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            assert_eq!(settings(&arguments).unwrap(), told);
+        }
+        for arguments in [&["--node-credentials=perhaps"][..], &[config, "etc/providers.yaml"], &[folder, "."]] {
+            assert_eq!(settings(arguments), None, "{arguments:?}");
+        }
+    }
 }

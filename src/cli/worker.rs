@@ -11,7 +11,7 @@ use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, ProxyArgs, client, fail};
+use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, NodeCredentialArgs, ProxyArgs, client, fail};
 use crate::runtime::client::chain;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
@@ -60,6 +60,8 @@ pub(super) struct WorkerArgs {
     store_limit: u64,
     #[command(flatten)]
     proxies: ProxyArgs,
+    #[command(flatten)]
+    node_credentials: NodeCredentialArgs,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "KMM_HEALTH_ADDRESS", default_value_t = SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)))]
     health_address: SocketAddr,
@@ -108,13 +110,14 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
     if node_name.is_empty() && !args.once {
         return fail(EXIT_USAGE, "--node-name (NODE_NAME) is empty; name the node that this worker drives");
     }
-    let proxies = match args.proxies.proxies() {
-        Ok(proxies) => proxies,
+    let reached = args.proxies.proxies().and_then(|proxies| Ok((proxies, args.node_credentials.settings()?)));
+    let (proxies, node_credentials) = match reached {
+        Ok(reached) => reached,
         Err(usage) => return fail(EXIT_USAGE, &usage.to_string()),
     };
     let usual = WorkerSettings::new(node_name);
     let settings = WorkerSettings {
-        network: Network { host_etc: args.host_etc, proxies, ..usual.network },
+        network: Network { host_etc: args.host_etc, proxies, node_credentials, ..usual.network },
         store_limit: args.store_limit,
         state_dir: args.state_dir,
         proc: args.proc,

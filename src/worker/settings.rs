@@ -76,7 +76,7 @@ pub struct Network {
 }
 
 /// Where the node's own credentials are, where its kubelet's command line does not say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeCredentialSettings {
     /// The file, or the folder of files, that names credential provider plugins.
     pub provider_config: Option<PathBuf>,

@@ -5,6 +5,7 @@
 mod support;
 
 mod checks;
+mod credentials;
 mod disk;
 mod failing;
 mod fast_reboot;
