@@ -208,9 +208,9 @@ mod tests {
         node: NodeCredentialArgs,
     }
 
-    fn settings(arguments: &[&str]) -> Option<Option<NodeCredentialSettings>> {
-        let given = Given::try_parse_from(["kmm"].iter().chain(arguments)).ok()?;
-        given.node.settings().ok()
+    fn settings(arguments: &[&str]) -> Result<Option<NodeCredentialSettings>, Usage> {
+        let given = Given::try_parse_from(["kmm"].iter().chain(arguments));
+        given.map_err(|error| Usage(error.to_string()))?.node.settings()
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
             assert_eq!(settings(&arguments).unwrap(), told);
         }
         for arguments in [&["--node-credentials=perhaps"][..], &[config, "etc/providers.yaml"], &[folder, "."]] {
-            assert_eq!(settings(arguments), None, "{arguments:?}");
+            assert!(settings(arguments).is_err(), "{arguments:?}");
         }
     }
 }

@@ -100,6 +100,7 @@ impl Registries {
         let data = found.map_err(|error| refused(secret, &error))?.data.unwrap_or_default();
         let bytes = data.iter().map(|(key, value)| (key.clone(), &value.0[..])).collect();
         Credentials::from_secret_data(&bytes)
+            .map(|credentials| credentials.named(&format!("the pull secret {secret}")))
             .map_err(|error| (ImageReason::PullSecretInvalid, format!("pull secret {secret}: {error}")))
     }
 }

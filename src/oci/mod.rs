@@ -2,8 +2,8 @@
 //!
 //! [`registry::resolve`](http::registry::resolve) turns a tag into a digest, [`pull::pull`] turns a digest into files,
 //! [`mirrors::endpoints`](route::mirrors::endpoints) says where a node asks. All take what they need as arguments: the
-//! content of the pull secret, the TLS options, the proxies, a deadline. Nothing here remembers anything between two calls,
-//! and credentials appear in no error and no log line.
+//! content of the pull secret, the TLS options, the proxies, a deadline. Nothing here remembers anything between two calls but
+//! what a caller keeps in [`auth::cache`], and credentials appear in no error and no log line.
 //!
 //! | Folder or file | Holds | May use |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //! | `unpack` | layers to a folder | `error`, `limits`, `progress` |
 //! | `http` | talking to one registry | `route`, `auth`, `error` |
 //! | `route` | where to ask: endpoints, mirrors of the node's container runtime, proxies | `auth` |
-//! | `auth` | credentials, and for which image they are | |
+//! | `auth` | credentials, for which image they are, and where a kubelet has them from | |
 //! | `error`, `limits`, `progress` | what all share | |
 
 pub mod auth;

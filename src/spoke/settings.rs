@@ -24,7 +24,7 @@ pub struct SpokeSettings {
     pub worker_service_account: String,
     /// Port of the node on which the worker answers probes.
     pub worker_health_port: u16,
-    /// Variables of the worker's environment: the manager's own proxies.
+    /// Variables of the worker's environment: the manager's own proxies, and whether a node's credentials are used.
     pub worker_variables: Vec<(&'static str, String)>,
     /// Name of this replica, shown in events.
     pub instance: String,

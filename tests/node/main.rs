@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod credentials;
 mod host;
 mod world;
 
@@ -51,6 +52,7 @@ async fn a_module_is_loaded_stays_through_whatever_is_no_intent_and_goes_with_it
     world.wait_ready_label(true).await?;
 
     host::firmware_and_files_come_and_go(&world).await?;
+    credentials::the_nodes_own_open_the_registry(&world).await?;
 
     // Cordon, a taint that nothing tolerates.
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());

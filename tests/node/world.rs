@@ -11,12 +11,15 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
+use crate::credentials;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::manager::{self, Edition, NAMESPACE};
 use crate::support::node::{Node, NodeOptions};
 use crate::support::registry::{Registry, RegistryOptions};
 use crate::support::{bed, eventually, images, kmods};
 
+/// Longest time until a module is loaded.
+pub(crate) const LIMIT: Duration = Duration::from_mins(3);
 pub(crate) const NODE: &str = "node-1";
 /// The Module that is there throughout.
 pub(crate) const MODULE: &str = "kmm-plain";
@@ -25,6 +28,8 @@ pub(crate) struct World {
     pub(crate) node: Node,
     pub(crate) cluster: ControlPlane,
     pub(crate) registry: Registry,
+    /// One that wants a password, which the node's kubelet has.
+    pub(crate) closed: Registry,
 }
 
 impl World {
@@ -40,11 +45,14 @@ impl World {
         }
         let cluster = ControlPlane::start(ControlPlaneOptions::full()).await?;
         let registries = vec![(registry.address(), None)];
-        let node =
-            Node::start(&cluster, NodeOptions { name: NODE.into(), registries, ..NodeOptions::default() }).await?;
+        let auth = Some((credentials::USER.into(), credentials::PASSWORD.into()));
+        let closed = Registry::start(RegistryOptions { auth, ..RegistryOptions::default() }).await?;
+        let files = credentials::files(&closed);
+        let options = NodeOptions { name: NODE.into(), registries, files, ..NodeOptions::default() };
+        let node = Node::start(&cluster, options).await?;
         manager::install_image(&cluster, Edition::Standalone, &image).await?;
         manager::wait_available(&cluster, Edition::Standalone).await?;
-        Ok(Self { node, cluster, registry })
+        Ok(Self { node, cluster, registry, closed })
     }
 
     pub(crate) async fn apply_module(&self) -> Result<()> {
@@ -75,7 +83,7 @@ impl World {
     /// The same, in another boot than the one that is given.
     pub(crate) async fn wait_loaded_after(&self, name: &str, boot: Option<&str>) -> Result<NodeModuleStatus> {
         let api: Api<NodeModulesConfig> = Api::all(self.cluster.admin().await?);
-        let reported = eventually(Duration::from_mins(3), "the module to be reported as loaded", || async {
+        let reported = eventually(LIMIT, "the module to be reported as loaded", || async {
             let config = api.get(NODE).await?;
             let status = config.status.unwrap_or_default();
             let entry = status.modules.into_iter().find(|module| module.name == name).context("no entry yet")?;
@@ -169,7 +177,7 @@ impl World {
     }
 
     /// The end of the logs of manager and worker, for an error.
-    async fn logs(&self) -> String {
+    pub(crate) async fn logs(&self) -> String {
         let manager = format!("deployment/{}", Edition::Standalone.manager());
         let mut text = String::new();
         for target in [manager.as_str(), &format!("daemonset/{WORKER_DAEMON_SET}")] {

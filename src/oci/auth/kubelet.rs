@@ -148,7 +148,7 @@ mod tests {
         let image: ImageRef = "quay.io/a".parse().unwrap();
         let entry = r#"{"quay.io": {"username": "u", "password": "p"}}"#;
         let content = |path: &str| {
-            if path.ends_with(".json") { format!(r#"{{"auths": {entry}}}"#) } else { entry.to_owned() }
+            if path.ends_with("/config.json") { format!(r#"{{"auths": {entry}}}"#) } else { entry.to_owned() }
         };
         let mut files: BTreeMap<PathBuf, String> =
             order.iter().map(|path| (PathBuf::from(path), content(path))).collect();

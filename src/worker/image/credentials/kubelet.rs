@@ -36,12 +36,12 @@ impl Kubelet {
         let mut pids: Vec<u32> =
             fs::read_dir(proc)?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         pids.sort_unstable();
-        let named = pids
+        let mut named = pids
             .into_iter()
             .map(|pid| proc.join(pid.to_string()))
             .filter(|process| fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == COMMAND));
         // One that ends meanwhile, or is none of the host's, is passed over.
-        let running = named.filter_map(|process| Self::of(&process, &first).ok().flatten()).next();
+        let running = named.find_map(|process| Self::of(&process, &first).ok().flatten());
         match running {
             Some(kubelet) => Ok(kubelet),
             None => Ok(Self {
