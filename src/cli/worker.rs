@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, NodeCredentialArgs, ProxyArgs, client, fail};
 use crate::runtime::client::chain;
@@ -17,11 +17,17 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::serve;
 use crate::runtime::tasks::{self, Tasks};
+use crate::runtime::watchdog;
 use crate::worker::once::Pass;
 use crate::worker::{self, Network, Turn, WorkerSettings};
 
-/// Port on which the worker answers probes. It shares the node's network, so only on the loopback address.
+/// Port on which the worker says whether it is ready, unless the manager is told another. It shares the node's network, so
+/// only on the loopback address.
 pub(super) const HEALTH_PORT: u16 = 18181;
+/// A worker whose tasks have not run for so long ends and is started again. Longer than any flush to a slow disk.
+const STUCK: Duration = Duration::from_mins(5);
+/// How often a port that somebody else has is tried again.
+const PORT_AGAIN: Duration = Duration::from_secs(30);
 
 /// Time for a load under way to end: it is never cut off halfway if that can be helped.
 const GRACE: Duration = Duration::from_secs(25);
@@ -100,6 +106,8 @@ enum Error {
     Client(#[from] super::ClientError),
     #[error(transparent)]
     Tasks(#[from] tasks::Error),
+    #[error("failed to start the thread that looks after the worker")]
+    Watchdog(#[source] std::io::Error),
 }
 
 pub(super) fn run(args: WorkerArgs) -> ExitCode {
@@ -148,15 +156,29 @@ async fn work(settings: WorkerSettings, health_address: SocketAddr) -> Result<()
     let readiness = Readiness::default();
     let turn = Turn { gate: readiness.gate("the lock of this node"), port: Arc::default() };
     let (port, stop) = (Arc::clone(&turn.port), shutdown.clone());
-    tasks.spawn("probes and metrics", async move {
-        tokio::select! {
-            () = port.notified() => serve::serve(health_address, PORT_WAIT, readiness, Metrics::default(), stop).await,
-            () = stop.cancelled() => Ok(()),
-        }
+    tasks.spawn_endless("probes and metrics", async move {
+        port.notified().await;
+        answer(health_address, readiness, stop).await;
     });
+    let alive = watchdog::watch_over(STUCK, || std::process::exit(EXIT_FAILURE.into())).map_err(Error::Watchdog)?;
+    tasks.spawn_endless("signs of life", alive);
     tasks.spawn("worker", worker::run(settings, client, turn, shutdown));
     tasks.run().await?;
     Ok(())
+}
+
+/// Serves probes and metrics. Where that cannot be, the worker works all the same, and the log says what to do.
+async fn answer(address: SocketAddr, readiness: Readiness, stop: CancellationToken) {
+    while let Err(error) =
+        serve::serve(address, PORT_WAIT, readiness.clone(), Metrics::default(), stop.clone()).await
+    {
+        warn!(
+            "{}; the pod does not look ready, the worker works all the same. Free the port, or give the manager another by \
+             --worker-health-port (KMM_WORKER_HEALTH_PORT)",
+            chain(&error)
+        );
+        tokio::time::sleep(PORT_AGAIN).await;
+    }
 }
 
 async fn once(settings: WorkerSettings) -> Result<(), Error> {

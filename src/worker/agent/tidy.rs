@@ -47,7 +47,11 @@ impl Tidy {
                 warn!("{}", chain(&error));
             }
         }
-        remove_trees(state, &needed, self.limit);
+        let aside = set_aside(state, &needed, self.limit);
+        if !aside.is_empty() {
+            // Gigabytes on a slow disk: nobody waits for that.
+            tokio::task::spawn_blocking(move || clear(&aside));
+        }
         self.needed = needed;
         let wanted = wants.modules.iter().filter_map(|desired| desired.identity.as_ref().ok());
         let generated = wanted
@@ -62,7 +66,9 @@ impl Tidy {
 
     /// The disk is full: images that nobody needs now go, whatever the limit allows. Tells whether there were any.
     pub(super) fn make_room(&self, state: &StateDir, wants: &Wants, record: &Record) -> bool {
-        remove_trees(state, &self.keys(wants, record), 0)
+        let aside = set_aside(state, &self.keys(wants, record), 0);
+        clear(&aside);
+        !aside.is_empty()
     }
 
     /// An unpacked image of which a file is missing goes, so that it is fetched again; not one with firmware that the
@@ -96,11 +102,19 @@ impl Tidy {
     }
 }
 
-fn remove_trees(state: &StateDir, needed: &BTreeSet<String>, limit: u64) -> bool {
-    match state.keep_trees(needed, limit) {
-        Ok(0) => return false,
-        Ok(removed) => info!(removed, "removed unpacked images that are not needed"),
-        Err(error) => warn!("{}", chain(&error)),
+fn set_aside(state: &StateDir, needed: &BTreeSet<String>, limit: u64) -> Vec<PathBuf> {
+    let aside = state.set_trees_aside(needed, limit).unwrap_or_else(|error| {
+        warn!("{}", chain(&error));
+        Vec::new()
+    });
+    if !aside.is_empty() {
+        info!(removed = aside.len(), "unpacked images that are not needed are removed");
     }
-    true
+    aside
+}
+
+fn clear(aside: &[PathBuf]) {
+    if let Err(error) = StateDir::clear_trees(aside) {
+        warn!("{}", chain(&error));
+    }
 }

@@ -20,7 +20,7 @@ use crate::worker::module_file::read_module;
 use crate::worker::record::published::OURS;
 use crate::worker::store::remove::remove;
 
-/// In a Module's folder: what tells its content from another.
+/// In a Module's folder: a line that tells its content from another, then a line for each file with its length.
 const CONTENT: &str = ".content";
 /// In [`OURS`]: the index does not know the last change.
 const STALE: &str = ".stale";
@@ -57,7 +57,7 @@ impl HostModules {
                 if name == STALE || name == UNFINISHED {
                     view.stale.insert(release.clone());
                 } else {
-                    let content = fs::read_to_string(ours.join(&name).join(CONTENT)).unwrap_or_default();
+                    let content = content(&ours.join(&name));
                     view.folders.insert((release.clone(), name), content);
                 }
             }
@@ -81,7 +81,8 @@ impl HostModules {
         Ok(write.join(release))
     }
 
-    /// Puts files into the folder of a Module, in the place of what was in it. The index is stale then.
+    /// Puts files into the folder of a Module, in the place of what was in it. On return they are on the disk: the host
+    /// takes them at the next boot, before any worker. The index is stale then.
     pub fn publish(&self, release: &str, name: &str, content: &str, files: &[PathBuf]) -> Result<(), Trouble> {
         let ours = self.writable(release)?.join(OURS);
         let put = || -> io::Result<()> {
@@ -90,13 +91,20 @@ impl HostModules {
             let unfinished = ours.join(UNFINISHED);
             remove(&unfinished)?;
             fs::create_dir(&unfinished)?;
+            let mut told = format!("{content}\n");
             for file in files {
                 let Some(file_name) = file.file_name() else { continue };
-                fs::copy(file, unfinished.join(file_name))?;
+                let copy = unfinished.join(file_name);
+                let length = fs::copy(file, &copy)?;
+                sync(&copy)?;
+                told += &format!("{length} {}\n", file_name.display());
             }
-            fs::write(unfinished.join(CONTENT), content)?;
+            fs::write(unfinished.join(CONTENT), told)?;
+            sync(&unfinished.join(CONTENT))?;
+            sync(&unfinished)?;
             remove(&ours.join(name))?;
-            fs::rename(&unfinished, ours.join(name))
+            fs::rename(&unfinished, ours.join(name))?;
+            sync(&ours)
         };
         put()
             .map_err(|error| trouble(format!("files cannot be put into {} of the host: {error}", shown(release, name))))
@@ -133,6 +141,11 @@ impl HostModules {
         }
         let ours = folder.join(OURS);
         let done = || -> io::Result<()> {
+            // depmod flushes nothing: without the mark, an index that an outage of the power emptied would stay so.
+            for index in names_in(&folder)?.into_iter().filter(|name| name.starts_with("modules.")) {
+                sync(&folder.join(index))?;
+            }
+            sync(&folder)?;
             remove(&ours.join(UNFINISHED))?;
             remove(&ours.join(STALE))
         };
@@ -144,6 +157,24 @@ impl HostModules {
             .and_then(|()| if is_kernel { Ok(()) } else { fs::remove_dir(&folder) });
         Ok(())
     }
+}
+
+/// What a Module's folder says it holds; empty, as of a folder that nobody knows, where a file is not as long as it was
+/// when it was put there.
+fn content(folder: &Path) -> String {
+    let told = fs::read_to_string(folder.join(CONTENT)).unwrap_or_default();
+    let mut lines = told.lines();
+    let content = lines.next().unwrap_or_default();
+    let is_whole = |line: &str| {
+        let Some((length, name)) = line.split_once(' ') else { return false };
+        fs::metadata(folder.join(name)).is_ok_and(|found| length.parse() == Ok(found.len()))
+    };
+    if lines.all(is_whole) { content.to_owned() } else { String::new() }
+}
+
+/// Flushes a file, or the names in a folder, to the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
 }
 
 fn shown(release: &str, name: &str) -> String {
@@ -210,10 +241,19 @@ mod tests {
         };
         assert_eq!(host.view().unwrap(), Published { writable: true, ..Published::default() });
         let (a, b) = (file("a.ko", "a"), file("b.ko.xz", "b"));
-        host.publish("6.1", "ns.m", "one", &[a.clone(), b]).unwrap();
+        host.publish("6.1", "ns.m", "one", &[a.clone(), b.clone()]).unwrap();
         assert_eq!(shown(), (vec!["6.1 ns.m one".to_owned()], vec!["6.1".to_owned()]));
         let folder = modules.join("6.1").join(OURS).join("ns.m");
         assert_eq!(fs::read_to_string(folder.join("b.ko.xz")).unwrap(), "b");
+        // What an outage of the power leaves of a file that was there already, or takes away, is seen and put there again.
+        for damage in [&|path: &Path| fs::write(path, "").unwrap(), &|path: &Path| fs::remove_file(path).unwrap()]
+            as [&dyn Fn(&Path); 2]
+        {
+            damage(&folder.join("b.ko.xz"));
+            assert_eq!(shown().0, ["6.1 ns.m "]);
+            host.publish("6.1", "ns.m", "one", &[a.clone(), b.clone()]).unwrap();
+            assert_eq!(shown().0, ["6.1 ns.m one"]);
+        }
         let trouble = host.renew_index("6.1").unwrap_err();
         assert_eq!(trouble.reason, NodeReason::NotPublished);
         assert!(trouble.message.contains("/lib/modules/6.1 is stale"), "{}", trouble.message);

@@ -11,6 +11,7 @@ mod trees;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -90,6 +91,19 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
     move |source| StoreError { action, path: path.to_owned(), source }
 }
 
+/// Takes all rights of others away. A disk that cannot be written keeps them, which is told and stops nobody.
+fn only_for_root(path: &Path, mode: u32) {
+    let set = || match fs::metadata(path)?.permissions().mode() & 0o777 {
+        is if is == mode => Ok(()),
+        _ => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+    };
+    if let Err(source) = set()
+        && source.kind() != io::ErrorKind::NotFound
+    {
+        warn!("{}", chain(&failed("take the rights of others from", path)(source)));
+    }
+}
+
 /// Removes what is in the folder and not named.
 fn keep(folder: &Path, names: &BTreeSet<String>) -> Result<usize, StoreError> {
     let mut removed = 0;
@@ -117,6 +131,8 @@ impl StateDir {
         let trees = root.join(TREES);
         fs::create_dir_all(&trees).map_err(failed("create", &trees))?;
         let path = root.join(LOCK);
+        // Whoever could open the lock could hold it, and keep every worker from this node.
+        only_for_root(root, 0o700);
         // Read only: a disk that cannot be written any more, or is to be made so, does not concern the lock.
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -124,6 +140,7 @@ impl StateDir {
             }
             opened => opened,
         };
+        only_for_root(&path, 0o600);
         let file = file.map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
@@ -204,10 +221,15 @@ impl StateDir {
         trees::sweep(&self.root.join(TREES)).map_err(|(path, source)| failed("remove", &path)(source))
     }
 
-    /// Removes unpacked images, those that were not used for longest first, until all together take at most `limit`
-    /// bytes; never one of `in_use`. Returns how many.
-    pub fn keep_trees(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<usize, StoreError> {
-        trees::keep(&self.root.join(TREES), in_use, limit).map_err(|(path, source)| failed("remove", &path)(source))
+    /// Takes unpacked images out of use, those that were not used for longest first, until the others take at most `limit`
+    /// bytes; never one of `in_use`. They are on the disk until [`StateDir::clear_trees`] removes them, which can take long.
+    pub fn set_trees_aside(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<Vec<PathBuf>, StoreError> {
+        trees::set_aside(&self.root.join(TREES), in_use, limit).map_err(|(path, source)| failed("remove", &path)(source))
+    }
+
+    /// Removes what was set aside; what an end of the process leaves of it goes at the next start.
+    pub fn clear_trees(aside: &[PathBuf]) -> Result<(), StoreError> {
+        trees::clear(aside).map_err(|(path, source)| failed("remove", &path)(source))
     }
 
     /// Removes one unpacked image.
@@ -328,6 +350,21 @@ mod tests {
             took_ms: Some(3),
             complete: true,
             ..Entry::of(NodeModuleSpec { name: name.into(), namespace: "ns".into(), ..NodeModuleSpec::default() })
+        }
+    }
+
+    #[test]
+    fn nobody_but_root_can_open_the_lock_also_where_an_earlier_worker_made_it_for_all() {
+        let root = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for open_to_all in [false, true] {
+            if open_to_all {
+                fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+                fs::set_permissions(root.path().join(LOCK), fs::Permissions::from_mode(0o644)).unwrap();
+            }
+            let state = StateDir::open(root.path()).unwrap().unwrap();
+            state.sign(false);
+            assert_eq!((mode(root.path()), mode(&root.path().join(LOCK))), (0o700, 0o600), "{open_to_all}");
         }
     }
 

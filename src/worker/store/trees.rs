@@ -21,51 +21,65 @@ pub(super) fn sweep(folder: &Path) -> Result<usize, (PathBuf, io::Error)> {
     Ok(removed)
 }
 
-/// Removes the images that were not used for longest, until all take at most `limit` bytes of the disk; never one of
-/// `in_use`, whatever they take. Returns how many.
-pub(super) fn keep(folder: &Path, in_use: &BTreeSet<String>, limit: u64) -> Result<usize, (PathBuf, io::Error)> {
-    let (mut total, mut unused, mut removed) = (0_u64, Vec::new(), 0);
+/// Sets the images aside that were not used for longest, until the others take at most `limit` bytes of the disk; never
+/// one of `in_use`, whatever they take. Nobody finds them by their names any more; to remove them, which can take long, is
+/// left to the caller.
+pub(super) fn set_aside(
+    folder: &Path,
+    in_use: &BTreeSet<String>,
+    limit: u64,
+) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+    let (mut total, mut unused, mut aside) = (0_u64, Vec::new(), Vec::new());
     let (used, others): (Vec<_>, Vec<_>) = entries(folder)?
         .into_iter()
         .filter(|(_, name)| !name.starts_with('.'))
         .partition(|(_, name)| in_use.contains(name));
     if others.is_empty() {
-        return Ok(0);
+        return Ok(aside);
     }
     for (path, _) in used {
         total = total.saturating_add(size(&path)?);
     }
-    for (path, _) in others {
+    for (path, name) in others {
         let metadata = fs::symlink_metadata(&path).map_err(|error| (path.clone(), error))?;
         if !metadata.is_dir() {
             remove(&path)?;
-            removed += 1;
             continue;
         }
         let size = size(&path)?;
         total = total.saturating_add(size);
-        unused.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), path, size));
+        unused.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), name, size));
     }
     unused.sort();
-    for (_, path, size) in unused {
+    for (_, name, size) in unused {
         if total <= limit {
             break;
         }
-        remove(&path)?;
+        aside.extend(take_aside(folder, &name)?);
         total = total.saturating_sub(size);
-        removed += 1;
     }
-    Ok(removed)
+    Ok(aside)
+}
+
+/// Takes the name of one image away. What an interrupted removal left under the same name goes first.
+fn take_aside(folder: &Path, name: &str) -> Result<Option<PathBuf>, (PathBuf, io::Error)> {
+    let (tree, aside) = (folder.join(name), folder.join(format!(".{name}.dropped")));
+    remove(&aside)?;
+    match fs::rename(&tree, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err((tree, error)),
+        Ok(()) => Ok(Some(aside)),
+    }
 }
 
 /// Removes one image, whole or not at all.
 pub(super) fn drop(folder: &Path, name: &str) -> Result<(), (PathBuf, io::Error)> {
-    let (tree, aside) = (folder.join(name), folder.join(format!(".{name}.dropped")));
-    remove(&aside)?;
-    match fs::rename(&tree, &aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err((tree, error)),
-        Ok(()) | Err(_) => remove(&aside),
-    }
+    take_aside(folder, name)?.map_or(Ok(()), |aside| remove(&aside))
+}
+
+/// Removes what was set aside.
+pub(super) fn clear(aside: &[PathBuf]) -> Result<(), (PathBuf, io::Error)> {
+    aside.iter().try_for_each(|path| remove(path))
 }
 
 /// Notes that an image is used now.
@@ -139,10 +153,14 @@ mod tests {
         for (limit, in_use, expected) in cases {
             let folder = store(&["a", "b", "c", "d"]);
             let in_use: BTreeSet<String> = in_use.iter().map(|name| (*name).to_owned()).collect();
-            let removed = keep(folder.path(), &in_use, limit * MIB as u64).unwrap();
+            let aside = set_aside(folder.path(), &in_use, limit * MIB as u64).unwrap();
+            let named = left(folder.path()).into_iter().filter(|name| !name.starts_with('.')).collect::<Vec<_>>();
+            assert_eq!(named, expected, "limit {limit} MiB");
+            assert_eq!(aside.len(), 4 - expected.len());
+            assert!(aside.iter().all(|path| path.join("lib/file").is_file()), "nothing is removed yet");
+            clear(&aside).unwrap();
             assert_eq!(left(folder.path()), expected, "limit {limit} MiB");
-            assert_eq!(removed, 4 - expected.len());
-            assert_eq!(keep(folder.path(), &in_use, limit * MIB as u64).unwrap(), 0, "again");
+            assert_eq!(set_aside(folder.path(), &in_use, limit * MIB as u64).unwrap(), [""; 0].map(PathBuf::from), "again");
         }
     }
 
@@ -150,7 +168,9 @@ mod tests {
     fn using_an_image_makes_it_the_last_to_go() {
         let folder = store(&["a", "b", "c"]);
         touch(&folder.path().join("a")).unwrap();
-        assert_eq!(keep(folder.path(), &BTreeSet::new(), 2 * MIB as u64 - 1).unwrap(), 2);
+        let aside = set_aside(folder.path(), &BTreeSet::new(), 2 * MIB as u64 - 1).unwrap();
+        assert_eq!(aside, [".b.dropped", ".c.dropped"].map(|name| folder.path().join(name)));
+        clear(&aside).unwrap();
         assert_eq!(left(folder.path()), ["a"]);
     }
 
@@ -168,7 +188,7 @@ mod tests {
     fn what_is_being_unpacked_stays_until_a_new_start_and_stray_files_go() {
         let folder = store(&["a", ".a.0-0.partial"]);
         fs::write(folder.path().join("stray"), "").unwrap();
-        assert_eq!(keep(folder.path(), &BTreeSet::new(), u64::MAX).unwrap(), 1);
+        assert_eq!(set_aside(folder.path(), &BTreeSet::new(), u64::MAX).unwrap(), [""; 0].map(PathBuf::from));
         assert_eq!(left(folder.path()), [".a.0-0.partial", "a"]);
         assert_eq!(sweep(folder.path()).unwrap(), 1);
         assert_eq!(left(folder.path()), ["a"]);
