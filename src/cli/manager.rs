@@ -50,6 +50,9 @@ pub(super) struct ManagerArgs {
     /// ServiceAccount of the worker, in the operator namespace
     #[arg(long, env = "WORKER_SERVICE_ACCOUNT", default_value = names::WORKER_SERVICE_ACCOUNT)]
     worker_service_account: String,
+    /// Port of each node, on its loopback address, on which the worker says whether it is ready
+    #[arg(long, env = "KMM_WORKER_HEALTH_PORT", default_value_t = super::worker::HEALTH_PORT)]
+    worker_health_port: u16,
     /// Name of this replica: holder of the lease, and the pod whose image the worker runs from
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
@@ -195,7 +198,7 @@ async fn manage(
                 operator_namespace: namespace.clone(),
                 worker_image,
                 worker_service_account: args.worker_service_account,
-                worker_health_port: super::worker::HEALTH_PORT,
+                worker_health_port: args.worker_health_port,
                 worker_variables: [proxies.variables(), &node_credentials].concat(),
                 instance: instance.clone(),
             };

@@ -169,9 +169,7 @@ async fn work(settings: WorkerSettings, health_address: SocketAddr) -> Result<()
 
 /// Serves probes and metrics. Where that cannot be, the worker works all the same, and the log says what to do.
 async fn answer(address: SocketAddr, readiness: Readiness, stop: CancellationToken) {
-    while let Err(error) =
-        serve::serve(address, PORT_WAIT, readiness.clone(), Metrics::default(), stop.clone()).await
-    {
+    while let Err(error) = serve::serve(address, PORT_WAIT, readiness.clone(), Metrics::default(), stop.clone()).await {
         warn!(
             "{}; the pod does not look ready, the worker works all the same. Free the port, or give the manager another by \
              --worker-health-port (KMM_WORKER_HEALTH_PORT)",

@@ -22,7 +22,7 @@ pub struct SpokeSettings {
     pub worker_image: String,
     /// Service account of the worker, in the operator's namespace.
     pub worker_service_account: String,
-    /// Port of the node on which the worker answers probes.
+    /// Port of each node, on its loopback address, on which the worker says whether it is ready.
     pub worker_health_port: u16,
     /// Variables of the worker's environment: the manager's own proxies, and whether a node's credentials are used.
     pub worker_variables: Vec<(&'static str, String)>,

@@ -45,12 +45,14 @@ impl Rendered {
 /// Never for these settings; the hash function is fallible for other values.
 fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value, String), hash::Error> {
     let labels = json!({ "app.kubernetes.io/name": "kmm", "app.kubernetes.io/component": "worker" });
-    // The worker shares the node's network and answers on its loopback address only.
-    let probe =
-        |path: &str| json!({ "httpGet": { "host": "127.0.0.1", "path": path, "port": settings.worker_health_port } });
+    // The worker shares the node's network and answers on its loopback address only. Whoever has the port before it makes
+    // its pod look not ready; it must not end it, so there is no liveness probe: the worker looks after itself.
+    let port = settings.worker_health_port;
+    let ready = json!({ "httpGet": { "host": "127.0.0.1", "path": "/readyz", "port": port } });
     let mut env = vec![
         json!({ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }),
         json!({ "name": "KMM_PROC", "value": HOST_PROC }),
+        json!({ "name": "KMM_HEALTH_ADDRESS", "value": format!("127.0.0.1:{port}") }),
     ];
     env.extend(settings.worker_variables.iter().map(|(name, value)| json!({ "name": name, "value": value })));
     let mut spec = json!({
@@ -82,8 +84,7 @@ fn render(settings: &SpokeSettings, publishes: bool) -> Result<(Value, String), 
                     },
                     // It loads kernel modules: whatever capability it had less, it could give itself.
                     "securityContext": { "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0 },
-                    "livenessProbe": probe("/healthz"),
-                    "readinessProbe": probe("/readyz"),
+                    "readinessProbe": ready,
                     // /sys needs no mount: a privileged container sees that of the host's kernel. Its /proc shows its own
                     // processes only; whoever keeps a module from leaving is one of the host's.
                     "volumeMounts": [
@@ -135,6 +136,8 @@ fn push(list: &mut Value, item: Value) {
 mod tests {
     use std::collections::BTreeSet;
 
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
     use super::*;
     use crate::runtime::store::Projection;
     use crate::spoke::settings::Mode;
@@ -164,6 +167,19 @@ mod tests {
         let pod = set.spec.unwrap().template.spec.unwrap();
         let writable = pod.containers[0].volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
         assert_eq!(writable.map(|mount| mount.mount_path.as_str()).collect::<Vec<_>>(), ["/var/lib/kmm"]);
+    }
+
+    #[test]
+    fn whoever_has_the_workers_port_makes_its_pod_look_not_ready_and_never_ends_it() {
+        let settings = SpokeSettings { worker_health_port: 20_001, ..settings("a") };
+        let set: DaemonSet = serde_json::from_value(render(&settings, false).unwrap().0).unwrap();
+        let container = set.spec.unwrap().template.spec.unwrap().containers.remove(0);
+        assert_eq!((container.liveness_probe, container.startup_probe), (None, None));
+        let asked = container.readiness_probe.unwrap().http_get.unwrap();
+        assert_eq!((asked.host.as_deref(), asked.port), (Some("127.0.0.1"), IntOrString::Int(20_001)));
+        let address =
+            container.env.unwrap().into_iter().find(|variable| variable.name == "KMM_HEALTH_ADDRESS").unwrap();
+        assert_eq!(address.value.as_deref(), Some("127.0.0.1:20001"));
     }
 
     #[test]

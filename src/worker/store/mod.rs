@@ -224,7 +224,8 @@ impl StateDir {
     /// Takes unpacked images out of use, those that were not used for longest first, until the others take at most `limit`
     /// bytes; never one of `in_use`. They are on the disk until [`StateDir::clear_trees`] removes them, which can take long.
     pub fn set_trees_aside(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<Vec<PathBuf>, StoreError> {
-        trees::set_aside(&self.root.join(TREES), in_use, limit).map_err(|(path, source)| failed("remove", &path)(source))
+        trees::set_aside(&self.root.join(TREES), in_use, limit)
+            .map_err(|(path, source)| failed("remove", &path)(source))
     }
 
     /// Removes what was set aside; what an end of the process leaves of it goes at the next start.

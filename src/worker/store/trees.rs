@@ -160,7 +160,11 @@ mod tests {
             assert!(aside.iter().all(|path| path.join("lib/file").is_file()), "nothing is removed yet");
             clear(&aside).unwrap();
             assert_eq!(left(folder.path()), expected, "limit {limit} MiB");
-            assert_eq!(set_aside(folder.path(), &in_use, limit * MIB as u64).unwrap(), [""; 0].map(PathBuf::from), "again");
+            assert_eq!(
+                set_aside(folder.path(), &in_use, limit * MIB as u64).unwrap(),
+                [""; 0].map(PathBuf::from),
+                "again"
+            );
         }
     }
 
