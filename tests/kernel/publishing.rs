@@ -134,3 +134,30 @@ async fn what_comes_back_is_the_kernels_own_also_where_the_module_was_published_
     ensure!(found.trim() == own, "{found}");
     Ok(())
 }
+
+#[tokio::test]
+async fn what_is_published_is_there_after_the_power_was_cut_and_what_was_damaged_is_put_there_again() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let image = world.push("plain", &[world.mods.plain()?]).await?;
+    let folder = format!("/lib/modules/{}/updates/kmm", world.mods.release);
+    let file = format!("{folder}/{}.plain/kmm_plain.ko", world.namespace);
+    start(&world, true).await?;
+    let generation = world.want(vec![published(world.entry("plain", "kmm-plain", &image, 1))], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    let complete = format!("[ -e {file} ] && ! [ -e {folder}/.stale ] && echo complete");
+    let is_complete = || world.vm.wait_for(PATIENCE, &complete, |out| out.text().contains("complete"));
+    is_complete().await?;
+    world.vm.power_cut().await?;
+
+    // The host alone, before any worker.
+    world.vm.run("/usr/sbin/modprobe kmm_plain").await?;
+    ensure!(world.loaded().await? == ["kmm_plain"]);
+
+    let length = world.vm.run(&format!("stat -c %s {file}")).await?;
+    world.vm.run(&format!(": >{file}")).await?;
+    start(&world, true).await?;
+    let whole = |out: &str| out.trim() == length.trim();
+    world.vm.wait_for(PATIENCE, &format!("stat -c %s {file}"), |out| whole(&out.text())).await?;
+    is_complete().await?;
+    Ok(())
+}

@@ -7,7 +7,7 @@ use kmm::api::ModuleState::{Loaded, Loading, UnloadFailed};
 
 use crate::special::special;
 use crate::support::eventually;
-use crate::world::{Options, World, of};
+use crate::world::{Options, PATIENCE, World, of};
 
 /// A few looks at the kernel, on a machine that is ten times slower than a real one.
 const SECONDS: Duration = Duration::from_secs(10);
@@ -100,5 +100,22 @@ async fn a_module_that_hangs_holds_up_nobody_and_one_in_use_is_told_with_its_use
     let requests = asked()?.split_off(before);
     ensure!(requests.len() <= 2, "{requests:?}");
     ensure!(requests.iter().all(|request| request == "patch nodemodulesconfigs/status"), "{requests:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_whose_port_somebody_has_says_so_and_works() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let image = world.push("plain", &[world.mods.plain()?]).await?;
+    world.vm.run("mkdir -p /run/empty && busybox httpd -p 127.0.0.1:18181 -h /run/empty").await?;
+    world.start_worker().await?;
+    let generation = world.want(vec![world.entry("plain", "kmm_plain", &image, 1)], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    let told = "works all the same. Free the port";
+    world.vm.wait_for(PATIENCE, "cat /var/log/worker.log", |out| out.text().contains(told)).await?;
+    // It did not begin anew for that.
+    let generation = world.want(vec![], vec![world.intent("plain", 1)]).await?;
+    world.settled(generation, &[]).await?;
+    ensure!(world.vm.run("cat /var/log/worker.log").await?.matches("worker starts").count() == 1);
     Ok(())
 }
