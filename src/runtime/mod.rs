@@ -4,8 +4,11 @@
 //! Nothing here knows about modules, nodes or clusters.
 
 pub mod client;
+pub mod controller;
 pub mod events;
+pub mod expectations;
 pub mod guarded;
+pub mod leading;
 pub mod lease;
 pub mod memory;
 pub mod metrics;
