@@ -50,6 +50,7 @@ impl Default for Metrics {
             Family::clone(&durations),
         );
         registry.register("kmm_queue_depth", "Keys that wait to be reconciled", Family::clone(&depth));
+        super::writes::register(&mut registry);
         Self { registry: Arc::new(Mutex::new(registry)), passes, durations, depth }
     }
 }
