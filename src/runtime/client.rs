@@ -286,6 +286,16 @@ where
     write::<K, _>(Verb::Create, |kind| format!("create {kind} {name}"), api.create(&params, object)).await
 }
 
+/// Writes the whole object anew; one that has another version by now is a conflict.
+pub async fn replace<K>(api: &Api<K>, name: &str, manager: &str, object: &K) -> Result<K, ApiError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Serialize,
+    K::DynamicType: Default,
+{
+    let params = PostParams { field_manager: Some(manager.to_owned()), ..PostParams::default() };
+    write::<K, _>(Verb::Replace, |kind| format!("replace {kind} {name}"), api.replace(name, &params, object)).await
+}
+
 /// Deletes the object if it is still the one with this uid; one that is gone or replaced is left alone.
 pub async fn delete<K>(api: &Api<K>, name: &str, uid: &str) -> Result<(), ApiError>
 where
@@ -371,6 +381,7 @@ mod tests {
         assert!(json_patch(&api, "there", "m", json!([{"op": "no such"}])).await.is_err());
         let object = Service::default();
         create(&api, "m", &object).await.unwrap();
+        replace(&api, "there", "m", &object).await.unwrap();
         let text = crate::runtime::metrics::Metrics::default().encode().unwrap();
         let counted = |verb: &str, result: &str| {
             let line = format!("kmm_api_writes_total{{verb=\"{verb}\",kind=\"Service\",result=\"{result}\"}} ");
@@ -381,6 +392,6 @@ mod tests {
                 assert_eq!(counted(verb, result), calls, "{verb} {result}\n{text}");
             }
         }
-        assert_eq!(counted("create", "ok"), 1);
+        assert_eq!((counted("create", "ok"), counted("replace", "ok")), (1, 1));
     }
 }

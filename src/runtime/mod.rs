@@ -10,7 +10,6 @@ pub mod expectations;
 pub mod guarded;
 pub mod leading;
 pub mod lease;
-pub mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod readiness;

@@ -13,15 +13,16 @@ use futures::{StreamExt, pin_mut};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::core::Resource;
-use kube_runtime::watcher::{self, Config, Event};
+use kube_runtime::watcher::{Config, Event};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::watch as signal;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::expectations::{Expectations, Version};
 use super::guarded::Guarded;
 use super::readiness::Gate;
+use super::watch::{self, watch};
 
 /// Namespace and name of an object; the namespace of cluster-scoped objects is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,7 +118,7 @@ impl<V> Shared<V> {
 #[derive(Debug)]
 pub struct Store<V> {
     shared: Arc<Shared<V>>,
-    ready: watch::Receiver<bool>,
+    ready: signal::Receiver<bool>,
 }
 
 impl<V> Clone for Store<V> {
@@ -196,14 +197,14 @@ impl<V> Store<V> {
 #[derive(Debug)]
 pub struct Writer<V> {
     shared: Arc<Shared<V>>,
-    ready: watch::Sender<bool>,
+    ready: signal::Sender<bool>,
     listed: BTreeSet<ObjectKey>,
 }
 
 /// A new, empty store and its writer.
 pub fn store<V>() -> (Store<V>, Writer<V>) {
     let shared = Arc::new(Shared { map: RwLock::new(Map::new()), expectations: Expectations::default() });
-    let (sender, receiver) = watch::channel(false);
+    let (sender, receiver) = signal::channel(false);
     (Store { shared: Arc::clone(&shared), ready: receiver }, Writer { shared, ready: sender, listed: BTreeSet::new() })
 }
 
@@ -240,13 +241,12 @@ impl<V: Projection> Writer<V> {
             Err(invalid) => {
                 warn!(object = %key, error = %invalid.error, "object cannot be read; what is known of it is kept");
                 let last = self.shared.read().get(&key).map(|held| Arc::clone(&held.value));
-                match V::unreadable(&invalid.metadata, &invalid.error, last.as_deref()) {
-                    Some(value) => self.put(key.clone(), value, version),
+                if let Some(value) = V::unreadable(&invalid.metadata, &invalid.error, last.as_deref()) {
+                    self.put(key.clone(), value, version)
+                } else {
                     // The version stays that of the value: a write that was planned from the value is refused.
-                    None => {
-                        let awaited = self.shared.expectations.shown(&key, Some(&version));
-                        last.filter(|_| awaited).map(|value| Self::unchanged(key.clone(), &value))
-                    }
+                    let awaited = self.shared.expectations.shown(&key, Some(&version));
+                    last.filter(|_| awaited).map(|value| Self::unchanged(key.clone(), &value))
                 }
             }
         };
@@ -297,10 +297,11 @@ pub async fn drive<V, F>(
     mut on_change: F,
 ) where
     V: Projection,
-    <V::Kind as Resource>::DynamicType: Default + Eq + std::hash::Hash + Clone,
+    <V::Kind as Resource>::DynamicType: Default,
     F: FnMut(&Change<V>),
 {
-    let stream = super::watch::watch(api, config);
+    let ear = gate.clone();
+    let stream = watch(api, config, move || ear.heard());
     pin_mut!(stream);
     while let Some(event) = stream.next().await {
         match event {
@@ -318,11 +319,8 @@ pub async fn drive<V, F>(
     }
 }
 
-fn report(gate: &Gate, error: &watcher::Error) {
-    // A watch that ends with 410 Gone is part of normal life: the next list repairs it.
-    if let watcher::Error::WatchError(status) = error
-        && status.code == 410
-    {
+fn report(gate: &Gate, error: &watch::Error) {
+    if error.is_expired() {
         debug!(watch = gate.name(), "watch expired, listing again");
         return;
     }

@@ -21,6 +21,7 @@ pub(super) enum Verb {
     Delete,
     Patch,
     PatchStatus,
+    Replace,
 }
 
 impl Verb {
@@ -32,6 +33,7 @@ impl Verb {
             Self::Delete => "delete",
             Self::Patch => "patch",
             Self::PatchStatus => "patch_status",
+            Self::Replace => "replace",
         }
     }
 }
