@@ -132,7 +132,9 @@ fn rooms_import_only_what_the_architecture_allows() {
             // Creating an object as a question, which stores nothing, needs parameters of its own.
             for uncounted in ["PatchParams", "DeleteParams"] {
                 if room != "runtime" && code.contains(uncounted) {
-                    wrong.push(format!("{shown} names {uncounted}: writes go through runtime::client, which counts them"));
+                    wrong.push(format!(
+                        "{shown} names {uncounted}: writes go through runtime::client, which counts them"
+                    ));
                 }
             }
         }
