@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::names::field_manager::ADMISSION;
 use crate::api::{Module, NodeModulesConfig, NodeModulesConfigSpec};
-use crate::runtime::client::{ApiError, Class, apply, within};
+use crate::runtime::client::{ApiError, Class, apply, replace, within};
 
 use super::plan::Action;
 use super::policies::IN_FORCE;
@@ -63,9 +63,7 @@ where
         Action::Nothing => return Ok(false),
         Action::Create => drop(apply(&api, name, ADMISSION, &object(meta(None))).await?),
         Action::Replace { resource_version } => {
-            let params = PostParams { field_manager: Some(ADMISSION.to_owned()), ..PostParams::default() };
-            let body = object(meta(Some(resource_version)));
-            within(|| format!("replace {} {name}", K::kind(&())), api.replace(name, &params, &body)).await?;
+            replace(&api, name, ADMISSION, &object(meta(Some(resource_version)))).await?;
         }
     }
     Ok(true)

@@ -37,8 +37,6 @@ use policies::{Policy, Rendered};
 
 /// Events about one object within this time cost one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// A connection that died silently is noticed after this time.
-const WATCH_TIMEOUT_SECS: u32 = 240;
 /// First and longest pause between two questions: an API server takes a policy into force within about a second.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -135,7 +133,7 @@ where
     V::Kind: kube::Resource<DynamicType = ()>,
 {
     let (store, writer) = store::<V>();
-    let config = Config::default().fields(&format!("metadata.name={policy}")).timeout(WATCH_TIMEOUT_SECS);
+    let config = Config::default().fields(&format!("metadata.name={policy}"));
     let gate = readiness.gate(&format!("{task}: {policy}"));
     let queue = queue.clone();
     let on_change = move |_: &Change<V>| queue.add(policy);

@@ -158,6 +158,7 @@ async fn manage(
     let client = client().await?;
     let shutdown = CancellationToken::new();
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
+    metrics.register(|registry| registry.register_collector(Box::new(readiness.clone())));
     let mut tasks = Tasks::new(shutdown.clone(), GRACE);
     let probes =
         serve::serve(args.health_address, Duration::ZERO, readiness.clone(), metrics.clone(), shutdown.clone());

@@ -23,8 +23,6 @@ use crate::runtime::tasks::Tasks;
 
 /// Objects per page of a list: works hold whole Modules, and a page is decoded at once.
 const PAGE: u32 = 200;
-/// A connection that died silently is noticed after this time.
-const TIMEOUT_SECS: u32 = 240;
 
 /// Starts every watch as a task, on every replica.
 pub(super) fn start(
@@ -35,7 +33,7 @@ pub(super) fn start(
     tasks: &mut Tasks,
 ) {
     let Writers { modules, clusters, images, works } = writers;
-    let all = || Config::default().page_size(PAGE).timeout(TIMEOUT_SECS);
+    let all = || Config::default().page_size(PAGE);
     let mut begin = Begin { fleet, readiness, tasks };
     begin.watch("watch of ManagedClusterModules", Api::all(client.clone()), all(), modules, module_changed);
     begin.watch("watch of ManagedClusters", Api::all(client.clone()), all(), clusters, cluster_changed);

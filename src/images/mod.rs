@@ -38,8 +38,6 @@ const WORKERS: usize = 4;
 const DEBOUNCE: Duration = Duration::from_millis(2);
 /// Longest wait for the store to show a status that was just written.
 const ECHO: Duration = Duration::from_secs(2);
-/// A connection that died silently is noticed after this time.
-const WATCH_TIMEOUT_SECS: u32 = 240;
 
 /// What the images controller needs to know about its installation.
 #[derive(Clone, Debug)]
@@ -89,10 +87,9 @@ impl Images {
         };
         let gate = readiness.gate("watch of ModuleImagesConfigs to be answered");
         let changed = queue.clone();
-        let watch =
-            drive(api, Config::default().timeout(WATCH_TIMEOUT_SECS), writer, gate, move |change: &Change<_>| {
-                changed.add(change.key.clone());
-            });
+        let watch = drive(api, Config::default(), writer, gate, move |change: &Change<_>| {
+            changed.add(change.key.clone());
+        });
         tasks.spawn_endless("watch of ModuleImagesConfigs to be answered", watch);
         let events = Events::new(client.clone(), "kmm-images", settings.instance);
         Self {

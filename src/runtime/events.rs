@@ -31,8 +31,9 @@ pub enum Severity {
 }
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Limit of `note` in events.k8s.io, bytes.
+/// Limits of events.k8s.io, bytes; an event beyond them is refused.
 const NOTE_LIMIT: usize = 1024;
+const WORD_LIMIT: usize = 128;
 
 impl Events {
     /// `component` is shown as the event's source; `instance` tells replicas apart.
@@ -50,9 +51,9 @@ impl Events {
         };
         let event = Event {
             type_,
-            reason: reason.to_owned(),
+            reason: truncated(reason, WORD_LIMIT).to_owned(),
             note: Some(truncated(note, NOTE_LIMIT).to_owned()),
-            action: action.to_owned(),
+            action: truncated(action, WORD_LIMIT).to_owned(),
             secondary: None,
         };
         match tokio::time::timeout(TIMEOUT, self.recorder.publish(&event, about)).await {
@@ -77,7 +78,31 @@ pub fn truncated(text: &str, limit: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::truncated;
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::body::Bytes;
+    use axum::http::StatusCode;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_about_the_longest_names_is_one_that_the_api_server_takes() {
+        let sent = Arc::new(Mutex::new(Value::Null));
+        let seen = Arc::clone(&sent);
+        let server = Router::new().fallback(move |body: Bytes| {
+            *seen.lock().unwrap() = serde_json::from_slice(&body).unwrap();
+            async move { (StatusCode::OK, body) }
+        });
+        let events = Events::new(Client::new(server, "default"), "kmm", None);
+        let about = ObjectReference { namespace: Some("n".repeat(63)), ..ObjectReference::default() };
+        let action = format!("Module {}/{}", "n".repeat(63), "m".repeat(253));
+        events.publish(&about, Severity::Normal, "Loaded", &action, &"é".repeat(1000)).await;
+        let sent = sent.lock().unwrap();
+        let length = |field: &str| sent[field].as_str().unwrap().len();
+        assert_eq!((length("action"), length("reason"), length("note")), (128, 6, 1024));
+    }
 
     #[test]
     fn a_long_note_is_cut_at_a_character() {

@@ -1,21 +1,30 @@
 //! Metrics in the OpenMetrics text format. Labels come from closed sets only.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
-
-use super::client::Class;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 
 /// The process's metrics; clones share the same registry.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     passes: Family<PassLabels, Counter>,
+    durations: Durations<QueueLabels>,
     depth: Family<QueueLabels, Gauge>,
+}
+
+/// Histograms of durations in seconds, by label.
+pub(super) type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// From what needs no call of the API server to the deadline of one call and beyond.
+pub(super) fn durations<L: Clone + std::hash::Hash + Eq>() -> Durations<L> {
+    Family::new_with_constructor(|| Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0]))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -31,11 +40,18 @@ struct QueueLabels {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let (passes, depth) = (Family::default(), Family::default());
+        let (passes, durations, depth) = (Family::default(), durations(), Family::default());
         let mut registry = Registry::default();
         registry.register("kmm_reconcile", "Passes of a controller over one key, by outcome", Family::clone(&passes));
+        registry.register_with_unit(
+            "kmm_reconcile_duration",
+            "Time that a pass took; those that only waited for a write to be shown are left out",
+            Unit::Seconds,
+            Family::clone(&durations),
+        );
         registry.register("kmm_queue_depth", "Keys that wait to be reconciled", Family::clone(&depth));
-        Self { registry: Arc::new(Mutex::new(registry)), passes, depth }
+        super::writes::register(&mut registry);
+        Self { registry: Arc::new(Mutex::new(registry)), passes, durations, depth }
     }
 }
 
@@ -47,7 +63,8 @@ impl Metrics {
 
     /// Metrics of the queue of one controller.
     pub fn queue(&self, controller: &'static str) -> QueueMetrics {
-        QueueMetrics { controller, passes: self.passes.clone(), depth: self.depth.clone() }
+        let (passes, durations, depth) = (self.passes.clone(), self.durations.clone(), self.depth.clone());
+        QueueMetrics { controller, passes, durations, depth }
     }
 
     /// All metrics as text.
@@ -67,13 +84,14 @@ impl Metrics {
 pub struct QueueMetrics {
     controller: &'static str,
     passes: Family<PassLabels, Counter>,
+    durations: Durations<QueueLabels>,
     depth: Family<QueueLabels, Gauge>,
 }
 
 impl QueueMetrics {
     /// Counters that nobody reads.
     pub fn unregistered(controller: &'static str) -> Self {
-        Self { controller, passes: Family::default(), depth: Family::default() }
+        Self { controller, passes: Family::default(), durations: durations(), depth: Family::default() }
     }
 
     /// The controller's name.
@@ -81,12 +99,16 @@ impl QueueMetrics {
         self.controller
     }
 
-    pub(super) fn passed(&self) {
-        self.count("done");
+    /// A pass ended; `outcome` is one of a closed list.
+    pub(super) fn passed(&self, outcome: &'static str, took: Duration) {
+        self.count(outcome);
+        let labels = QueueLabels { controller: self.controller };
+        self.durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    pub(super) fn failed(&self, class: Class) {
-        self.count(class.as_str());
+    /// A pass ended at once: a write of an earlier one is not shown yet.
+    pub(super) fn expecting(&self) {
+        self.count("expecting");
     }
 
     fn count(&self, outcome: &'static str) {

@@ -4,10 +4,12 @@
 //! Nothing here knows about modules, nodes or clusters.
 
 pub mod client;
+pub mod controller;
 pub mod events;
+pub mod expectations;
 pub mod guarded;
+pub mod leading;
 pub mod lease;
-pub mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod readiness;
@@ -17,3 +19,4 @@ pub mod tasks;
 pub mod telemetry;
 pub mod watch;
 pub mod watchdog;
+mod writes;

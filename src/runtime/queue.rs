@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::client::{ApiError, Class, chain};
+use super::leading::Leading;
 use super::metrics::QueueMetrics;
 
 /// What a key is: small, comparable, printable.
@@ -30,6 +31,9 @@ pub enum Outcome {
     Done,
     /// Look again after this time, for instance when a retry is due.
     Again(Duration),
+    /// A write of an earlier pass is not shown yet: nothing was done. Whatever shows it wakes the key; look again at this moment
+    /// at the latest.
+    Expecting(Instant),
 }
 
 /// A pass that failed. The class decides how it is retried.
@@ -59,6 +63,7 @@ pub struct Queue<K> {
     inner: Arc<Mutex<Inner<K>>>,
     wake: Arc<Notify>,
     debounce: Duration,
+    leading: Option<Leading>,
     metrics: QueueMetrics,
 }
 
@@ -74,6 +79,7 @@ impl<K> Clone for Queue<K> {
             inner: Arc::clone(&self.inner),
             wake: Arc::clone(&self.wake),
             debounce: self.debounce,
+            leading: self.leading.clone(),
             metrics: self.metrics.clone(),
         }
     }
@@ -101,7 +107,14 @@ impl<K: Key> Queue<K> {
             failures: HashMap::new(),
             sequence: 0,
         };
-        Self { inner: Arc::new(Mutex::new(inner)), wake: Arc::new(Notify::new()), debounce, metrics }
+        Self { inner: Arc::new(Mutex::new(inner)), wake: Arc::new(Notify::new()), debounce, leading: None, metrics }
+    }
+
+    /// The queue takes in nothing before this process leads.
+    #[must_use]
+    pub fn while_leading(mut self, leading: &Leading) -> Self {
+        self.leading = Some(leading.clone());
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
@@ -115,6 +128,9 @@ impl<K: Key> Queue<K> {
 
     /// Runs the key after `delay`, or earlier if it is already due earlier.
     pub fn add_after(&self, key: K, delay: Duration) {
+        if self.leading.as_ref().is_some_and(|leading| !leading.has_begun()) {
+            return;
+        }
         {
             let mut inner = self.lock();
             inner.schedule(key, Instant::now() + delay);
@@ -141,14 +157,19 @@ impl<K: Key> Queue<K> {
         Fut: Future<Output = Result<Outcome, E>> + Send + 'static,
         E: Failure,
     {
-        let mut tasks: JoinSet<(K, Result<Outcome, E>)> = JoinSet::new();
+        let mut tasks: JoinSet<(K, Duration, Result<Outcome, E>)> = JoinSet::new();
         loop {
             let next = if tasks.len() < workers.max(1) { self.lock().take(Instant::now()) } else { Next::Wait(None) };
             let until = match next {
                 Next::Run(key) => {
                     let span = info_span!("reconcile", controller = self.metrics.name(), key = %key);
                     let work = reconcile(key.clone());
-                    tasks.spawn(async move { (key, work.await) }.instrument(span));
+                    let pass = async move {
+                        let begun = Instant::now();
+                        let result = work.await;
+                        (key, begun.elapsed(), result)
+                    };
+                    tasks.spawn(pass.instrument(span));
                     continue;
                 }
                 Next::Wait(until) => until,
@@ -164,7 +185,7 @@ impl<K: Key> Queue<K> {
                 () = self.wake.notified() => {}
                 () = sleep => {}
                 Some(done) = tasks.join_next() => match done {
-                    Ok((key, result)) => self.finish(key, result),
+                    Ok((key, took, result)) => self.finish(key, took, result),
                     // A pass that panics is a defect: end the process loudly instead of losing the key.
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     Err(_) => {}
@@ -174,20 +195,26 @@ impl<K: Key> Queue<K> {
         while tasks.join_next().await.is_some() {}
     }
 
-    fn finish<E: Failure>(&self, key: K, result: Result<Outcome, E>) {
+    fn finish<E: Failure>(&self, key: K, took: Duration, result: Result<Outcome, E>) {
         let mut inner = self.lock();
         inner.running.remove(&key);
         match result {
-            Ok(outcome) => {
+            Ok(Outcome::Done) => {
                 inner.failures.remove(&key);
-                self.metrics.passed();
-                if let Outcome::Again(delay) = outcome {
-                    inner.schedule(key, Instant::now() + delay);
-                }
+                self.metrics.passed("done", took);
+            }
+            Ok(Outcome::Again(delay)) => {
+                inner.failures.remove(&key);
+                self.metrics.passed("again", took);
+                inner.schedule(key, Instant::now() + delay);
+            }
+            Ok(Outcome::Expecting(until)) => {
+                self.metrics.expecting();
+                inner.schedule(key, until);
             }
             Err(error) => {
                 let class = error.class();
-                self.metrics.failed(class);
+                self.metrics.passed(class.as_str(), took);
                 let failures = inner.failures.entry(key.clone()).or_insert(0);
                 *failures += 1;
                 let delay = match class {
@@ -337,6 +364,17 @@ mod tests {
         let runs = bad.load(Ordering::SeqCst);
         assert!((7..=11).contains(&runs), "{runs} tries in a minute");
         assert_eq!(good.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_only_waits_takes_in_no_work() {
+        let leading = Leading::default();
+        let queue = queue().while_leading(&leading);
+        queue.add("before".into());
+        assert!(queue.is_empty());
+        leading.begin();
+        queue.clone().add("after".into());
+        assert_eq!(queue.len(), 1);
     }
 
     #[test]

@@ -13,13 +13,16 @@ use futures::{StreamExt, pin_mut};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::core::Resource;
-use kube_runtime::watcher::{self, Config, Event};
+use kube_runtime::watcher::{Config, Event};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::watch as signal;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::expectations::{Expectations, Version};
 use super::guarded::Guarded;
 use super::readiness::Gate;
+use super::watch::{self, watch};
 
 /// Namespace and name of an object; the namespace of cluster-scoped objects is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +74,10 @@ pub trait Projection: PartialEq + Send + Sync + Sized + 'static {
     }
 }
 
-/// One change of a stored value; at least one side is present and the sides differ.
+/// One change of a stored value; at least one side is present.
+///
+/// The sides differ, but for a write of this process that somebody waited for ([`Store::expected_until`]) and that changed
+/// nothing of what is read: then both are what is held.
 #[derive(Debug)]
 pub struct Change<V> {
     /// Which object.
@@ -82,41 +88,88 @@ pub struct Change<V> {
     pub new: Option<Arc<V>>,
 }
 
-type Map<V> = BTreeMap<ObjectKey, Arc<V>>;
+/// What is held of an object.
+#[derive(Debug)]
+struct Held<V> {
+    value: Arc<V>,
+    /// That of which the value was made.
+    version: Version,
+}
+
+type Map<V> = BTreeMap<ObjectKey, Held<V>>;
+
+#[derive(Debug)]
+struct Shared<V> {
+    map: RwLock<Map<V>>,
+    expectations: Expectations,
+}
+
+impl<V> Shared<V> {
+    fn read(&self) -> RwLockReadGuard<'_, Map<V>> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Map<V>> {
+        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Read side of a store; clones share the same content.
 #[derive(Debug)]
 pub struct Store<V> {
-    map: Arc<RwLock<Map<V>>>,
-    ready: watch::Receiver<bool>,
+    shared: Arc<Shared<V>>,
+    ready: signal::Receiver<bool>,
 }
 
 impl<V> Clone for Store<V> {
     fn clone(&self) -> Self {
-        Self { map: Arc::clone(&self.map), ready: self.ready.clone() }
+        Self { shared: Arc::clone(&self.shared), ready: self.ready.clone() }
     }
 }
 
 impl<V> Store<V> {
     fn read(&self) -> RwLockReadGuard<'_, Map<V>> {
-        self.map.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.read()
     }
 
     /// The value of one object.
     pub fn get(&self, key: &ObjectKey) -> Option<Arc<V>> {
-        self.read().get(key).cloned()
+        self.read().get(key).map(|held| Arc::clone(&held.value))
+    }
+
+    /// The value of one object, and the version of which it was made: the precondition of a write that is planned from it.
+    pub fn get_with_version(&self, key: &ObjectKey) -> Option<(Arc<V>, Version)> {
+        self.read().get(key).map(|held| (Arc::clone(&held.value), held.version.clone()))
     }
 
     /// All keys and values, ordered by key.
     pub fn snapshot(&self) -> Vec<(ObjectKey, Arc<V>)> {
-        self.read().iter().map(|(key, value)| (key.clone(), Arc::clone(value))).collect()
+        self.read().iter().map(|(key, held)| (key.clone(), Arc::clone(&held.value))).collect()
     }
 
     /// Calls `f` for each object in key order, without copying; keep `f` short, the store is locked.
     pub fn for_each(&self, mut f: impl FnMut(&ObjectKey, &Arc<V>)) {
-        for (key, value) in self.read().iter() {
-            f(key, value);
+        for (key, held) in self.read().iter() {
+            f(key, &held.value);
         }
+    }
+
+    /// This process wrote the object; `meta` is what the server answered.
+    pub fn written(&self, key: &ObjectKey, meta: &ObjectMeta) {
+        let map = self.read();
+        self.shared.expectations.written(key, Version::of(meta), map.get(key).map(|held| &held.version));
+    }
+
+    /// This process deleted the object.
+    pub fn deleted(&self, key: &ObjectKey) {
+        let map = self.read();
+        self.shared.expectations.deleted(key, map.get(key).map(|held| &held.version));
+    }
+
+    /// Until when to wait for a write of this process to be shown, at most [`LONGEST`](super::expectations::LONGEST) after it;
+    /// `None` if nothing is waited for. When it is shown, there is a [`Change`], also where nothing that is read has changed.
+    pub fn expected_until(&self, key: &ObjectKey) -> Option<Instant> {
+        self.shared.expectations.until(key)
     }
 
     /// Number of objects.
@@ -143,56 +196,61 @@ impl<V> Store<V> {
 /// Write side of a store: feeds watch events into it.
 #[derive(Debug)]
 pub struct Writer<V> {
-    map: Arc<RwLock<Map<V>>>,
-    ready: watch::Sender<bool>,
+    shared: Arc<Shared<V>>,
+    ready: signal::Sender<bool>,
     listed: BTreeSet<ObjectKey>,
 }
 
 /// A new, empty store and its writer.
 pub fn store<V>() -> (Store<V>, Writer<V>) {
-    let map = Arc::new(RwLock::new(Map::new()));
-    let (sender, receiver) = watch::channel(false);
-    (Store { map: Arc::clone(&map), ready: receiver }, Writer { map, ready: sender, listed: BTreeSet::new() })
+    let shared = Arc::new(Shared { map: RwLock::new(Map::new()), expectations: Expectations::default() });
+    let (sender, receiver) = signal::channel(false);
+    (Store { shared: Arc::clone(&shared), ready: receiver }, Writer { shared, ready: sender, listed: BTreeSet::new() })
 }
 
 impl<V: Projection> Writer<V> {
-    fn write(&self) -> RwLockWriteGuard<'_, Map<V>> {
-        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    fn put(&mut self, key: ObjectKey, new: V, version: Version) -> Option<Change<V>> {
+        let mut map = self.shared.write();
+        let awaited = self.shared.expectations.shown(&key, Some(&version));
+        if let Some(held) = map.get_mut(&key)
+            && *held.value == new
+        {
+            held.version = version;
+            return awaited.then(|| Self::unchanged(key, &held.value));
+        }
+        let new = Arc::new(new);
+        let old = map.insert(key.clone(), Held { value: Arc::clone(&new), version });
+        Some(Change { key, old: old.map(|held| held.value), new: Some(new) })
     }
 
-    fn put(&mut self, key: ObjectKey, new: V) -> Option<Change<V>> {
-        let new = Arc::new(new);
-        let old = {
-            let mut map = self.write();
-            if map.get(&key).is_some_and(|old| **old == *new) {
-                return None;
-            }
-            map.insert(key.clone(), Arc::clone(&new))
-        };
-        Some(Change { key, old, new: Some(new) })
+    fn unchanged(key: ObjectKey, value: &Arc<V>) -> Change<V> {
+        Change { key, old: Some(Arc::clone(value)), new: Some(Arc::clone(value)) }
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Option<Change<V>> {
-        let old = self.write().remove(key)?;
-        Some(Change { key: key.clone(), old: Some(old), new: None })
+        let mut map = self.shared.write();
+        self.shared.expectations.shown(key, None);
+        let old = map.remove(key)?;
+        Some(Change { key: key.clone(), old: Some(old.value), new: None })
     }
 
     fn apply(&mut self, object: Guarded<V::Kind>) -> (ObjectKey, Option<Change<V>>) {
-        match object.0 {
-            Ok(object) => {
-                let key = ObjectKey::of(object.meta());
-                let value = V::project(object);
-                (key.clone(), self.put(key, value))
-            }
+        let (key, version) = (ObjectKey::of(object.meta()), Version::of(object.meta()));
+        let change = match object.0 {
+            Ok(object) => self.put(key.clone(), V::project(object), version),
             Err(invalid) => {
-                let key = ObjectKey::of(&invalid.metadata);
                 warn!(object = %key, error = %invalid.error, "object cannot be read; what is known of it is kept");
-                let last = self.write().get(&key).cloned();
-                let change = V::unreadable(&invalid.metadata, &invalid.error, last.as_deref())
-                    .and_then(|value| self.put(key.clone(), value));
-                (key, change)
+                let last = self.shared.read().get(&key).map(|held| Arc::clone(&held.value));
+                if let Some(value) = V::unreadable(&invalid.metadata, &invalid.error, last.as_deref()) {
+                    self.put(key.clone(), value, version)
+                } else {
+                    // The version stays that of the value: a write that was planned from the value is refused.
+                    let awaited = self.shared.expectations.shown(&key, Some(&version));
+                    last.filter(|_| awaited).map(|value| Self::unchanged(key.clone(), &value))
+                }
             }
-        }
+        };
+        (key, change)
     }
 
     /// Takes one watch event in and returns the changes that it made.
@@ -209,8 +267,9 @@ impl<V: Projection> Writer<V> {
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                let gone: Vec<_> = self.write().keys().filter(|key| !listed.contains(*key)).cloned().collect();
+                let gone: Vec<_> = self.shared.read().keys().filter(|key| !listed.contains(*key)).cloned().collect();
                 let changes = gone.iter().filter_map(|key| self.remove(key)).collect();
+                self.shared.expectations.tidy();
                 self.ready.send_replace(true);
                 changes
             }
@@ -238,10 +297,11 @@ pub async fn drive<V, F>(
     mut on_change: F,
 ) where
     V: Projection,
-    <V::Kind as Resource>::DynamicType: Default + Eq + std::hash::Hash + Clone,
+    <V::Kind as Resource>::DynamicType: Default,
     F: FnMut(&Change<V>),
 {
-    let stream = super::watch::watch(api, config);
+    let ear = gate.clone();
+    let stream = watch(api, config, move || ear.heard());
     pin_mut!(stream);
     while let Some(event) = stream.next().await {
         match event {
@@ -259,11 +319,8 @@ pub async fn drive<V, F>(
     }
 }
 
-fn report(gate: &Gate, error: &watcher::Error) {
-    // A watch that ends with 410 Gone is part of normal life: the next list repairs it.
-    if let watcher::Error::WatchError(status) = error
-        && status.code == 410
-    {
+fn report(gate: &Gate, error: &watch::Error) {
+    if error.is_expired() {
         debug!(watch = gate.name(), "watch expired, listing again");
         return;
     }
@@ -275,6 +332,7 @@ fn report(gate: &Gate, error: &watcher::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::expectations::LONGEST;
     use crate::runtime::guarded::Unreadable;
     use k8s_openapi::api::core::v1::ConfigMap;
 
@@ -297,9 +355,13 @@ mod tests {
         Guarded(Ok(object))
     }
 
-    fn invalid(name: &str) -> Guarded<ConfigMap> {
-        let metadata = ObjectMeta { name: Some(name.into()), namespace: Some("ns".into()), ..ObjectMeta::default() };
+    fn invalid(name: &str, version: &str) -> Guarded<ConfigMap> {
+        let metadata = map(name, "", version).meta().clone();
         Guarded(Err(Unreadable { error: "bad".into(), metadata }))
+    }
+
+    fn answer(version: &str) -> ObjectMeta {
+        map("a", "", version).meta().clone()
     }
 
     #[test]
@@ -333,11 +395,96 @@ mod tests {
     fn an_object_that_becomes_unreadable_is_kept_also_over_a_new_list() {
         let (store, mut writer) = store::<Data>();
         writer.update(Event::Apply(map("a", "1", "1")));
-        assert!(writer.update(Event::Apply(invalid("a"))).is_empty());
+        assert!(writer.update(Event::Apply(invalid("a", "9"))).is_empty());
         writer.update(Event::Init);
-        assert!(writer.update(Event::InitApply(invalid("a"))).is_empty());
+        assert!(writer.update(Event::InitApply(invalid("a", "9"))).is_empty());
         assert!(writer.update(Event::InitDone).is_empty());
         assert_eq!(store.get(&ObjectKey::new("ns", "a")).as_deref(), Some(&Data(Some("1".into()))));
-        assert_eq!(writer.update(Event::Delete(invalid("a"))).len(), 1);
+        assert_eq!(writer.update(Event::Delete(invalid("a", "9"))).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_waited_for_until_the_store_shows_it_or_something_later() {
+        let (key, other) = (ObjectKey::new("ns", "a"), ObjectKey::new("ns", "b"));
+        type Show = fn(&str) -> Event<Guarded<ConfigMap>>;
+        let ways: [(&str, Show); 4] = [
+            ("changed", |version| Event::Apply(map("a", version, version))),
+            ("nothing that is read has changed", |version| Event::Apply(map("a", "1", version))),
+            ("it cannot be read any more", |version| Event::Apply(invalid("a", version))),
+            ("in a list", |version| Event::InitApply(map("a", "1", version))),
+        ];
+        for (way, show) in ways {
+            for (written, shown, met) in [("12", "12", true), ("12", "100", true), ("12", "11", false)] {
+                let (store, mut writer) = store::<Data>();
+                writer.update(Event::Apply(map("a", "1", "9")));
+                store.written(&key, &answer(written));
+                assert_eq!(store.expected_until(&key), Some(Instant::now() + LONGEST), "{way}");
+                assert_eq!(store.expected_until(&other), None, "{way}");
+                let changes = writer.update(show(shown));
+                assert_eq!(store.expected_until(&key).is_none(), met, "{way}: {written} {shown}");
+                assert!(!changes.is_empty() || !met, "{way}: whoever waited is not woken");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_waited_for_that_is_there_already_or_never_comes() {
+        let key = ObjectKey::new("ns", "a");
+        let (store, mut writer) = store::<Data>();
+        writer.update(Event::Apply(map("a", "1", "9")));
+        store.written(&key, &answer("9"));
+        assert_eq!(store.expected_until(&key), None, "nothing was changed, or the watch was faster");
+        store.written(&key, &answer("12"));
+        assert!(writer.update(Event::Apply(map("a", "1", "12"))).is_empty(), "nobody has asked: nobody is woken");
+        store.written(&key, &answer("13"));
+        assert!(store.expected_until(&key).is_some());
+        tokio::time::advance(LONGEST).await;
+        assert_eq!(store.expected_until(&key), None, "the watch lags");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_is_waited_for_until_the_object_is_gone_or_another_one() {
+        let key = ObjectKey::new("ns", "a");
+        for show in [Event::Delete(map("a", "1", "12")), Event::Apply(map("a", "1", "11"))] {
+            let (store, mut writer) = store::<Data>();
+            store.deleted(&key);
+            assert_eq!(store.expected_until(&key), None, "it is gone already");
+            writer.update(Event::Apply(map("a", "1", "9")));
+            store.deleted(&key);
+            assert!(store.expected_until(&key).is_some());
+            writer.update(Event::Apply(map("a", "1", "9")));
+            assert!(store.expected_until(&key).is_some(), "that is the one that was deleted");
+            assert_eq!(writer.update(show).len(), 1);
+            assert_eq!(store.expected_until(&key), None);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_made_and_is_gone_before_the_store_saw_it_is_forgotten() {
+        let (store, mut writer) = store::<Data>();
+        store.written(&ObjectKey::new("ns", "a"), &answer("12"));
+        writer.update(Event::Delete(map("a", "1", "13")));
+        assert_eq!(store.expected_until(&ObjectKey::new("ns", "a")), None);
+        store.written(&ObjectKey::new("ns", "a"), &answer("14"));
+        tokio::time::advance(LONGEST).await;
+        for event in [Event::Init, Event::InitDone] {
+            writer.update(event);
+        }
+        assert!(store.shared.expectations.is_empty());
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_value_that_is_held() {
+        let key = ObjectKey::new("ns", "a");
+        let (store, mut writer) = store::<Data>();
+        for (event, version) in [
+            (Event::Apply(map("a", "1", "9")), "9"),
+            (Event::Apply(map("a", "1", "10")), "10"),
+            (Event::Apply(invalid("a", "11")), "10"),
+            (Event::Apply(map("a", "2", "12")), "12"),
+        ] {
+            writer.update(event);
+            assert_eq!(store.get_with_version(&key).unwrap().1.to_string(), version);
+        }
     }
 }

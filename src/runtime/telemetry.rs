@@ -17,8 +17,7 @@ pub enum Format {
 /// # Errors
 /// The filter cannot be parsed.
 pub fn init(format: Format, filter: &str) -> Result<(), ParseError> {
-    // A failing watch is told by the store, with what is missing; kube tells the same in its own way.
-    let filter = EnvFilter::builder().parse(format!("kube_runtime::watcher=off,{filter}"))?;
+    let filter = EnvFilter::builder().parse(filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         Format::Json => builder.json().flatten_event(true).init(),

@@ -149,7 +149,7 @@ pub(super) fn watches(
             }
         };
         // The kind belongs to OCM and may come later: what it lacks is logged, and holds up nothing else.
-        let apart = Readiness::default().gate("watch of clusterclaims");
+        let apart = readiness.optional("watch of clusterclaims");
         watches.push(watch("clusterclaims", all(client), Config::default(), writer, apart, on_claim));
     }
     watches

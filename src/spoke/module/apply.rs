@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{ListParams, PartialObjectMeta, PostParams};
+use kube::api::{ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
 use tracing::info;
@@ -12,7 +12,7 @@ use crate::api::names::field_manager::MODULE_STATUS;
 use crate::api::names::module_configured_label;
 use crate::api::{Module, ModuleImagesConfig, ModuleImagesConfigSpec, ModuleStatus, NodeModulesConfig};
 use crate::core::label;
-use crate::runtime::client::{ApiError, apply_status, delete, merge, merge_status, within};
+use crate::runtime::client::{ApiError, apply_status, create, delete, json_patch, merge, merge_status, within};
 use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::{ObjectKey, Store};
@@ -87,24 +87,14 @@ async fn wanted_on(client: &Client, nodes: &Store<NodeView>, facts: &ModuleFacts
 
 /// Sets the list if UID and list are still those that were seen: another controller's finalizer is never lost.
 async fn write_finalizers(client: &Client, facts: &ModuleFacts, list: &[String]) -> Result<(), ApiError> {
-    let action = || format!("set the finalizers of Module {}", facts.key);
     let seen = if facts.finalizers.is_empty() { Value::Null } else { json!(facts.finalizers) };
     let operations = json!([
         { "op": "test", "path": "/metadata/uid", "value": &*facts.uid },
         { "op": "test", "path": "/metadata/finalizers", "value": seen },
         { "op": "add", "path": "/metadata/finalizers", "value": list },
     ]);
-    let url = format!(
-        "{}/{}?fieldManager={MODULE_STATUS}",
-        Module::url_path(&(), Some(&facts.key.namespace)),
-        facts.key.name
-    );
-    let request = http::Request::patch(url)
-        .header(http::header::CONTENT_TYPE, "application/json-patch+json")
-        .body(operations.to_string().into_bytes());
-    let request = request
-        .map_err(|source| ApiError::Call { action: action(), source: Box::new(kube::Error::HttpError(source)) })?;
-    match within(action, client.request::<Value>(request)).await {
+    let api: Api<Module> = Api::namespaced(client.clone(), &facts.key.namespace);
+    match json_patch(&api, &facts.key.name, MODULE_STATUS, operations).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
@@ -124,9 +114,7 @@ async fn write_images(client: &Client, facts: &ModuleFacts, action: &ImagesActio
                 owner_references: Some(vec![owner(facts)]),
                 ..ObjectMeta::default()
             };
-            let params = PostParams { field_manager: Some(MODULE_STATUS.to_owned()), ..PostParams::default() };
-            let call = api.create(&params, &images);
-            within(|| format!("create ModuleImagesConfig {}", facts.key), call).await.map(|_| ())
+            create(&api, MODULE_STATUS, &images).await.map(|_| ())
         }
         ImagesAction::Update { spec, adopt } => {
             let mut body = replacement(spec);

@@ -2,13 +2,12 @@
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
 use serde_json::{Map, Value, json};
 
 use crate::api::names::field_manager::{LABELS, NODE_PLANNER};
 use crate::api::{NodeModulesConfig, NodeModulesConfigSpec};
-use crate::runtime::client::{self, ApiError, merge, within};
+use crate::runtime::client::{self, ApiError, create, delete_unchanged, merge};
 
 use super::plan::{ConfigAction, Plan};
 
@@ -25,16 +24,7 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
     let api: Api<NodeModulesConfig> = Api::all(client.clone());
     match action {
         ConfigAction::Nothing => Ok(()),
-        ConfigAction::Delete { uid, resource_version } => {
-            let preconditions =
-                Preconditions { uid: Some(uid.clone()), resource_version: Some(resource_version.clone()) };
-            let params = DeleteParams::background().preconditions(preconditions);
-            match within(|| format!("delete NodeModulesConfig {name}"), api.delete(name, &params)).await {
-                Ok(_) => Ok(()),
-                Err(error) if error.is_not_found() => Ok(()),
-                Err(error) => Err(error),
-            }
-        }
+        ConfigAction::Delete { uid, resource_version } => delete_unchanged(&api, name, uid, resource_version).await,
         ConfigAction::Apply { resource_version: None, owner, labels, stale_labels: _, spec } => {
             let mut config = NodeModulesConfig::new(name, spec.clone());
             config.metadata = ObjectMeta {
@@ -43,8 +33,7 @@ async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Res
                 owner_references: Some(vec![node_owner(name, owner)]),
                 ..ObjectMeta::default()
             };
-            let params = PostParams { field_manager: Some(NODE_PLANNER.to_owned()), ..PostParams::default() };
-            within(|| format!("create NodeModulesConfig {name}"), api.create(&params, &config)).await.map(|_| ())
+            create(&api, NODE_PLANNER, &config).await.map(|_| ())
         }
         ConfigAction::Apply { resource_version: Some(version), owner, labels, stale_labels, spec } => {
             let body = json!({

@@ -43,10 +43,8 @@ use super::store::StateDir;
 use crate::api::names::{NodeReason, field_manager};
 use crate::api::{NodeModuleSpec, NodeModulesConfig};
 use crate::runtime::client::{self, chain};
-use crate::runtime::watch::watch;
+use crate::runtime::watch::{self, watch};
 
-/// A watch that says nothing for so long is begun anew.
-const WATCH_TIMEOUT_SECS: u32 = 120;
 /// How long the end of the worker waits for the kernel: less than the DaemonSet's grace period of 30 s.
 const LAST_WAIT: Duration = Duration::from_secs(20);
 
@@ -88,7 +86,7 @@ impl std::fmt::Debug for Agent {
 
 enum Woken {
     Shutdown,
-    Watch(Option<Box<Result<watcher::Event<Watched>, watcher::Error>>>),
+    Watch(Option<Box<Result<watcher::Event<Watched>, watch::Error>>>),
     Task(Result<Finished, tokio::task::JoinError>),
     Time,
 }
@@ -141,10 +139,8 @@ impl Agent {
     /// Runs until shutdown.
     pub async fn run(mut self) -> Result<(), Error> {
         let api: Api<Watched> = Api::all(self.client.clone());
-        let config = watcher::Config::default()
-            .fields(&format!("metadata.name={}", self.settings.node_name))
-            .timeout(WATCH_TIMEOUT_SECS);
-        let mut watch = std::pin::pin!(watch(api, config));
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.settings.node_name));
+        let mut watch = std::pin::pin!(watch(api, config, || {}));
         let mut look = tokio::time::interval(self.settings.look_every);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let shutdown = self.shutdown.clone();
