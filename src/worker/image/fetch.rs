@@ -11,7 +11,7 @@ use super::credentials::Wallet;
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::image::{ImageRef, is_never_pulled, never_pulled};
-use crate::core::kernel::trimmed;
+use crate::core::kernel::spellings;
 use crate::oci::auth::credentials::Credentials;
 use crate::oci::limits::{Keep, Limits, Platform};
 use crate::oci::pull::{self, PullRequest};
@@ -98,7 +98,7 @@ async fn pull(
     network: &Network,
 ) -> Result<(), Trouble> {
     let text = &spec.config.container_image;
-    let keep = Keep::new(&identity.dir_name, &[release, trimmed(release)], identity.firmware_path.as_deref());
+    let keep = Keep::new(&identity.dir_name, &spellings(release), identity.firmware_path.as_deref());
     info!(image = %text, "fetching");
     let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;
     for note in &notes {
@@ -150,25 +150,20 @@ async fn endpoints(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use axum::Router;
     use http::StatusCode;
 
     use super::*;
-    use crate::oci::route::proxies::Proxies;
     use crate::worker::plan::Desired;
     use crate::worker::testing::{RELEASE, spec};
 
     #[tokio::test]
     async fn an_image_that_is_never_pulled_is_refused_before_anybody_is_asked() {
         let client = Client::new(Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE), "default");
-        let network =
-            Network { host_etc: "/nowhere".into(), proxies: Proxies::default(), patience: Duration::from_secs(1) };
         let mut spec = spec("gpu", "kmm_a", 'a', 1);
         spec.config.image_pull_policy = "Never".into();
         let wanted = Desired::of(spec.clone()).check(RELEASE).unwrap();
-        let fetch = RegistryFetch::new(client, network);
+        let fetch = RegistryFetch::new(client, &WorkerSettings::new("node"));
         let trouble = fetch.fetch(wanted, None, RELEASE.into(), "/nowhere/tree".into()).await.unwrap_err();
         assert_eq!(trouble.reason, NodeReason::ImageNeverPulled);
         assert!(trouble.message.contains(&spec.config.container_image), "{}", trouble.message);
