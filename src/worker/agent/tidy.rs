@@ -1,16 +1,25 @@
 //! Keeps unpacked images, and what was generated for modprobe, within bounds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
 use tracing::{info, warn};
 
+use crate::core::load::LoadIdentity;
 use crate::runtime::client::chain;
 use crate::worker::host::Host;
-use crate::worker::plan::{Job, Step, Wants};
-use crate::worker::record::{Entry, Record};
+use crate::worker::plan::{Desired, Job, RunningJob, Step, Wants};
+use crate::worker::record::{Entry, Owner, Record};
 use crate::worker::store::StateDir;
+
+/// What must stay on the disk.
+pub(super) struct Needed {
+    /// Keys of unpacked images.
+    trees: BTreeSet<String>,
+    /// Keys of what was generated for modprobe.
+    generated: BTreeSet<String>,
+}
 
 /// What is known of unpacked images.
 #[derive(Debug)]
@@ -35,38 +44,44 @@ impl Tidy {
         self.due = true;
     }
 
-    /// Keeps unpacked images within the limit, if it is time. Those that a wanted entry or one of the record came from
-    /// stay.
-    pub(super) fn tidy_up(&mut self, state: &StateDir, wants: &Wants, record: &Record) {
+    /// What a wanted entry, one of the record, or a job that runs comes from.
+    pub(super) fn needed(&self, wants: &Wants, record: &Record, running: &BTreeMap<Owner, RunningJob>) -> Needed {
+        let loading = running.values().filter_map(|job| job.load.clone().map(Desired::of));
+        let wanted: Vec<LoadIdentity> =
+            wants.modules.iter().cloned().chain(loading).filter_map(|desired| desired.identity.ok()).collect();
+        let generated = wanted.iter().filter_map(|identity| identity.generated_key(&self.release));
+        let recorded = record.entries.iter().filter_map(|entry| entry.identity().ok());
+        Needed {
+            generated: generated.chain(record.entries.iter().filter_map(Entry::generated_key)).collect(),
+            trees: wanted.iter().chain(&recorded.collect::<Vec<_>>()).map(|of| of.tree_key(&self.release)).collect(),
+        }
+    }
+
+    /// Keeps unpacked images within the limit, if it is time. Those that are needed stay.
+    pub(super) fn tidy_up(&mut self, state: &StateDir, needed: Needed) {
         if !self.due {
             return;
         }
-        let needed = self.keys(wants, record);
-        for left in self.needed.difference(&needed) {
+        for left in self.needed.difference(&needed.trees) {
             if let Err(error) = state.touch_tree(left) {
                 warn!("{}", chain(&error));
             }
         }
-        let aside = set_aside(state, &needed, self.limit);
+        if let Err(error) = state.keep_generated(&needed.generated) {
+            warn!("{}", chain(&error));
+        }
+        let aside = set_aside(state, &needed.trees, self.limit);
         if !aside.is_empty() {
             // Gigabytes on a slow disk: nobody waits for that.
             tokio::task::spawn_blocking(move || clear(&aside));
         }
-        self.needed = needed;
-        let wanted = wants.modules.iter().filter_map(|desired| desired.identity.as_ref().ok());
-        let generated = wanted
-            .filter_map(|identity| identity.generated_key(&self.release))
-            .chain(record.entries.iter().filter_map(Entry::generated_key))
-            .collect();
-        if let Err(error) = state.keep_generated(&generated) {
-            warn!("{}", chain(&error));
-        }
+        self.needed = needed.trees;
         self.due = false;
     }
 
     /// The disk is full: images that nobody needs now go, whatever the limit allows. Tells whether there were any.
-    pub(super) fn make_room(&self, state: &StateDir, wants: &Wants, record: &Record) -> bool {
-        let aside = set_aside(state, &self.keys(wants, record), 0);
+    pub(super) fn make_room(&self, state: &StateDir, needed: &Needed) -> bool {
+        let aside = set_aside(state, &needed.trees, 0);
         clear(&aside);
         !aside.is_empty()
     }
@@ -93,12 +108,6 @@ impl Tidy {
                 Err(error) => warn!("{}", chain(&error)),
             }
         }
-    }
-
-    fn keys(&self, wants: &Wants, record: &Record) -> BTreeSet<String> {
-        let wanted = wants.modules.iter().filter_map(|desired| desired.identity.clone().ok());
-        let recorded = record.entries.iter().filter_map(|entry| entry.identity().ok());
-        wanted.chain(recorded).map(|identity| identity.tree_key(&self.release)).collect()
     }
 }
 

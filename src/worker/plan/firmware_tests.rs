@@ -39,7 +39,7 @@ fn value(world: &World) -> String {
 }
 
 fn links(world: &World) -> Vec<String> {
-    let links = world.store.links.borrow();
+    let links = world.store.links.lock().unwrap();
     links.iter().flat_map(|(_, links)| links).map(|(name, target)| format!("{name} {}", target.display())).collect()
 }
 

@@ -412,10 +412,10 @@ fn what_the_kernel_never_got_is_not_taken_out_later() {
 #[test]
 fn without_a_record_on_the_disk_the_kernel_gets_nothing() {
     let mut world = gpu();
-    *world.store.full.borrow_mut() = true;
+    *world.store.full.lock().unwrap() = true;
     assert_eq!(world.settle(), ["gpu Failed StoreFailed"]);
     assert_eq!(world.kernel.take_calls(), [""; 0]);
-    *world.store.full.borrow_mut() = false;
+    *world.store.full.lock().unwrap() = false;
     world.wait();
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
 }

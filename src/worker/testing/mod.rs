@@ -17,7 +17,7 @@ pub(super) use self::values::{OURS, RELEASE, file, identity, intent, spec};
 use super::apply;
 use super::facts::Trouble;
 use super::kernel::Kernel as _;
-use super::node::Node;
+use super::node::{Node, lock};
 use super::observe::{self, FilesRead, Known};
 use super::plan::{
     Attempts, LoadFile, LoadSet, Modprobe, Observed, Plan, Prepared, RunningJob, Scope, Settled, Step, Wanted, plan,
@@ -122,7 +122,7 @@ impl World {
     /// Carries out the jobs of a plan.
     pub(super) fn carry_out(&mut self, plan: &Plan, shutdown: &CancellationToken) {
         let record = Mutex::new(std::mem::take(&mut self.record));
-        let startable = startable(plan.jobs.clone(), &apply::lock(&record), []);
+        let startable = startable(plan.jobs.clone(), &lock(&record), []);
         for (job, _) in startable {
             let outcome = apply::job(self.node(), &record, &job, shutdown, &self.taken_back);
             let listed = self.kernel.listed().unwrap();

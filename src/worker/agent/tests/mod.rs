@@ -2,6 +2,7 @@
 
 mod away;
 mod disk;
+mod hanging;
 mod making_room;
 
 use std::path::PathBuf;
