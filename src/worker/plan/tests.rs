@@ -125,6 +125,32 @@ fn an_order_unloads_users_first_and_only_what_was_inserted() {
 }
 
 #[test]
+fn what_nothing_ties_together_leaves_in_the_other_order_than_it_came() {
+    let mut world = World::new();
+    let files = || {
+        let named = ["z", "a", "m"].map(|name| file(name, name, Named, &[])).into_iter();
+        named.chain([file("p", "p", Optional, &[])]).collect::<Vec<_>>()
+    };
+    world.image('a', files());
+    world.desired.modules = vec![spec("gpu", "m", 'a', 1)];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["+z", "+a", "+m", "+p"]);
+    world.desired.modules.clear();
+    world.desired.unload = vec![intent("gpu", 1)];
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.take_calls(), ["-p", "-m", "-a", "-z"]);
+    // Modules of the kernel itself leave as they are listed, but for those that others hold.
+    for name in ["k", "y", "b"] {
+        let needs = if name == "b" { vec!["k".to_owned()] } else { vec![] };
+        world.kernel.with(|modules| drop(modules.insert(name.into(), Loaded { needs, ..Loaded::default() })));
+    }
+    world.desired.modules = vec![spec("gpu", "m", 'a', 2)];
+    world.desired.modules[0].config.in_tree_modules_to_remove = ["y", "k", "b"].map(ToOwned::to_owned).into();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls()[..3], ["-y", "-b", "-k"]);
+}
+
+#[test]
 fn a_module_in_use_stays_whole_and_goes_when_it_is_free() {
     let mut world = gpu();
     world.settle();
