@@ -145,7 +145,7 @@ fn put(reached: &Reached, below: &Path) -> io::Result<()> {
     match reached.packing {
         Packing::Plain => symlink(&reached.path, target),
         Packing::Gzip | Packing::Xz | Packing::Zstd => {
-            fs::write(target, module_file::read(&reached.path, reached.packing)?)
+            fs::write(target, &*module_file::read(&reached.path, reached.packing)?)
         }
     }
 }
