@@ -198,3 +198,14 @@ fn a_lost_record_leaves_no_path_to_nowhere() {
     assert_eq!(world.settle(), [""; 0]);
     assert_eq!(value(&world), "");
 }
+
+#[test]
+fn a_search_path_that_cannot_be_read_concerns_nobody_without_firmware() {
+    let mut world = node();
+    world.image('c', vec![file("disk", "d1", Named, &[])]);
+    world.desired.modules.push(spec("disk", "disk", 'c', 1));
+    world.kernel.fail("firmware_path", Errno::EIO);
+    let told = world.settle();
+    assert!(told.contains(&"disk Loaded Loaded".to_owned()), "{told:?}");
+    assert!(told.iter().any(|told| told.ends_with("Failed FirmwarePathRefused")), "{told:?}");
+}

@@ -17,6 +17,8 @@ pub const MAX_PATH: usize = 255;
 pub struct FirmwareView {
     /// The kernel's; `None` if this kernel has none.
     pub kernel: Option<SearchPath>,
+    /// Why it could not be read, if it could not: nothing is done about it then.
+    pub unreadable: Option<String>,
     /// The path of the folder of links, whether it is there or not.
     pub ours: String,
     /// Which links the folder holds, if it is there.
@@ -27,6 +29,12 @@ impl FirmwareView {
     /// Why no firmware can be handed to this kernel; `None` if it can.
     pub fn refusal(&self) -> Option<Trouble> {
         let refused = |message: String| Some(Trouble::new(NodeReason::FirmwarePathRefused, message));
+        if let Some(why) = &self.unreadable {
+            return refused(format!(
+                "modprobe.firmwarePath cannot be carried out: /sys/module/firmware_class/parameters/path cannot be read: \
+                 {why}"
+            ));
+        }
         match &self.kernel {
             None => refused(
                 "modprobe.firmwarePath cannot be carried out: this kernel has no \
@@ -146,7 +154,7 @@ mod tests {
         for (kernel, ours, refused) in
             [(None, 10, true), (path(false), 10, true), (path(true), 256, true), (path(true), 255, false)]
         {
-            let view = FirmwareView { kernel, ours: "x".repeat(ours), merged: None };
+            let view = FirmwareView { kernel, ours: "x".repeat(ours), ..FirmwareView::default() };
             assert_eq!(view.refusal().is_some(), refused, "{view:?}");
         }
     }

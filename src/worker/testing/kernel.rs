@@ -274,6 +274,7 @@ impl Host for SimulatedKernel {
     }
 
     fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
+        self.fault("firmware_path").map_err(|refused| refused.errno)?;
         Ok(self.search_path.lock().unwrap().clone().map(|value| SearchPath { value, writable: true }))
     }
 
