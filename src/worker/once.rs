@@ -18,8 +18,10 @@ use super::kernel::Kernel as _;
 use super::kernel::linux::LinuxKernel;
 use super::node::Hands;
 use super::observe::{self, FilesRead, Known};
+use super::plan::pause::Unready;
 use super::plan::{
-    Attempts, Job, LoadSet, Observed, Outcome, Plan, Prepared, Report, RunningJob, Scope, Wanted, Wants, plan, startable,
+    Attempts, Job, LoadSet, Observed, Outcome, Plan, Prepared, Report, RunningJob, Scope, Wanted, Wants, plan,
+    startable,
 };
 use super::record::Owner;
 use super::settings::WorkerSettings;
@@ -122,15 +124,18 @@ fn carry_out<S: Store>(
         for wanted in prepare {
             let found = from_store(&wanted, &observed);
             let mut preparation = Prepared::begun(wanted, desired.container_runtime.clone(), None);
-            preparation.end(found, NEVER);
+            preparation.end(found.map_err(Unready::from), NEVER);
             prepared.insert(preparation.wanted.owner.clone(), preparation);
         }
         // Side by side: one that the kernel never finishes must not keep out what comes after it.
+        let jobs = if shutdown.is_cancelled() { Vec::new() } else { jobs };
         for (job, reach) in startable(jobs, &observed.record, observed.running.values().map(|job| &job.reach)) {
             running.insert(job.owner.clone(), RunningJob::of(&job, reach, begun.elapsed()));
             let (given, end) = (job.clone(), ends.clone());
             let done = move |outcome| drop(end.send((given, outcome)));
-            if let Err(refused) = apply::begin(hands.clone(), job.clone(), shutdown.clone(), CancellationToken::new(), done) {
+            if let Err(refused) =
+                apply::begin(hands.clone(), job.clone(), shutdown.clone(), CancellationToken::new(), done)
+            {
                 let _ = ends.send((job, refused));
             }
         }

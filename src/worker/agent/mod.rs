@@ -7,6 +7,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod tidy;
+mod tree;
 mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,14 +26,15 @@ use self::reporting::Reporting;
 use self::source::{Heard, Source, Watched};
 use self::tasks::{Finished, Hands, Tasks};
 use self::tidy::Tidy;
+use self::tree::Tree;
 use self::users::UsersFound;
-use super::facts::Trouble;
 use super::host::Host;
 use super::image::fetch::Fetch;
 use super::image::prepare::{Places, Target};
 use super::kernel::Kernel;
 use super::node::lock;
 use super::observe::{self, Known};
+use super::plan::pause::Unready;
 use super::plan::{
     Attempts, Job, LoadSet, Outcome, Preparation, Prepared, Scope, Settled, Wanted, in_use, plan, startable,
 };
@@ -310,8 +312,7 @@ impl Agent {
             self.tasks.work(self.hands.clone(), job, reach, self.shutdown.clone(), self.started.elapsed());
         }
         if scope == Scope::Everything {
-            let needed = self.tidy.needed(&observed.desired, &observed.record, self.tasks.running());
-            self.tidy.tidy_up(&self.hands.state, needed);
+            self.tidy.tidy_up(&self.hands.state, &observed.desired, &observed.record, self.tasks.running());
         }
     }
 
@@ -343,8 +344,10 @@ impl Agent {
         let before = self.prepared.get(&wanted.owner);
         let begun = Prepared::begun(wanted.clone(), runtime.clone(), before);
         self.prepared.insert(wanted.owner.clone(), begun);
-        let tree = self.hands.state.tree(&wanted.identity.tree_key(&self.release));
         let places = Places::new(&self.settings, self.hands.state.generated());
+        let record = self.hands.recorded();
+        let doubtful = self.attempts.get(&wanted.owner).is_some();
+        let tree = Tree::of(&self.hands.state, wanted.identity.tree_key(&self.release), &record, doubtful);
         self.tasks.prepare(wanted, runtime, target, tree, Arc::clone(&self.fetch), places);
     }
 
@@ -371,13 +374,13 @@ impl Agent {
         Ok(())
     }
 
-    fn prepared(&mut self, owner: &Owner, result: Result<LoadSet, Trouble>) {
+    fn prepared(&mut self, owner: &Owner, result: Result<LoadSet, Unready>) {
         match &result {
             Ok(set) if !set.unknown_parameters.is_empty() => {
                 let unknown = set.unknown_parameters.join(", ");
                 info!(module = %owner, "parameters that the module does not know: {unknown}");
             }
-            Err(trouble) if trouble.reason == NodeReason::StoreFull => {
+            Err(unready) if unready.trouble.reason == NodeReason::StoreFull => {
                 make_room(&self.source, &self.tidy, &self.hands, &self.tasks);
             }
             Ok(_) | Err(_) => {}
@@ -405,8 +408,6 @@ impl Agent {
         }
         if after.look_again {
             self.prepared.remove(&job.owner);
-            let Hands { host, state, .. } = &self.hands;
-            self.tidy.drop_damaged(state, host.as_ref(), &self.hands.recorded(), job);
         }
     }
 
@@ -453,5 +454,5 @@ impl Agent {
 /// The disk is full: images that nobody needs go. Tells whether there were any.
 fn make_room(source: &Source, tidy: &Tidy, hands: &Hands, tasks: &Tasks) -> bool {
     let Some((wants, Scope::Everything)) = source.carried_out() else { return false };
-    tidy.make_room(&hands.state, &tidy.needed(&wants, &hands.recorded(), tasks.running()))
+    tidy.make_room(&hands.state, &wants, &hands.recorded(), tasks.running())
 }

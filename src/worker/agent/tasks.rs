@@ -1,7 +1,6 @@
 //! What runs beside the loop: fetching and reading images, and jobs for the kernel.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::tree::Tree;
 use super::users::Looked;
 use crate::api::NodeModulesConfig;
 use crate::api::names::NodeReason;
@@ -19,6 +19,7 @@ use crate::worker::facts::Trouble;
 use crate::worker::image::fetch::Fetch;
 use crate::worker::image::prepare::{Places, Target};
 use crate::worker::node;
+use crate::worker::plan::pause::Unready;
 use crate::worker::plan::{Job, LoadSet, Outcome, Reach, RunningJob, Wanted};
 use crate::worker::record::Owner;
 use crate::worker::store::StateDir;
@@ -30,7 +31,7 @@ const FETCHES: usize = 4;
 /// The end of a task.
 pub(super) enum Finished {
     /// An image was fetched and read.
-    Prepared { number: u64, owner: Owner, result: Box<Result<LoadSet, Trouble>> },
+    Prepared { number: u64, owner: Owner, result: Box<Result<LoadSet, Unready>> },
     /// A job was carried out; without an outcome it broke off.
     Worked { job: Box<Job>, outcome: Option<Outcome> },
     /// Users of modules that could not go were looked for.
@@ -107,7 +108,7 @@ impl Tasks {
         wanted: Wanted,
         runtime: Option<String>,
         target: Target,
-        tree: PathBuf,
+        tree: Tree,
         fetch: Arc<dyn Fetch>,
         places: Places,
     ) {
@@ -118,29 +119,25 @@ impl Tasks {
         self.number += 1;
         let number = self.number;
         self.trees.retain(|_, lock| Arc::strong_count(lock) > 1);
-        let turn = Arc::clone(self.trees.entry(wanted.identity.tree_key(&target.release)).or_default());
+        let turn = Arc::clone(self.trees.entry(tree.key().to_owned()).or_default());
         self.slots.retain(|_, slots| Arc::strong_count(slots) > 1);
         let free = || Arc::new(Semaphore::new(FETCHES));
         let slots = Arc::clone(self.slots.entry(registry_of(&wanted)).or_insert_with(free));
         let module = owner.clone();
         let task = self.all.spawn(async move {
             let _turn = turn.lock().await;
-            let fetched = if tree.is_dir() {
-                Ok(())
-            } else {
-                let _slot = slots.acquire().await;
-                fetch.fetch(wanted.clone(), runtime, target.release.clone(), tree.clone()).await
+            let result = async {
+                let tree = blocking(move || tree.looked_through()).await?;
+                if !tree.is_there() {
+                    let _slot = slots.acquire().await;
+                    fetch.fetch(wanted.clone(), runtime, target.release.clone(), tree.path()).await?;
+                    let path = tree.path();
+                    blocking(move || Tree::list(&path)).await??;
+                }
+                let set = blocking(move || tree.read(|path| places.load_set(path, &target, &wanted))).await?;
+                set.map_err(Unready::from)
             };
-            let result = match fetched {
-                Ok(()) => tokio::task::spawn_blocking(move || places.load_set(&tree, &target, &wanted))
-                    .await
-                    .unwrap_or_else(|error| {
-                        let message = format!("the image could not be read: {error}");
-                        Err(Trouble::new(NodeReason::InvalidModule, message))
-                    }),
-                Err(trouble) => Err(trouble),
-            };
-            Finished::Prepared { number, owner: module, result: Box::new(result) }
+            Finished::Prepared { number, owner: module, result: Box::new(result.await) }
         });
         self.preparing.insert(owner, (number, task));
     }
@@ -183,6 +180,13 @@ impl Tasks {
         self.running.remove(owner);
         self.taken_back.remove(owner);
     }
+}
+
+/// Does beside the loop what takes long and cannot be waited for.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Trouble> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))
 }
 
 /// Whom an entry's image is fetched from.

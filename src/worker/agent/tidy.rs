@@ -1,20 +1,18 @@
 //! Keeps unpacked images, and what was generated for modprobe, within bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::PathBuf;
 
 use tracing::{info, warn};
 
 use crate::core::load::LoadIdentity;
 use crate::runtime::client::chain;
-use crate::worker::host::Host;
-use crate::worker::plan::{Desired, Job, RunningJob, Step, Wants};
+use crate::worker::plan::{Desired, RunningJob, Wants};
 use crate::worker::record::{Entry, Owner, Record};
 use crate::worker::store::StateDir;
 
 /// What must stay on the disk.
-pub(super) struct Needed {
+struct Needed {
     /// Keys of unpacked images.
     trees: BTreeSet<String>,
     /// Keys of what was generated for modprobe.
@@ -45,7 +43,7 @@ impl Tidy {
     }
 
     /// What a wanted entry, one of the record, or a job that runs comes from.
-    pub(super) fn needed(&self, wants: &Wants, record: &Record, running: &BTreeMap<Owner, RunningJob>) -> Needed {
+    fn needed(&self, wants: &Wants, record: &Record, running: &BTreeMap<Owner, RunningJob>) -> Needed {
         let loading = running.values().filter_map(|job| job.load.clone().map(Desired::of));
         let wanted: Vec<LoadIdentity> =
             wants.modules.iter().cloned().chain(loading).filter_map(|desired| desired.identity.ok()).collect();
@@ -58,10 +56,17 @@ impl Tidy {
     }
 
     /// Keeps unpacked images within the limit, if it is time. Those that are needed stay.
-    pub(super) fn tidy_up(&mut self, state: &StateDir, needed: Needed) {
+    pub(super) fn tidy_up(
+        &mut self,
+        state: &StateDir,
+        wants: &Wants,
+        record: &Record,
+        running: &BTreeMap<Owner, RunningJob>,
+    ) {
         if !self.due {
             return;
         }
+        let needed = self.needed(wants, record, running);
         for left in self.needed.difference(&needed.trees) {
             if let Err(error) = state.touch_tree(left) {
                 warn!("{}", chain(&error));
@@ -80,34 +85,16 @@ impl Tidy {
     }
 
     /// The disk is full: images that nobody needs now go, whatever the limit allows. Tells whether there were any.
-    pub(super) fn make_room(&self, state: &StateDir, needed: &Needed) -> bool {
-        let aside = set_aside(state, &needed.trees, 0);
+    pub(super) fn make_room(
+        &self,
+        state: &StateDir,
+        wants: &Wants,
+        record: &Record,
+        running: &BTreeMap<Owner, RunningJob>,
+    ) -> bool {
+        let aside = set_aside(state, &self.needed(wants, record, running).trees, 0);
         clear(&aside);
         !aside.is_empty()
-    }
-
-    /// An unpacked image of which a file is missing goes, so that it is fetched again; not one with firmware that the
-    /// kernel may ask for.
-    pub(super) fn drop_damaged(&self, state: &StateDir, host: &dyn Host, record: &Record, job: &Job) {
-        let Some(identity) = &job.identity else { return };
-        let key = identity.tree_key(&self.release);
-        let tree = state.tree(&key);
-        let files = job.steps.iter().filter_map(|step| match step {
-            Step::Check { files, .. } => Some(files),
-            _ => None,
-        });
-        let missing = |file: &PathBuf| {
-            let read = host.readable(file);
-            file.starts_with(&tree) && read.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        };
-        let mut firmware = record.entries.iter().filter_map(|entry| entry.firmware.as_ref());
-        let asked_for = firmware.any(|firmware| firmware.folder.starts_with(&tree));
-        if tree.is_dir() && !asked_for && files.flatten().any(missing) {
-            match state.drop_tree(&key) {
-                Ok(()) => info!(module = %job.owner, tree = %tree.display(), "removed a damaged unpacked image"),
-                Err(error) => warn!("{}", chain(&error)),
-            }
-        }
     }
 }
 

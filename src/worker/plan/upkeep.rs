@@ -53,13 +53,7 @@ pub(super) fn before_forgetting(observed: &Observed, entry: &Entry) -> Vec<Step>
 }
 
 /// A job for these steps, or why they are not tried now, told at the loaded Modules that are concerned.
-fn keep(
-    observed: &Observed,
-    plan: &mut Plan,
-    kind: &str,
-    steps: Vec<Step>,
-    concerned: &dyn Fn(&Entry) -> bool,
-) {
+fn keep(observed: &Observed, plan: &mut Plan, kind: &str, steps: Vec<Step>, concerned: &dyn Fn(&Entry) -> bool) {
     let node = Owner::node(kind);
     if steps.is_empty() || observed.running.contains_key(&node) {
         return;

@@ -5,6 +5,7 @@
 //! a boot is flushed to the disk before that; the record is not, since it speaks of one boot and ends with it.
 
 pub mod firmware_links;
+pub mod manifest;
 pub mod remove;
 mod trees;
 
@@ -240,10 +241,13 @@ impl StateDir {
         trees::sweep(&self.root.join(TREES)).map_err(|(path, source)| failed("remove", &path)(source))
     }
 
-    /// Takes unpacked images out of use, those that were not used for longest first, until the others take at most `limit`
-    /// bytes; never one of `in_use`. They are on the disk until [`StateDir::clear_trees`] removes them, which can take long.
+    /// Takes unpacked images out of use, those that were not used for longest first, until the others and what was generated
+    /// for modprobe take at most `limit` bytes; never one of `in_use`. They are on the disk until [`StateDir::clear_trees`] removes them, which can take long.
     pub fn set_trees_aside(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<Vec<PathBuf>, StoreError> {
-        trees::set_aside(&self.root.join(TREES), in_use, limit)
+        let folder = self.generated();
+        let generated = if folder.is_dir() { trees::size(&folder) } else { Ok(0) };
+        let generated = generated.map_err(|(path, source)| failed("list", &path)(source))?;
+        trees::set_aside(&self.root.join(TREES), in_use, limit.saturating_sub(generated))
             .map_err(|(path, source)| failed("remove", &path)(source))
     }
 

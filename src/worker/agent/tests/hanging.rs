@@ -18,14 +18,20 @@ struct Registries {
 }
 
 impl Fetch for Registries {
-    fn fetch(&self, wanted: Wanted, _: Option<String>, _: String, _: PathBuf) -> BoxFuture<'static, Result<(), Trouble>> {
+    fn fetch(
+        &self,
+        wanted: Wanted,
+        _: Option<String>,
+        _: String,
+        _: PathBuf,
+    ) -> BoxFuture<'static, Result<(), Unready>> {
         let dead = wanted.spec.config.container_image.starts_with("dead.example/");
         self.asked.lock().unwrap().insert(wanted.spec.name);
         async move {
             if dead {
                 std::future::pending::<()>().await;
             }
-            Err(Trouble::new(NodeReason::ImageNotFound, "nothing here"))
+            Err(Trouble::new(NodeReason::ImageNotFound, "nothing here").into())
         }
         .boxed()
     }

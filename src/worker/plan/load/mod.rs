@@ -117,7 +117,9 @@ fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (Mo
         Preparation::Ready(set) if same_load => Ok(set),
         Preparation::Running if same_fetch => pulling(false),
         Preparation::Failed(trouble, retry_at) if same_fetch => {
-            Err((ModuleState::Failed, trouble.clone(), observed.now >= *retry_at))
+            // Nothing is known of what could not even be asked for.
+            let state = if trouble.reason == NodeReason::Pending { ModuleState::Pending } else { ModuleState::Failed };
+            Err((state, trouble.clone(), observed.now >= *retry_at))
         }
         Preparation::Ready(_) | Preparation::Running | Preparation::Failed(..) => pulling(true),
     }
