@@ -209,3 +209,17 @@ fn a_search_path_that_cannot_be_read_concerns_nobody_without_firmware() {
     assert!(told.contains(&"disk Loaded Loaded".to_owned()), "{told:?}");
     assert!(told.iter().any(|told| told.ends_with("Failed FirmwarePathRefused")), "{told:?}");
 }
+
+#[test]
+fn what_somebody_adds_later_where_the_path_pointed_before_is_found() {
+    let mut world = node();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert!(world.plan().is_quiet());
+    world.kernel.foreign.lock().unwrap().insert("late.bin".into());
+    world.settle();
+    assert!(links(&world).contains(&"late.bin /opt/fw/late.bin".to_owned()), "{:?}", links(&world));
+    world.kernel.foreign.lock().unwrap().clear();
+    world.settle();
+    assert!(!links(&world).iter().any(|link| link.starts_with("late.bin")), "{:?}", links(&world));
+    assert!(world.plan().is_quiet());
+}

@@ -23,6 +23,8 @@ pub struct FirmwareView {
     pub ours: String,
     /// Which links the folder holds, if it is there.
     pub merged: Option<String>,
+    /// Links to what lies where the path pointed before, beside those to the firmware of the recorded Modules.
+    pub foreign: BTreeMap<String, PathBuf>,
 }
 
 impl FirmwareView {
@@ -59,7 +61,7 @@ impl FirmwareView {
     /// Whether search path and links are as the record wants them, as far as this kernel allows.
     pub fn is_right(&self, record: &Record) -> bool {
         let Some(path) = &self.kernel else { return true };
-        match merged_name(record) {
+        match merged_name(record, &self.foreign) {
             Some(name) => path.value == self.ours && self.merged.as_deref() == Some(name.as_str()),
             None => path.value != self.ours && self.merged.is_none() && record.firmware_before.is_none(),
         }
@@ -108,14 +110,15 @@ pub fn links(record: &Record) -> BTreeMap<String, PathBuf> {
     links
 }
 
-/// What tells one folder of links from another; `None` if no recorded Module has firmware.
+/// What tells one folder of links, with those to `foreign` files, from another; `None` if no recorded Module has firmware.
 ///
 /// Of another boot it is another one: what a power cut left is not trusted.
-pub fn merged_name(record: &Record) -> Option<String> {
-    let links = links(record);
+pub fn merged_name(record: &Record, foreign: &BTreeMap<String, PathBuf>) -> Option<String> {
+    let mut links = links(record);
     if links.is_empty() {
         return None;
     }
+    links.extend(foreign.iter().map(|(name, target)| (name.clone(), target.clone())));
     let mut text = vec![record.boot_id.clone(), record.firmware_before.clone().unwrap_or_default()];
     text.extend(links.into_iter().flat_map(|(name, target)| [name, target.display().to_string()]));
     let mut name = hash::hash_bytes(text.join("\0").as_bytes());

@@ -58,6 +58,8 @@ pub(in crate::worker) struct SimulatedKernel {
     /// A change, and what is told right after it.
     told_after: Mutex<Option<(String, CancellationToken)>>,
     hanging: Hanging,
+    /// Files in `/opt/fw` besides `admin.bin`.
+    pub(in crate::worker) foreign: Mutex<BTreeSet<String>>,
 }
 
 /// Modules whose load does not return.
@@ -319,7 +321,9 @@ impl Host for SimulatedKernel {
     }
 
     fn folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>> {
+        let names = self.foreign.lock().unwrap();
         let there = path == Path::new("/opt/fw");
-        Ok(if there { BTreeMap::from([("admin.bin".to_owned(), false)]) } else { BTreeMap::new() })
+        let names = ["admin.bin"].into_iter().chain(names.iter().map(String::as_str)).filter(|_| there);
+        Ok(names.map(|name| (name.to_owned(), false)).collect())
     }
 }
