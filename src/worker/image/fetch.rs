@@ -96,7 +96,8 @@ async fn pull(
     network: &Network,
 ) -> Result<(), Unready> {
     let text = &spec.config.container_image;
-    let keep = Keep::new(&identity.dir_name, &[release, trimmed(release)], identity.firmware_path.as_deref());
+    let more = identity.firmware_path.as_deref().into_iter().chain(identity.modprobed_dir());
+    let keep = Keep::new(&identity.dir_name, &[release, trimmed(release)], more);
     info!(image = %text, "fetching");
     let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;
     for note in &notes {
