@@ -163,6 +163,10 @@ pub struct ModprobeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
     #[schemars(length(max = 32768))]
     pub modprobe_config: Option<String>,
+    /// Directory of the image, an absolute path, whose files `*.conf` count as files of modprobe.d for this Module alone.
+    /// With it, as with `args`, modprobe does the loading.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
+    pub modprobed_dir: Option<String>,
     /// Soft dependencies, top module first: each one is loaded after the one that follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modules_loading_order: Option<Vec<String>>,
@@ -179,6 +183,7 @@ impl Default for ModprobeSpec {
             raw_args: None,
             firmware_path: None,
             modprobe_config: None,
+            modprobed_dir: None,
             modules_loading_order: None,
         }
     }

@@ -1,6 +1,11 @@
 //! `kmm worker`.
 
+use std::ffi::OsStr;
+use std::io;
 use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -186,7 +191,14 @@ async fn once(settings: WorkerSettings) -> Result<(), Error> {
         info!("{}, ending", asked.await);
         stop.cancel();
     });
-    match tokio::task::spawn_blocking(move || worker::once::run(&settings, &shutdown)).await?? {
+    let pass = tokio::task::spawn_blocking(move || worker::once::run(&settings, &shutdown)).await?;
+    // A job that the kernel does not finish keeps the process; what waits for this unit does not wait for that.
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+        && let Err(error) = tell_ready(&socket)
+    {
+        warn!("systemd cannot be told that the pass is over: {error}");
+    }
+    match pass? {
         Pass::Elsewhere(holder) => {
             info!(holder = %holder, "another worker runs on this node and loads what asks for it");
             Ok(())
@@ -202,9 +214,37 @@ async fn once(settings: WorkerSettings) -> Result<(), Error> {
     }
 }
 
+/// Tells systemd that the unit has started: a datagram to a socket, by its path or, after `@`, its abstract name.
+/// Source: sd_notify(3).
+fn tell_ready(socket: &OsStr) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => UnixAddr::from_abstract_name(name)?,
+        path => UnixAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn systemd_is_told_by_a_path_and_by_an_abstract_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let name = format!("kmm-test-{}", std::process::id());
+        let abstract_name = UnixAddr::from_abstract_name(&name).unwrap();
+        for (listener, socket) in [
+            (UnixDatagram::bind(&path).unwrap(), path.into_os_string()),
+            (UnixDatagram::bind_addr(&abstract_name).unwrap(), format!("@{name}").into()),
+        ] {
+            tell_ready(&socket).unwrap();
+            let mut told = [0; 32];
+            let length = listener.recv(&mut told).unwrap();
+            assert_eq!(&told[..length], b"READY=1");
+        }
+        assert!(tell_ready(OsStr::new("/no/such/socket")).is_err());
+    }
 
     #[test]
     fn a_number_of_bytes_is_written_as_in_kubernetes() {

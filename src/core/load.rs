@@ -11,7 +11,7 @@ use crate::api::{ModprobeSpec, ModuleConfig};
 use crate::core::hash;
 use crate::core::image::{Digest, ImageRef};
 use crate::core::kernel::trimmed;
-use crate::core::kmod::modprobe::{aim, own_parameters};
+use crate::core::kmod::modprobe::{aim, given, own_parameters, raw_args};
 use crate::core::kmod::{kernel_name, modprobe_d, names, params};
 
 /// What makes one load different from another. Two are equal if they mean the same, however they are spelled.
@@ -42,6 +42,8 @@ pub struct ByModprobe {
     pub load: Vec<String>,
     /// Lines of modprobe.d.
     pub config: String,
+    /// Directory of the image with files of modprobe.d.
+    pub dir: Option<String>,
 }
 
 /// Why an entry cannot be carried out, whatever the kernel is.
@@ -88,13 +90,21 @@ impl LoadIdentity {
     /// What modprobe is told about the load. It is told nothing where it only has arguments for unloading: then it puts
     /// into the kernel what is put there without it.
     pub fn arguments(&self) -> Option<&ByModprobe> {
-        self.by_modprobe.as_ref().filter(|by| by.raw || !by.load.is_empty() || !by.config.is_empty())
+        self.by_modprobe
+            .as_ref()
+            .filter(|by| by.raw || !by.load.is_empty() || !by.config.is_empty() || by.dir.is_some())
+    }
+
+    /// Directory of the image with files of modprobe.d.
+    pub fn modprobed_dir(&self) -> Option<&str> {
+        self.by_modprobe.as_ref()?.dir.as_deref()
     }
 
     /// Name of the folder with the unpacked image; the same digest may be unpacked for several directories.
     pub fn tree_key(&self, release: &str) -> String {
         let firmware = self.firmware_path.as_ref().map(|path| format!("\0{path}")).unwrap_or_default();
-        let place = hash::hash_bytes(format!("{}\0{release}{firmware}", self.dir_name).as_bytes());
+        let modprobed = self.modprobed_dir().map(|path| format!("\0modprobe.d\0{path}")).unwrap_or_default();
+        let place = hash::hash_bytes(format!("{}\0{release}{firmware}{modprobed}", self.dir_name).as_bytes());
         format!("{}-{}-{}", self.digest.algorithm().name(), self.digest.hex(), &place[..16.min(place.len())])
     }
 
@@ -154,8 +164,7 @@ pub fn identity(config: &ModuleConfig) -> Result<LoadIdentity, Refusal> {
         return Err(invalid(format!("`{name}` is no name that a kernel module can have")));
     }
     let firmware_path = modprobe.firmware_path.clone();
-    let names_a_folder = |path: &String| Path::new(path).components().any(|part| matches!(part, Component::Normal(_)));
-    if firmware_path.as_ref().is_some_and(|path| !names_a_folder(path)) {
+    if firmware_path.as_deref().is_some_and(|path| !names_a_folder(path)) {
         let message =
             format!("modprobe.firmwarePath is `{}`; name a folder of the image", firmware_path.unwrap_or_default());
         return Err(Refusal::new(NodeReason::FirmwareNotFound, message));
@@ -176,6 +185,10 @@ pub fn identity(config: &ModuleConfig) -> Result<LoadIdentity, Refusal> {
     Ok(LoadIdentity { digest, dir_name, named, parameters, firmware_path, by_modprobe, in_tree })
 }
 
+fn names_a_folder(path: &str) -> bool {
+    Path::new(path).components().any(|part| matches!(part, Component::Normal(_)))
+}
+
 /// What modprobe is to do, if the configuration asks for it. Empty `args` ask for nothing.
 fn by_modprobe(modprobe: &ModprobeSpec) -> Result<Option<ByModprobe>, Refusal> {
     let refused = |message: String| Err(Refusal::new(NodeReason::UnsupportedArgs, message));
@@ -183,12 +196,15 @@ fn by_modprobe(modprobe: &ModprobeSpec) -> Result<Option<ByModprobe>, Refusal> {
     if let Err(why) = modprobe_d::check(&config) {
         return refused(format!("modprobe.modprobeConfig: {why}"));
     }
-    let own = modprobe.args.as_ref().filter(|args| !args.load.is_empty() || !args.unload.is_empty());
-    let args = modprobe.raw_args.as_ref().or(own);
-    if args.is_none() && config.is_empty() {
+    let dir = modprobe.modprobed_dir.clone();
+    if let Some(dir) = dir.as_ref().filter(|dir| !dir.starts_with('/') || !names_a_folder(dir)) {
+        return refused(format!("modprobe.modprobedDir is `{dir}`; give the absolute path of a folder of the image"));
+    }
+    let args = raw_args(modprobe).or(given(modprobe.args.as_ref()));
+    if args.is_none() && config.is_empty() && dir.is_none() {
         return Ok(None);
     }
-    let raw = modprobe.raw_args.is_some();
+    let raw = raw_args(modprobe).is_some();
     let field = if raw { "modprobe.rawArgs" } else { "modprobe.args" };
     let load = args.map(|args| args.load.clone()).unwrap_or_default();
     let unload = args.map(|args| args.unload.as_slice()).unwrap_or_default();
@@ -207,7 +223,7 @@ fn by_modprobe(modprobe: &ModprobeSpec) -> Result<Option<ByModprobe>, Refusal> {
     if raw && aim.modules.is_empty() {
         return refused(format!("{field}.load names no module; write it as the first word that is no option"));
     }
-    Ok(Some(ByModprobe { raw, load, config }))
+    Ok(Some(ByModprobe { raw, load, config, dir }))
 }
 
 /// Modules of the kernel itself that a configuration wants gone, as the kernel has them, in its order.
@@ -246,7 +262,7 @@ pub(crate) mod tests {
     #[test]
     fn only_what_reaches_the_kernel_makes_a_difference() {
         type Edit = fn(&mut ModuleConfig);
-        let table: [(&str, Edit, bool); 25] = [
+        let table: [(&str, Edit, bool); 30] = [
             ("nothing", |_| {}, true),
             ("another mirror", |c| c.container_image = format!("other.example/gpu@sha256:{}", "a".repeat(64)), true),
             ("pull policy", |c| c.image_pull_policy = "Always".into(), true),
@@ -261,6 +277,11 @@ pub(crate) mod tests {
             ("empty parameters", |c| c.modprobe.parameters = strings(&["", " "]), true),
             ("options that say nothing", |c| c.modprobe.parameters = strings(&["--first-time", "--"]), true),
             ("empty lines", |c| c.modprobe.modprobe_config = Some(String::new()), true),
+            ("empty args", |c| c.modprobe.args = Some(ModprobeArgs::default()), true),
+            ("empty raw args", |c| c.modprobe.raw_args = Some(ModprobeArgs::default()), true),
+            ("an empty order", |c| c.modprobe.modules_loading_order = Some(vec![]), true),
+            ("a relative folder of firmware", |c| c.modprobe.firmware_path = Some("firmware".into()), false),
+            ("a folder of lines", |c| c.modprobe.modprobed_dir = Some("/etc/modprobe.d".into()), false),
             (
                 "digest",
                 |c| c.container_image = format!("registry.example/drivers/kmm@sha256:{}", "b".repeat(64)),

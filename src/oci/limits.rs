@@ -37,12 +37,12 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// `<dir_name>/lib/modules/<kernel>` for every candidate, and the firmware folder.
+    /// `<dir_name>/lib/modules/<kernel>` for every candidate, and more folders: of firmware, of modprobe.d.
     ///
     /// Names are cleaned as paths inside the image: `..` cannot leave it. What is not in the image is not missed.
-    pub fn new(dir_name: &str, kernels: &[impl AsRef<Path>], firmware_path: Option<&str>) -> Self {
+    pub fn new<'a>(dir_name: &str, kernels: &[impl AsRef<Path>], more: impl IntoIterator<Item = &'a str>) -> Self {
         let modules = kernels.iter().map(|kernel| Path::new(dir_name).join("lib/modules").join(kernel));
-        let roots = modules.chain(firmware_path.map(PathBuf::from)).map(|path| clean(&path)).collect();
+        let roots = modules.chain(more.into_iter().map(PathBuf::from)).map(|path| clean(&path)).collect();
         Self { roots }
     }
 

@@ -13,16 +13,41 @@ use super::facts::Trouble;
 use super::host::firmware;
 use super::kernel::Kernel;
 use super::kernel::refusal::{load_trouble, unload_trouble};
-use super::node::Node;
+use super::node::{Hands, Node, lock};
 use super::plan::{Job, LoadFile, Outcome, Step, enough_memory};
 use super::record::{Record, TakenOut};
+use super::store::Store;
 use crate::api::names::NodeReason;
 use crate::core::kmod::order::Role;
 use crate::core::kmod::{Identity, Sameness, names, params};
 
-/// The record for a moment. A panic elsewhere cannot have left it half changed: it is replaced whole.
-pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
+/// The index of a release is one for all Modules: one step at a time changes what is published.
+static PUBLISHING: Mutex<()> = Mutex::new(());
+
+/// Its turn at what all jobs share. Steps that take one end by themselves, whatever the kernel does.
+fn turn(turns: &Mutex<()>) -> MutexGuard<'_, ()> {
+    turns.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins a job on a thread of its own, as the kernel may keep it for ever; `done` takes how it ended.
+///
+/// # Errors
+/// There is no thread for it; nothing was begun.
+pub fn begin<S: Store>(
+    hands: Hands<S>,
+    job: Job,
+    shutdown: CancellationToken,
+    taken_back: CancellationToken,
+    done: impl FnOnce(Outcome) + Send + 'static,
+) -> Result<(), Outcome> {
+    // Not on the runtime's threads for blocking work: the process could not end before they do.
+    let begun = std::thread::Builder::new()
+        .name("job".to_owned())
+        .spawn(move || done(self::job(hands.node(), &hands.record, &job, &shutdown, &taken_back)));
+    begun.map(drop).map_err(|error| {
+        let trouble = Trouble::new(NodeReason::KernelRefused, format!("no thread for the job: {error}"));
+        Outcome::Failed { trouble, left: false }
+    })
 }
 
 /// Carries out a job, and keeps `record` and its store up to date. Several threads may do so at the same time for jobs
@@ -30,7 +55,8 @@ pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
 ///
 /// Between two steps `shutdown` is looked at, until the job has begun to take something out of the kernel: from then on it
 /// goes to its end, so that what comes in its place comes. A step that has begun is always finished. Once `taken_back` is
-/// told, what the job was to load is not wanted any more: it ends before the next step, as if that had failed.
+/// told, what the job was to load is not wanted any more: it ends before the next step, as if that had failed. Once the
+/// store is given up, nothing more is done.
 pub fn job(
     node: Node<'_>,
     record: &Mutex<Record>,
@@ -81,7 +107,7 @@ fn carry_out_steps(
     let mut undo: &[Step] = &[];
     let (mut leaves, mut left) = (false, false);
     for step in &job.steps {
-        if !leaves && shutdown.is_cancelled() {
+        if node.store.is_given_up() || (!leaves && shutdown.is_cancelled()) {
             return Err(Outcome::Interrupted);
         }
         if taken_back.is_cancelled() {
@@ -96,6 +122,10 @@ fn carry_out_steps(
         }
         let carried_out = carry_out_step(node, record, step, open);
         if let Err(mut trouble) = carried_out {
+            // Another worker has the node by now: what is to follow, it decides.
+            if node.store.is_given_up() {
+                return Err(Outcome::Interrupted);
+            }
             if let Some(more) = roll_back(node, record, undo) {
                 trouble.message = format!("{}; {}", trouble.message, more.message);
             }
@@ -162,9 +192,18 @@ fn carry_out_step(
         Step::ForgetTakenOut(names) => {
             change(node, record, |record| record.in_tree.retain(|taken| !names.contains(&taken.name)))
         }
-        Step::Publish { release, name, content, files } => node.host.publish(release, name, content, files),
-        Step::Unpublish { release, name } => node.host.unpublish(release, name),
-        Step::Index(release) => node.host.renew_index(release),
+        Step::Publish { release, name, content, files } => {
+            let _turn = turn(&PUBLISHING);
+            node.host.publish(release, name, content, files)
+        }
+        Step::Unpublish { release, name } => {
+            let _turn = turn(&PUBLISHING);
+            node.host.unpublish(release, name)
+        }
+        Step::Index(release) => {
+            let _turn = turn(&PUBLISHING);
+            node.host.renew_index(release)
+        }
         Step::OnFailure(_) => Ok(()),
     }
 }
@@ -182,7 +221,7 @@ fn change(node: Node<'_>, record: &Mutex<Record>, change: impl FnOnce(&mut Recor
 /// The kernel has one search path: of two jobs the later one sees what the earlier one has recorded.
 fn firmware(node: Node<'_>, record: &Mutex<Record>) -> Result<(), Trouble> {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn(&TURN);
     let known = lock(record).clone();
     firmware::bring(node.host, node.store, &known, &mut |before| {
         change(node, record, |record| record.firmware_before = before)

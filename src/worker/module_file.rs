@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::ops::Deref;
 use std::path::Path;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use object::ReadCache;
 
@@ -11,46 +14,97 @@ use crate::core::kmod::names::Packing;
 
 /// Largest unpacked module. The largest real ones, of graphics cards, are below 200 MiB with debug information.
 pub const MAX_MODULE: u64 = 512 * 1024 * 1024;
-/// Most memory that is set aside before anything is read.
-const LARGEST_RESERVE: usize = 64 * 1024 * 1024;
 /// Memory that xz may take for its dictionary; the kernel's build uses 2 MiB.
 const XZ_MEMORY: u64 = 128 * 1024 * 1024;
 
-/// The module, at most [`MAX_MODULE`] bytes of it.
-///
-/// # Errors
-/// `InvalidData` for a packed file that is damaged, `FileTooLarge` above the limit, else what reading gave.
-pub fn read(path: &Path, packing: Packing) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    // Unpacked, modules are three to five times as large; what is set aside and not needed costs nothing.
-    let length = file.metadata()?.len().min(MAX_MODULE);
-    let length = usize::try_from(if packing == Packing::Plain { length + 1 } else { length.saturating_mul(4) })
-        .map_err(io::Error::other)?;
-    match packing {
-        Packing::Plain => whole(file, length),
-        Packing::Gzip => whole(flate2::read::MultiGzDecoder::new(BufReader::new(file)), length),
-        Packing::Xz => {
-            let stream = liblzma::stream::Stream::new_auto_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
-            whole(liblzma::bufread::XzDecoder::new_stream(BufReader::new(file), stream), length)
-        }
-        Packing::Zstd => whole(zstd::Decoder::with_buffer(BufReader::new(file))?, length),
+/// How long a module waits for memory that others take.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// Bytes of all modules that are unpacked in memory: together no more than the largest one may have, so that the worker
+/// stays within its limit whatever is loaded side by side.
+static TAKEN: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// An unpacked module.
+#[derive(Debug)]
+pub struct Unpacked {
+    content: Vec<u8>,
+    _share: Share,
+}
+
+impl Deref for Unpacked {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.content
     }
 }
 
-fn whole(mut source: impl Read, expected: usize) -> io::Result<Vec<u8>> {
-    let mut content = Vec::with_capacity(expected.min(LARGEST_RESERVE));
-    source.by_ref().take(MAX_MODULE + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_MODULE {
+/// A part of the memory for unpacked modules.
+#[derive(Debug)]
+struct Share(u64);
+
+impl Share {
+    /// Waits for so many bytes.
+    fn take(bytes: u64, wait: Duration) -> io::Result<Self> {
+        let (taken, freed) = &TAKEN;
+        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_many = |taken: &mut u64| taken.saturating_add(bytes) > MAX_MODULE;
+        let waited = freed.wait_timeout_while(taken, wait, too_many).unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, ended) = waited;
+        if ended.timed_out() {
+            let why = "modules that are being loaded take the memory that the worker has for them; it is tried again";
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, why));
+        }
+        *taken += bytes;
+        Ok(Self(bytes))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let (taken, freed) = &TAKEN;
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        *taken = taken.saturating_sub(self.0);
+        freed.notify_all();
+    }
+}
+
+/// The module, at most [`MAX_MODULE`] bytes of it. Waits while others take too much memory.
+///
+/// # Errors
+/// `InvalidData` for a packed file that is damaged, `FileTooLarge` above the limit, `OutOfMemory` if others take too much
+/// for too long, else what reading gave.
+pub fn read(path: &Path, packing: Packing) -> io::Result<Unpacked> {
+    // Twice, so that not more is set aside than it takes.
+    let length = io::copy(&mut open(path, packing)?.take(MAX_MODULE + 1), &mut io::sink())?;
+    if length > MAX_MODULE {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_MODULE} bytes unpacked")));
     }
-    Ok(content)
+    let share = Share::take(length, LONGEST_WAIT)?;
+    let mut content = Vec::with_capacity(usize::try_from(length).map_err(io::Error::other)?);
+    open(path, packing)?.take(length).read_to_end(&mut content)?;
+    Ok(Unpacked { content, _share: share })
+}
+
+/// The file as it is unpacked.
+fn open(path: &Path, packing: Packing) -> io::Result<Box<dyn Read>> {
+    let file = BufReader::new(File::open(path)?);
+    Ok(match packing {
+        Packing::Plain => Box::new(file),
+        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        Packing::Xz => {
+            let stream = liblzma::stream::Stream::new_auto_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(file, stream))
+        }
+        Packing::Zstd => Box::new(zstd::Decoder::with_buffer(file)?),
+    })
 }
 
 /// What is in a module's file. Of one that is not packed only the parts are read that tell it.
 pub fn read_module(path: &Path, packing: Packing, machine: &str) -> Result<ModuleFile, String> {
     if packing != Packing::Plain {
         let image = read(path, packing).map_err(|error| error.to_string())?;
-        return elf::read(image.as_slice(), machine).map_err(|error| error.to_string());
+        return elf::read(&*image, machine).map_err(|error| error.to_string());
     }
     let file = File::open(path).map_err(|error| error.to_string())?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
@@ -83,7 +137,7 @@ mod tests {
         ] {
             let path = folder.path().join("m");
             fs::write(&path, &packed).unwrap();
-            assert!(read(&path, packing).unwrap() == content, "{packing:?}");
+            assert!(*read(&path, packing).unwrap() == *content, "{packing:?}");
             if packing != Packing::Plain {
                 fs::write(&path, &packed[..packed.len() / 2]).unwrap();
                 assert!(read(&path, packing).is_err(), "{packing:?} cut");
@@ -91,5 +145,20 @@ mod tests {
                 assert!(read(&path, packing).is_err(), "{packing:?} of nonsense");
             }
         }
+    }
+
+    #[test]
+    fn all_together_take_no_more_than_the_largest_may() {
+        let short = Duration::from_millis(50);
+        let (most, rest) = (MAX_MODULE - (64 << 20), 32 << 20);
+        let first = Share::take(most, LONGEST_WAIT).unwrap();
+        let second = Share::take(rest, LONGEST_WAIT).unwrap();
+        assert_eq!(Share::take(64 << 20, short).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        let waiting = std::thread::spawn(|| Share::take(MAX_MODULE / 2, LONGEST_WAIT).map(drop));
+        std::thread::sleep(short);
+        assert!(!waiting.is_finished());
+        drop(first);
+        waiting.join().unwrap().unwrap();
+        drop(second);
     }
 }

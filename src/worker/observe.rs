@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::facts::{Published, Trouble};
 use super::host::Host;
+use super::host::firmware::foreign;
 use super::kernel::Kernel;
 use super::node::Node;
 use super::plan::{Attempts, KernelView, Observed, Preparation, Prepared, RunningJob, Scope, Wants};
@@ -66,8 +67,7 @@ pub fn world(node: Node<'_>, known: Known, read: &mut FilesRead) -> Result<Obser
     let about_to_load = prepared.values().any(|prepared| matches!(prepared.state, Preparation::Ready(_)));
     let kernel = kernel(node.kernel, &names, about_to_load)?;
     let asked = Observed::asks_for_firmware(&record, &desired);
-    let firmware = firmware(node.host, node.store, asked)
-        .map_err(|source| Error { what: "the search path for firmware", source })?;
+    let firmware = firmware(node.host, node.store, &record, asked);
     let seen = node.host.published().inspect_err(|error| warn!("/lib/modules cannot be looked at: {error}")).ok();
     let published_files = published_files(node.host, &release, seen.as_ref(), &record, &prepared, read);
     let generated = record.entries.iter().filter_map(|entry| entry.generated.clone());
@@ -112,12 +112,19 @@ pub fn kernel(
 }
 
 /// The search path for firmware. The kernel is asked only if somebody asks for firmware or the folder of links is there.
-fn firmware(host: &dyn Host, store: &dyn Store, asked: bool) -> io::Result<Option<FirmwareView>> {
+fn firmware(host: &dyn Host, store: &dyn Store, record: &Record, asked: bool) -> Option<FirmwareView> {
     let merged = store.merged();
     if !asked && merged.is_none() {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(FirmwareView { kernel: host.firmware_path()?, ours: store.search_path(), merged }))
+    let (kernel, unreadable) = match host.firmware_path() {
+        Ok(kernel) => (kernel, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    // What cannot be listed now is told by whoever next has to make links to it.
+    let before = record.firmware_before.as_deref().unwrap_or_default();
+    let foreign = foreign(host, record, before).unwrap_or_default();
+    Some(FirmwareView { kernel, unreadable, ours: store.search_path(), merged, foreign })
 }
 
 /// Files that were read in folders on the host, by the Module, with what told the folder's content from another.

@@ -4,6 +4,8 @@ use anyhow::{Result, ensure};
 use kmm::api::ModuleState::{Failed, Loaded, Orphaned, UnloadFailed};
 use kmm::api::NodeModulesConfigStatus;
 
+use crate::support::bed::bed;
+use crate::support::kmods::{Kmod, compile};
 use crate::world::{Options, PATIENCE, World, build_id, of};
 
 #[tokio::test]
@@ -71,5 +73,81 @@ async fn a_module_in_use_is_told_with_its_holders_and_goes_when_it_is_free() -> 
     world.vm.run("rmmod kmm_top").await?;
     world.settled(generation, &[]).await?;
     assert_eq!(world.loaded().await?, [""; 0]);
+    Ok(())
+}
+
+/// Modules that tell when they leave. Nothing ties them together but a soft dependency of the first.
+fn telling() -> Result<Vec<Kmod>> {
+    const NAMES: [&str; 4] = ["kmm_leaves_m", "kmm_leaves_a", "kmm_leaves_z", "kmm_leaves_p"];
+    let source = |name: &str| {
+        let soft = if name == "kmm_leaves_m" { "MODULE_SOFTDEP(\"post: kmm_leaves_p\");" } else { "" };
+        format!(
+            "#include <linux/module.h>\nstatic int __init start(void) {{ return 0; }}\n\
+             static void __exit end(void) {{ pr_info(\"leaves: {name}\\n\"); }}\n\
+             module_init(start);\nmodule_exit(end);\nMODULE_LICENSE(\"GPL\");\n{soft}\n"
+        )
+    };
+    let files: Vec<(String, String)> = NAMES.iter().map(|name| (format!("{name}.c"), source(name))).collect();
+    let objects: Vec<String> = NAMES.iter().map(|name| format!("{name}.o")).collect();
+    let makefile = ("Makefile".to_owned(), format!("obj-m := {}\n", objects.join(" ")));
+    let set: Vec<(&str, String)> =
+        files.iter().chain([&makefile]).map(|(file, text)| (file.as_str(), text.clone())).collect();
+    let folder = compile(bed()?.kernel(), "leaving", &[("1", &set)])?.join("1");
+    NAMES.iter().map(|name| Kmod::read(&folder.join(format!("{name}.ko")))).collect()
+}
+
+#[tokio::test]
+async fn modules_leave_in_the_order_in_which_modprobe_takes_them_out() -> Result<()> {
+    let world = World::start(Options::default()).await?;
+    let (mods, release) = (telling()?, &world.mods.release);
+    let image = world.push("order", &mods).await?;
+    let plain = world.push("plain", &[world.mods.plain()?]).await?;
+    for module in &mods {
+        world.vm.put(&format!("/o/lib/modules/{release}/{}", module.file_name), 0o644, &module.bytes).await?;
+    }
+    world
+        .vm
+        .run(&format!(
+            "cd /o/lib/modules/{release}; touch modules.order modules.builtin; /usr/sbin/depmod -b /o {release}; \
+             mkdir -p /etc/modprobe.d; echo 'softdep kmm_leaves_m pre: kmm_leaves_a post: kmm_leaves_p' >/run/kmm.conf; \
+             echo 'softdep kmm_leaves_a pre: kmm_leaves_z' >>/run/kmm.conf"
+        ))
+        .await?;
+    let left = async || world.vm.run("dmesg | sed -n 's/.*leaves: //p'; dmesg -c >/dev/null").await;
+
+    // A loading order, with a soft dependency that comes after the module itself. Of two lines for one module modprobe takes
+    // the first: the name of the file sorts before `modules.softdep`.
+    world
+        .vm
+        .run(
+            "cp /run/kmm.conf /etc/modprobe.d/; dmesg -c >/dev/null; /usr/sbin/modprobe -d /o kmm_leaves_m; \
+             /usr/sbin/modprobe -d /o -r kmm_leaves_m kmm_leaves_a kmm_leaves_z; rm /etc/modprobe.d/kmm.conf",
+        )
+        .await?;
+    let theirs = left().await?;
+    ensure!(theirs.lines().count() == 4, "modprobe took out {theirs}");
+    world.start_worker().await?;
+    let mut entry = world.entry("order", "kmm_leaves_m", &image, 1);
+    let order = ["kmm_leaves_m", "kmm_leaves_a", "kmm_leaves_z"];
+    entry.config.modprobe.modules_loading_order = Some(order.map(ToOwned::to_owned).into());
+    let generation = world.want(vec![entry], vec![]).await?;
+    world.settled(generation, &[("order", Loaded, "Loaded")]).await?;
+    assert_eq!(world.loaded().await?.len(), 4);
+    let generation = world.want(vec![], vec![world.intent("order", 1)]).await?;
+    world.settled(generation, &[]).await?;
+    assert_eq!(left().await?, theirs);
+
+    // A list of the kernel's own.
+    let insert = format!("cd /o/lib/modules/{release}; for m in m a z p; do insmod kmm_leaves_$m.ko; done");
+    let list = ["kmm_leaves_p", "kmm_leaves_z", "kmm_leaves_m", "kmm_leaves_a"];
+    world.vm.run(&format!("{insert}; /usr/sbin/modprobe -d /o -r {}", list.join(" "))).await?;
+    let theirs = left().await?;
+    ensure!(theirs.lines().count() == 4, "modprobe took out {theirs}");
+    world.vm.run(&insert).await?;
+    let mut entry = world.entry("plain", "kmm_plain", &plain, 1);
+    entry.config.in_tree_modules_to_remove = list.map(ToOwned::to_owned).into();
+    let generation = world.want(vec![entry], vec![]).await?;
+    world.settled(generation, &[("plain", Loaded, "Loaded")]).await?;
+    assert_eq!(left().await?, theirs);
     Ok(())
 }

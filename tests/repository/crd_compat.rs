@@ -30,11 +30,21 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
         ".spec.moduleLoader.container.modprobe.modprobeConfig",
         "options and aliases of modprobe.d together with a loading order",
     ),
+    (
+        "modules.kmm.sigs.x-k8s.io",
+        ".spec.moduleLoader.container.modprobe.modprobedDir",
+        "KMM has it since a later version",
+    ),
     // ManagedClusterModule
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".spec.moduleSpec.moduleLoader.policy", "as in the Module"),
     (
         "managedclustermodules.hub.kmm.sigs.x-k8s.io",
         ".spec.moduleSpec.moduleLoader.container.modprobe.modprobeConfig",
+        "as in the Module",
+    ),
+    (
+        "managedclustermodules.hub.kmm.sigs.x-k8s.io",
+        ".spec.moduleSpec.moduleLoader.container.modprobe.modprobedDir",
         "as in the Module",
     ),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", "names.shortNames", "a short name to type"),
@@ -77,6 +87,8 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
     ),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].policy", "the worker has to know it"),
     ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].config.modprobe.modprobeConfig", "as in the Module"),
+    ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".spec.modules[].config.modprobe.modprobedDir", "as in the Module"),
+    ("nodemodulesconfigs.kmm.sigs.x-k8s.io", ".status.modules[].config.modprobe.modprobedDir", "as in the Module"),
     (
         "nodemodulesconfigs.kmm.sigs.x-k8s.io",
         ".status.modules[].config.modprobe.modprobeConfig",

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::kernel_name;
-use crate::api::ModprobeSpec;
+use crate::api::{ModprobeArgs, ModprobeSpec};
 
 /// Where the files that modprobe is given stand in a generated folder.
 pub const ROOT: &str = "root";
@@ -187,9 +187,19 @@ pub fn own_parameters(elements: &[String]) -> Vec<String> {
     elements.iter().filter(|element| !makes_no_difference(element.trim())).cloned().collect()
 }
 
+/// Arguments, unless they say nothing.
+pub fn given(args: Option<&ModprobeArgs>) -> Option<&ModprobeArgs> {
+    args.filter(|args| !args.load.is_empty() || !args.unload.is_empty())
+}
+
+/// Arguments that are the whole command line, if the specification has them.
+pub fn raw_args(spec: &ModprobeSpec) -> Option<&ModprobeArgs> {
+    given(spec.raw_args.as_ref())
+}
+
 /// The command line for loading, `folder` being the generated one.
 pub fn load_arguments(spec: &ModprobeSpec, folder: &Path) -> Vec<String> {
-    if let Some(raw) = &spec.raw_args {
+    if let Some(raw) = raw_args(spec) {
         return raw_arguments(&raw.load, &spec.dir_name, folder);
     }
     let own = spec.args.as_ref().map(|args| args.load.as_slice()).unwrap_or_default();
@@ -200,7 +210,7 @@ pub fn load_arguments(spec: &ModprobeSpec, folder: &Path) -> Vec<String> {
 
 /// The command line for unloading, if the specification has one.
 pub fn unload_arguments(spec: &ModprobeSpec, folder: &Path) -> Option<Vec<String>> {
-    if let Some(raw) = &spec.raw_args {
+    if let Some(raw) = raw_args(spec) {
         return (!raw.unload.is_empty()).then(|| raw_arguments(&raw.unload, &spec.dir_name, folder));
     }
     let own = spec.args.as_ref().map(|args| args.unload.as_slice()).filter(|unload| !unload.is_empty())?;

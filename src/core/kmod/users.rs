@@ -92,6 +92,8 @@ pub struct Users {
     pub processes: BTreeSet<String>,
     /// Network interfaces that the module drives.
     pub interfaces: BTreeSet<String>,
+    /// Devices that are bound to its drivers, with their virtual functions.
+    pub devices: BTreeSet<String>,
     /// The search was broken off: there may be more.
     pub incomplete: bool,
 }
@@ -99,7 +101,12 @@ pub struct Users {
 impl Users {
     /// In words; empty if nothing was found.
     pub fn describe(&self) -> String {
-        let kinds = [("mounted", &self.mounts), ("open", &self.processes), ("network interfaces", &self.interfaces)];
+        let kinds = [
+            ("mounted", &self.mounts),
+            ("open", &self.processes),
+            ("network interfaces", &self.interfaces),
+            ("bound devices", &self.devices),
+        ];
         let mut parts: Vec<String> = Vec::new();
         for (kind, found) in kinds {
             if found.is_empty() {
@@ -175,6 +182,8 @@ mod tests {
         assert_eq!(users.describe(), "mounted: /m0; open: p0, p1, p2, p3 and 2 more");
         let users = Users { interfaces: many("eth", 1), incomplete: true, ..Users::default() };
         assert_eq!(users.describe(), "network interfaces: eth0; there may be more, the search was cut short");
+        let users = Users { devices: many("pci", 2), ..Users::default() };
+        assert_eq!(users.describe(), "bound devices: pci0, pci1");
         assert_eq!(Users { incomplete: true, ..Users::default() }.describe(), "");
     }
 }

@@ -7,6 +7,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod tidy;
+mod tree;
 mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,14 +26,15 @@ use self::reporting::Reporting;
 use self::source::{Heard, Source, Watched};
 use self::tasks::{Finished, Hands, Tasks};
 use self::tidy::Tidy;
+use self::tree::Tree;
 use self::users::UsersFound;
-use super::apply;
-use super::facts::Trouble;
 use super::host::Host;
 use super::image::fetch::Fetch;
 use super::image::prepare::{Places, Target};
 use super::kernel::Kernel;
+use super::node::lock;
 use super::observe::{self, Known};
+use super::plan::pause::Unready;
 use super::plan::{
     Attempts, Job, LoadSet, Outcome, Preparation, Prepared, Scope, Settled, Wanted, in_use, plan, startable,
 };
@@ -247,7 +249,7 @@ impl Agent {
     /// Writes what is wanted to the disk.
     fn keep(&mut self) {
         let Some(wanted) = self.source.wanted() else { return };
-        let make_room = || make_room(&self.source, &self.tidy, &self.hands);
+        let make_room = || make_room(&self.source, &self.tidy, &self.hands, &self.tasks);
         self.keeping.keep(&self.hands.state, wanted, make_room, self.started.elapsed());
     }
 
@@ -305,15 +307,15 @@ impl Agent {
         for (job, reach) in startable(plan.jobs, &observed.record, running) {
             self.tasks.work(self.hands.clone(), job, reach, self.shutdown.clone(), self.started.elapsed());
         }
-        if idle && scope == Scope::Everything {
-            self.tidy.tidy_up(&self.hands.state, &observed.desired, &observed.record);
+        if scope == Scope::Everything {
+            self.tidy.tidy_up(&self.hands.state, &observed.desired, &observed.record, self.tasks.running());
         }
     }
 
     /// Makes up for a record that was lost, once the API server shows what was reported. Until then it counts as lost.
     fn make_up_for_record(&self) -> Result<(), observe::Error> {
         let (Some(object), Some(wanted)) = (self.reporting.object(), self.source.wanted()) else { return Ok(()) };
-        let mut record = apply::lock(&self.hands.record);
+        let mut record = lock(&self.hands.record);
         if !record.lost {
             return Ok(());
         }
@@ -338,8 +340,10 @@ impl Agent {
         let before = self.prepared.get(&wanted.owner);
         let begun = Prepared::begun(wanted.clone(), runtime.clone(), before);
         self.prepared.insert(wanted.owner.clone(), begun);
-        let tree = self.hands.state.tree(&wanted.identity.tree_key(&self.release));
         let places = Places::new(&self.settings, self.hands.state.generated());
+        let record = self.hands.recorded();
+        let doubtful = self.attempts.get(&wanted.owner).is_some();
+        let tree = Tree::of(&self.hands.state, wanted.identity.tree_key(&self.release), &record, doubtful);
         self.tasks.prepare(wanted, runtime, target, tree, Arc::clone(&self.fetch), places);
     }
 
@@ -366,17 +370,18 @@ impl Agent {
         Ok(())
     }
 
-    fn prepared(&mut self, owner: &Owner, result: Result<LoadSet, Trouble>) {
+    fn prepared(&mut self, owner: &Owner, result: Result<LoadSet, Unready>) {
         match &result {
             Ok(set) if !set.unknown_parameters.is_empty() => {
                 let unknown = set.unknown_parameters.join(", ");
                 info!(module = %owner, "parameters that the module does not know: {unknown}");
             }
-            Err(trouble) if trouble.reason == NodeReason::StoreFull => {
-                make_room(&self.source, &self.tidy, &self.hands);
+            Err(unready) if unready.trouble.reason == NodeReason::StoreFull => {
+                make_room(&self.source, &self.tidy, &self.hands, &self.tasks);
             }
             Ok(_) | Err(_) => {}
         }
+        self.tidy.later();
         let now = self.now();
         if let Some(prepared) = self.prepared.get_mut(owner) {
             prepared.end(result, now);
@@ -395,12 +400,10 @@ impl Agent {
         let listed = self.hands.kernel.listed().ok();
         let after = self.attempts.ended(job, outcome, self.now(), listed.as_ref());
         if after.make_room {
-            make_room(&self.source, &self.tidy, &self.hands);
+            make_room(&self.source, &self.tidy, &self.hands, &self.tasks);
         }
         if after.look_again {
             self.prepared.remove(&job.owner);
-            let Hands { host, state, .. } = &self.hands;
-            self.tidy.drop_damaged(state, host.as_ref(), &self.hands.recorded(), job);
         }
     }
 
@@ -420,8 +423,8 @@ impl Agent {
     /// Waits for the kernel to finish what it has begun, for as long as it is known to be patient; everything else is
     /// dropped.
     ///
-    /// A job that hangs in the kernel keeps the process, and with it the lock of the state folder, until the kernel lets
-    /// it go: no other worker begins before.
+    /// A job that hangs in the kernel keeps the process until the kernel lets it go. The state folder is left to another
+    /// worker, which finds in the kernel what the job comes to.
     async fn end(mut self) -> Result<(), Error> {
         self.tasks.keep_preparing(|_| false);
         let deadline = Instant::now() + LAST_WAIT;
@@ -434,6 +437,7 @@ impl Agent {
                 Err(_) => {
                     let modules: Vec<String> = self.tasks.running().keys().map(ToString::to_string).collect();
                     warn!("jobs that the kernel has not finished are left to it: {}", modules.join(", "));
+                    self.hands.state.give_up();
                     break;
                 }
             }
@@ -444,7 +448,7 @@ impl Agent {
 }
 
 /// The disk is full: images that nobody needs go. Tells whether there were any.
-fn make_room(source: &Source, tidy: &Tidy, hands: &Hands) -> bool {
+fn make_room(source: &Source, tidy: &Tidy, hands: &Hands, tasks: &Tasks) -> bool {
     let Some((wants, Scope::Everything)) = source.carried_out() else { return false };
-    tidy.make_room(&hands.state, &wants, &hands.recorded())
+    tidy.make_room(&hands.state, &wants, &hands.recorded(), tasks.running())
 }

@@ -1,7 +1,6 @@
 //! What runs beside the loop: fetching and reading images, and jobs for the kernel.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,28 +8,30 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::tree::Tree;
 use super::users::Looked;
 use crate::api::NodeModulesConfig;
 use crate::api::names::NodeReason;
+use crate::core::image::ImageRef;
 use crate::runtime::client::ApiError;
 use crate::worker::apply;
 use crate::worker::facts::Trouble;
-use crate::worker::host::Host;
 use crate::worker::image::fetch::Fetch;
 use crate::worker::image::prepare::{Places, Target};
-use crate::worker::kernel::Kernel;
-use crate::worker::node::Node;
+use crate::worker::node;
+use crate::worker::plan::pause::Unready;
 use crate::worker::plan::{Job, LoadSet, Outcome, Reach, RunningJob, Wanted};
-use crate::worker::record::{Owner, Record};
+use crate::worker::record::Owner;
 use crate::worker::store::StateDir;
 
-/// Images that are fetched at the same time.
+/// Images that are fetched from one registry at the same time. Of another registry none waits: where one is dead, each
+/// fetch takes minutes to find out.
 const FETCHES: usize = 4;
 
 /// The end of a task.
 pub(super) enum Finished {
     /// An image was fetched and read.
-    Prepared { number: u64, owner: Owner, result: Box<Result<LoadSet, Trouble>> },
+    Prepared { number: u64, owner: Owner, result: Box<Result<LoadSet, Unready>> },
     /// A job was carried out; without an outcome it broke off.
     Worked { job: Box<Job>, outcome: Option<Outcome> },
     /// Users of modules that could not go were looked for.
@@ -40,26 +41,7 @@ pub(super) enum Finished {
 }
 
 /// What jobs are carried out on.
-#[derive(Clone)]
-pub(super) struct Hands {
-    pub(super) kernel: Arc<dyn Kernel>,
-    pub(super) host: Arc<dyn Host>,
-    pub(super) state: Arc<StateDir>,
-    /// Jobs change it beside the loop.
-    pub(super) record: Arc<std::sync::Mutex<Record>>,
-}
-
-impl Hands {
-    /// The node.
-    pub(super) fn node(&self) -> Node<'_> {
-        Node { kernel: self.kernel.as_ref(), host: self.host.as_ref(), store: self.state.as_ref() }
-    }
-
-    /// The record as it is now.
-    pub(super) fn recorded(&self) -> Record {
-        apply::lock(&self.record).clone()
-    }
-}
+pub(super) type Hands = node::Hands<StateDir>;
 
 /// The tasks that run.
 pub(super) struct Tasks {
@@ -67,7 +49,8 @@ pub(super) struct Tasks {
     /// Number of the latest preparation of each Module; what an earlier one brings is dropped.
     preparing: BTreeMap<Owner, (u64, AbortHandle)>,
     number: u64,
-    slots: Arc<Semaphore>,
+    /// By registry.
+    slots: BTreeMap<String, Arc<Semaphore>>,
     /// Keeps two fetches of the same image apart.
     trees: BTreeMap<String, Arc<Mutex<()>>>,
     /// Jobs that run.
@@ -82,7 +65,7 @@ impl Default for Tasks {
             all: JoinSet::new(),
             preparing: BTreeMap::new(),
             number: 0,
-            slots: Arc::new(Semaphore::new(FETCHES)),
+            slots: BTreeMap::new(),
             trees: BTreeMap::new(),
             running: BTreeMap::new(),
             taken_back: BTreeMap::new(),
@@ -125,7 +108,7 @@ impl Tasks {
         wanted: Wanted,
         runtime: Option<String>,
         target: Target,
-        tree: PathBuf,
+        tree: Tree,
         fetch: Arc<dyn Fetch>,
         places: Places,
     ) {
@@ -136,27 +119,25 @@ impl Tasks {
         self.number += 1;
         let number = self.number;
         self.trees.retain(|_, lock| Arc::strong_count(lock) > 1);
-        let turn = Arc::clone(self.trees.entry(wanted.identity.tree_key(&target.release)).or_default());
-        let slots = Arc::clone(&self.slots);
+        let turn = Arc::clone(self.trees.entry(tree.key().to_owned()).or_default());
+        self.slots.retain(|_, slots| Arc::strong_count(slots) > 1);
+        let free = || Arc::new(Semaphore::new(FETCHES));
+        let slots = Arc::clone(self.slots.entry(registry_of(&wanted)).or_insert_with(free));
         let module = owner.clone();
         let task = self.all.spawn(async move {
             let _turn = turn.lock().await;
-            let fetched = if tree.is_dir() {
-                Ok(())
-            } else {
-                let _slot = slots.acquire().await;
-                fetch.fetch(wanted.clone(), runtime, target.release.clone(), tree.clone()).await
+            let result = async {
+                let tree = blocking(move || tree.looked_through()).await?;
+                if !tree.is_there() {
+                    let _slot = slots.acquire().await;
+                    fetch.fetch(wanted.clone(), runtime, target.release.clone(), tree.path()).await?;
+                    let path = tree.path();
+                    blocking(move || Tree::list(&path)).await??;
+                }
+                let set = blocking(move || tree.read(|path| places.load_set(path, &target, &wanted))).await?;
+                set.map_err(Unready::from)
             };
-            let result = match fetched {
-                Ok(()) => tokio::task::spawn_blocking(move || places.load_set(&tree, &target, &wanted))
-                    .await
-                    .unwrap_or_else(|error| {
-                        let message = format!("the image could not be read: {error}");
-                        Err(Trouble::new(NodeReason::InvalidModule, message))
-                    }),
-                Err(trouble) => Err(trouble),
-            };
-            Finished::Prepared { number, owner: module, result: Box::new(result) }
+            Finished::Prepared { number, owner: module, result: Box::new(result.await) }
         });
         self.preparing.insert(owner, (number, task));
     }
@@ -181,22 +162,13 @@ impl Tasks {
         });
     }
 
-    /// Starts a job, on a thread of its own: the kernel may keep it for ever.
+    /// Starts a job.
     pub(super) fn work(&mut self, hands: Hands, job: Job, reach: Reach, shutdown: CancellationToken, now: Duration) {
         let taken_back = CancellationToken::new();
         self.running.insert(job.owner.clone(), RunningJob::of(&job, reach, now));
         self.taken_back.insert(job.owner.clone(), taken_back.clone());
         let (done, ended) = oneshot::channel();
-        let given = job.clone();
-        // Not on the runtime's threads for blocking work: the process could not end before they do.
-        let begun = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
-            let outcome = apply::job(hands.node(), &hands.record, &given, &shutdown, &taken_back);
-            let _ = done.send(outcome);
-        });
-        let refused = begun.err().map(|error| {
-            let trouble = Trouble::new(NodeReason::KernelRefused, format!("no thread for the job: {error}"));
-            Outcome::Failed { trouble, left: false }
-        });
+        let refused = apply::begin(hands, job.clone(), shutdown, taken_back, |outcome| drop(done.send(outcome))).err();
         self.all.spawn(async move {
             let outcome = if refused.is_some() { refused } else { ended.await.ok() };
             Finished::Worked { job: Box::new(job), outcome }
@@ -208,4 +180,17 @@ impl Tasks {
         self.running.remove(owner);
         self.taken_back.remove(owner);
     }
+}
+
+/// Does beside the loop what takes long and cannot be waited for.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Trouble> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Trouble::new(NodeReason::InvalidModule, format!("the image could not be read: {error}")))
+}
+
+/// Whom an entry's image is fetched from.
+fn registry_of(wanted: &Wanted) -> String {
+    let image = wanted.spec.config.container_image.parse::<ImageRef>();
+    image.map_or_else(|_| String::new(), |image| image.registry().to_owned())
 }

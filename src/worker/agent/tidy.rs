@@ -1,16 +1,23 @@
 //! Keeps unpacked images, and what was generated for modprobe, within bounds.
 
-use std::collections::BTreeSet;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use tracing::{info, warn};
 
+use crate::core::load::LoadIdentity;
 use crate::runtime::client::chain;
-use crate::worker::host::Host;
-use crate::worker::plan::{Job, Step, Wants};
-use crate::worker::record::{Entry, Record};
+use crate::worker::plan::{Desired, RunningJob, Wants};
+use crate::worker::record::{Entry, Owner, Record};
 use crate::worker::store::StateDir;
+
+/// What must stay on the disk.
+struct Needed {
+    /// Keys of unpacked images.
+    trees: BTreeSet<String>,
+    /// Keys of what was generated for modprobe.
+    generated: BTreeSet<String>,
+}
 
 /// What is known of unpacked images.
 #[derive(Debug)]
@@ -35,70 +42,59 @@ impl Tidy {
         self.due = true;
     }
 
-    /// Keeps unpacked images within the limit, if it is time. Those that a wanted entry or one of the record came from
-    /// stay.
-    pub(super) fn tidy_up(&mut self, state: &StateDir, wants: &Wants, record: &Record) {
+    /// What a wanted entry, one of the record, or a job that runs comes from.
+    fn needed(&self, wants: &Wants, record: &Record, running: &BTreeMap<Owner, RunningJob>) -> Needed {
+        let loading = running.values().filter_map(|job| job.load.clone().map(Desired::of));
+        let wanted: Vec<LoadIdentity> =
+            wants.modules.iter().cloned().chain(loading).filter_map(|desired| desired.identity.ok()).collect();
+        let generated = wanted.iter().filter_map(|identity| identity.generated_key(&self.release));
+        let recorded = record.entries.iter().filter_map(|entry| entry.identity().ok());
+        Needed {
+            generated: generated.chain(record.entries.iter().filter_map(Entry::generated_key)).collect(),
+            trees: wanted.iter().chain(&recorded.collect::<Vec<_>>()).map(|of| of.tree_key(&self.release)).collect(),
+        }
+    }
+
+    /// Keeps unpacked images within the limit, if it is time. Those that are needed stay.
+    pub(super) fn tidy_up(
+        &mut self,
+        state: &StateDir,
+        wants: &Wants,
+        record: &Record,
+        running: &BTreeMap<Owner, RunningJob>,
+    ) {
         if !self.due {
             return;
         }
-        let needed = self.keys(wants, record);
-        for left in self.needed.difference(&needed) {
+        let needed = self.needed(wants, record, running);
+        for left in self.needed.difference(&needed.trees) {
             if let Err(error) = state.touch_tree(left) {
                 warn!("{}", chain(&error));
             }
         }
-        let aside = set_aside(state, &needed, self.limit);
+        if let Err(error) = state.keep_generated(&needed.generated) {
+            warn!("{}", chain(&error));
+        }
+        let aside = set_aside(state, &needed.trees, self.limit);
         if !aside.is_empty() {
             // Gigabytes on a slow disk: nobody waits for that.
             tokio::task::spawn_blocking(move || clear(&aside));
         }
-        self.needed = needed;
-        let wanted = wants.modules.iter().filter_map(|desired| desired.identity.as_ref().ok());
-        let generated = wanted
-            .filter_map(|identity| identity.generated_key(&self.release))
-            .chain(record.entries.iter().filter_map(Entry::generated_key))
-            .collect();
-        if let Err(error) = state.keep_generated(&generated) {
-            warn!("{}", chain(&error));
-        }
+        self.needed = needed.trees;
         self.due = false;
     }
 
     /// The disk is full: images that nobody needs now go, whatever the limit allows. Tells whether there were any.
-    pub(super) fn make_room(&self, state: &StateDir, wants: &Wants, record: &Record) -> bool {
-        let aside = set_aside(state, &self.keys(wants, record), 0);
+    pub(super) fn make_room(
+        &self,
+        state: &StateDir,
+        wants: &Wants,
+        record: &Record,
+        running: &BTreeMap<Owner, RunningJob>,
+    ) -> bool {
+        let aside = set_aside(state, &self.needed(wants, record, running).trees, 0);
         clear(&aside);
         !aside.is_empty()
-    }
-
-    /// An unpacked image of which a file is missing goes, so that it is fetched again; not one with firmware that the
-    /// kernel may ask for.
-    pub(super) fn drop_damaged(&self, state: &StateDir, host: &dyn Host, record: &Record, job: &Job) {
-        let Some(identity) = &job.identity else { return };
-        let key = identity.tree_key(&self.release);
-        let tree = state.tree(&key);
-        let files = job.steps.iter().filter_map(|step| match step {
-            Step::Check { files, .. } => Some(files),
-            _ => None,
-        });
-        let missing = |file: &PathBuf| {
-            let read = host.readable(file);
-            file.starts_with(&tree) && read.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        };
-        let mut firmware = record.entries.iter().filter_map(|entry| entry.firmware.as_ref());
-        let asked_for = firmware.any(|firmware| firmware.folder.starts_with(&tree));
-        if tree.is_dir() && !asked_for && files.flatten().any(missing) {
-            match state.drop_tree(&key) {
-                Ok(()) => info!(module = %job.owner, tree = %tree.display(), "removed a damaged unpacked image"),
-                Err(error) => warn!("{}", chain(&error)),
-            }
-        }
-    }
-
-    fn keys(&self, wants: &Wants, record: &Record) -> BTreeSet<String> {
-        let wanted = wants.modules.iter().filter_map(|desired| desired.identity.clone().ok());
-        let recorded = record.entries.iter().filter_map(|entry| entry.identity().ok());
-        wanted.chain(recorded).map(|identity| identity.tree_key(&self.release)).collect()
     }
 }
 

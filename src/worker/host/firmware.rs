@@ -39,6 +39,17 @@ fn add_foreign(
     Ok(())
 }
 
+/// Links to what lies where the search path pointed before it was the worker's, under names that no recorded Module has.
+pub fn foreign(host: &dyn Host, record: &Record, before: &str) -> io::Result<BTreeMap<String, PathBuf>> {
+    let own = links(record);
+    let mut all = own.clone();
+    if !own.is_empty() && !before.is_empty() {
+        add_foreign(&mut all, "", &Path::new("/").join(before), &|folder| host.folder(folder))?;
+    }
+    all.retain(|name, _| !own.contains_key(name));
+    Ok(all)
+}
+
 /// Makes links and search path as the record wants them. `change` writes the record.
 ///
 /// What the path said before is in the record before the path is changed. A driver that asks meanwhile finds its file.
@@ -72,12 +83,12 @@ pub fn bring(
             change(next.firmware_before.clone())?;
         }
     }
-    if let Some(before) = next.firmware_before.as_deref().filter(|before| !before.is_empty()) {
-        let folder = Path::new("/").join(before);
-        add_foreign(&mut links, "", &folder, &|folder| host.folder(folder))
-            .map_err(|error| refused(&format!("was `{before}`, which cannot be looked at"), &error))?;
-    }
-    store.merge(&merged_name(&next).unwrap_or_default(), &links)?;
+    let before = next.firmware_before.as_deref().unwrap_or_default();
+    let foreign = foreign(host, &next, before)
+        .map_err(|error| refused(&format!("was `{before}`, which cannot be looked at"), &error))?;
+    let name = merged_name(&next, &foreign).unwrap_or_default();
+    links.extend(foreign);
+    store.merge(&name, &links)?;
     if path.value == ours { Ok(()) } else { set(&ours) }
 }
 
@@ -95,7 +106,7 @@ mod tests {
     #[test]
     fn links_lead_to_all_modules_and_to_what_was_there_before() {
         let mut record = Record::new("b");
-        assert_eq!(merged_name(&record), None);
+        assert_eq!(merged_name(&record, &BTreeMap::new()), None);
         for (name, firmware) in [
             ("a", firmware("/t/a/fw", &[("v/a.bin", "1"), ("shared", "2")])),
             ("b", firmware("/t/b/fw", &[("v/b.bin", "3"), ("shared", "2")])),
@@ -125,8 +136,10 @@ mod tests {
                 "x.bin /opt/fw/x.bin",
             ]
         );
-        let name = merged_name(&record);
+        let name = merged_name(&record, &BTreeMap::new());
         record.firmware_before = Some("/opt/fw".into());
-        assert_ne!(merged_name(&record), name);
+        assert_ne!(merged_name(&record, &BTreeMap::new()), name);
+        let foreign = BTreeMap::from([("new.bin".to_owned(), PathBuf::from("/opt/fw/new.bin"))]);
+        assert_ne!(merged_name(&record, &foreign), merged_name(&record, &BTreeMap::new()));
     }
 }

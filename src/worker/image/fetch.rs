@@ -20,11 +20,13 @@ use crate::oci::route::mirrors::{self, Endpoints};
 use crate::runtime::client::chain;
 use crate::worker::facts::Trouble;
 use crate::worker::plan::Wanted;
+use crate::worker::plan::pause::{Again, Unready};
 use crate::worker::settings::{Network, WorkerSettings};
 
 /// Brings the image of an entry onto the node.
 pub trait Fetch: Send + Sync + 'static {
-    /// On success `tree` holds the folders of the image that matter for `release`; on failure it does not exist.
+    /// On success `tree` holds the folders of the image that matter for `release`; on failure it does not exist, and what
+    /// the image itself proves is not fetched again.
     /// `runtime` is the node's container runtime, whose mirrors are asked.
     fn fetch(
         &self,
@@ -32,7 +34,7 @@ pub trait Fetch: Send + Sync + 'static {
         runtime: Option<String>,
         release: String,
         tree: PathBuf,
-    ) -> BoxFuture<'static, Result<(), Trouble>>;
+    ) -> BoxFuture<'static, Result<(), Unready>>;
 }
 
 /// The real one.
@@ -63,18 +65,18 @@ impl Fetch for RegistryFetch {
         runtime: Option<String>,
         release: String,
         tree: PathBuf,
-    ) -> BoxFuture<'static, Result<(), Trouble>> {
+    ) -> BoxFuture<'static, Result<(), Unready>> {
         let Self { wallet, network } = self.clone();
         async move {
             if is_never_pulled(&wanted.spec.config.image_pull_policy) {
                 let message = never_pulled(&wanted.spec.config.container_image);
-                return Err(Trouble::new(NodeReason::ImageNeverPulled, message));
+                return Err(Trouble::new(NodeReason::ImageNeverPulled, message).into());
             }
             let image = wanted.spec.config.container_image.parse::<ImageRef>();
             let image = image.map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, error.to_string()))?;
             let gathered = wallet.gather(&wanted.spec, &image).await?;
             let pulled = pull(&wanted, image, runtime, &release, &tree, &gathered.credentials, &network).await;
-            pulled.map_err(|trouble| gathered.explain(trouble))
+            pulled.map_err(|unready| Unready { trouble: gathered.explain(unready.trouble), ..unready })
         }
         .boxed()
     }
@@ -96,9 +98,10 @@ async fn pull(
     tree: &Path,
     credentials: &Credentials,
     network: &Network,
-) -> Result<(), Trouble> {
+) -> Result<(), Unready> {
     let text = &spec.config.container_image;
-    let keep = Keep::new(&identity.dir_name, &spellings(release), identity.firmware_path.as_deref());
+    let more = identity.firmware_path.as_deref().into_iter().chain(identity.modprobed_dir());
+    let keep = Keep::new(&identity.dir_name, &spellings(release), more);
     info!(image = %text, "fetching");
     let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;
     for note in &notes {
@@ -117,9 +120,15 @@ async fn pull(
     };
     let pulled = pull::pull(request).await.map_err(|error| {
         let notes: Vec<String> = notes.iter().map(|note| format!("; passed over: {note}")).collect();
-        let trouble = Trouble::new(error.reason(), format!("image {text}: {}{}", chain(&error), notes.concat()));
+        let again = match error.reason() {
+            _ if error.is_permanent() => Again::Never,
+            NodeReason::DigestMismatch => Again::Later,
+            _ => Again::Soon,
+        };
+        let end = if again == Again::Never { "; it is not fetched again until the Module is changed" } else { "" };
+        let trouble = Trouble::new(error.reason(), format!("image {text}: {}{}{end}", chain(&error), notes.concat()));
         warn!(image = %text, reason = trouble.reason.as_str(), "{}", trouble.message);
-        trouble
+        Unready { trouble, again }
     })?;
     for skipped in &pulled.skipped {
         info!(image = %text, path = %skipped.path.display(), "left out: {}", skipped.why);
@@ -164,7 +173,7 @@ mod tests {
         spec.config.image_pull_policy = "Never".into();
         let wanted = Desired::of(spec.clone()).check(RELEASE).unwrap();
         let fetch = RegistryFetch::new(client, &WorkerSettings::new("node"));
-        let trouble = fetch.fetch(wanted, None, RELEASE.into(), "/nowhere/tree".into()).await.unwrap_err();
+        let Unready { trouble, .. } = fetch.fetch(wanted, None, RELEASE.into(), "/nowhere/tree".into()).await.unwrap_err();
         assert_eq!(trouble.reason, NodeReason::ImageNeverPulled);
         assert!(trouble.message.contains(&spec.config.container_image), "{}", trouble.message);
     }

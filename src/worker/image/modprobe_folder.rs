@@ -27,6 +27,9 @@ use crate::worker::kernel::modprobe::Program;
 use crate::worker::module_file::{self, read_module};
 use crate::worker::plan::{LoadFile, LoadSet, Modprobe};
 
+/// Bytes of all files of modprobe.d in an image.
+const MAX_LINES: u64 = 1 << 20;
+
 /// Of two preparations of one load the second waits.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -40,15 +43,16 @@ pub fn prepare(
     folder: &Path,
 ) -> Result<LoadSet, Trouble> {
     let _turn = TURN.lock();
+    let lines = lines(place.tree, by)?;
     let mut words = modprobe::aim(&by.load).modules;
     words.extend(identity.named.iter().cloned());
-    words.extend(modprobe_d::words(&by.config));
+    words.extend(modprobe_d::words(&lines));
     let reachable = examine::reachable(place, identity, &words)?;
     let order = if by.raw { &[] } else { identity.named.as_slice() };
     if let Some(name) = order.iter().skip(1).find(|name| !is_of_image(&reachable, name)) {
         return Err(Trouble::new(NodeReason::ModuleNotFound, format!("the image holds no module `{name}`")));
     }
-    generate(place, &reachable, order, &by.config, program, folder)?;
+    generate(place, &reachable, order, &lines, program, folder)?;
 
     let arguments = modprobe::load_arguments(spec, folder);
     let finished = program.look_up("modprobe", &modprobe::dry_run(&arguments))?;
@@ -70,6 +74,49 @@ pub fn prepare(
         .collect();
     let modprobe = Some(Modprobe { folder: folder.to_owned(), arguments });
     Ok(LoadSet { files, unknown_parameters, modprobe, ..LoadSet::default() })
+}
+
+/// The Module's own lines, and those of the files of its image, in the order of their names.
+fn lines(tree: &Path, by: &ByModprobe) -> Result<String, Trouble> {
+    let mut lines = by.config.clone();
+    let Some(dir) = &by.dir else { return Ok(lines) };
+    let refused = |why: &str| {
+        Trouble::new(NodeReason::UnsupportedArgs, format!("modprobe.modprobedDir: {dir} of the image {why}"))
+    };
+    let unreadable =
+        |error: &io::Error| Trouble::of_store(error, format!("{dir} of the image cannot be read: {error}"));
+    let root = fs::canonicalize(tree).map_err(|error| unreadable(&error))?;
+    let folder = match fs::read_dir(examine::inside(tree, dir)) {
+        Ok(folder) => folder,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(refused("is no folder"));
+        }
+        Err(error) => return Err(unreadable(&error)),
+    };
+    let mut paths: Vec<_> =
+        folder.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>().map_err(|e| unreadable(&e))?;
+    paths.sort();
+    let (mut any, mut size) = (false, 0);
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(real) = fs::canonicalize(&path).ok().filter(|real| real.starts_with(&root)) else { continue };
+        if real.is_dir() {
+            return Err(refused(&format!("holds a folder, `{name}`; put the files beside one another")));
+        }
+        any = true;
+        // modprobe takes no others.
+        if path.extension().is_none_or(|extension| extension != "conf") {
+            continue;
+        }
+        size += fs::metadata(&real).map_err(|error| unreadable(&error))?.len();
+        if size > MAX_LINES {
+            return Err(refused(&format!("holds more than {MAX_LINES} bytes")));
+        }
+        let text = String::from_utf8_lossy(&fs::read(&real).map_err(|error| unreadable(&error))?).into_owned();
+        modprobe_d::check(&text).map_err(|why| refused(&format!("cannot be carried out, {name}: {why}")))?;
+        lines = format!("{lines}\n{text}\n");
+    }
+    if any { Ok(lines) } else { Err(refused("is empty")) }
 }
 
 fn is_of_image(reachable: &Reachable, name: &str) -> bool {
@@ -145,7 +192,7 @@ fn put(reached: &Reached, below: &Path) -> io::Result<()> {
     match reached.packing {
         Packing::Plain => symlink(&reached.path, target),
         Packing::Gzip | Packing::Xz | Packing::Zstd => {
-            fs::write(target, module_file::read(&reached.path, reached.packing)?)
+            fs::write(target, &*module_file::read(&reached.path, reached.packing)?)
         }
     }
 }
@@ -189,4 +236,66 @@ fn files(
         last.role = Role::Named;
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_image_count_in_the_order_of_their_names_and_what_cannot_be_carried_out_is_named() {
+        type Fault = fn(&Path);
+        let none: Fault = |_| {};
+        let (lines_of, failing): (Vec<_>, Vec<_>) = [
+            (none, Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n\n")),
+            (
+                |dir| fs::write(dir.join("c.txt"), "install x /bin/sh").unwrap(),
+                Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n\n"),
+            ),
+            (|dir| fs::write(dir.join("c.conf"), "\ninstall x /bin/sh").unwrap(), Err("c.conf: line 2: `install`")),
+            (|dir| fs::create_dir(dir.join("deep")).unwrap(), Err("holds a folder, `deep`")),
+            (
+                |dir| symlink("/etc/passwd", dir.join("out.conf")).unwrap(),
+                Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n\n"),
+            ),
+            (|dir| fs::remove_dir_all(dir).unwrap(), Err("is no folder")),
+            (
+                |dir| {
+                    fs::remove_dir_all(dir).unwrap();
+                    fs::create_dir(dir).unwrap();
+                },
+                Err("is empty"),
+            ),
+        ]
+        .into_iter()
+        .map(|(fault, expected): (Fault, Result<&str, &str>)| {
+            let tree = tempfile::tempdir().unwrap();
+            let dir = tree.path().join("etc/modprobe.d");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("b.conf"), "options kmm_a level=2\n").unwrap();
+            fs::write(dir.join("a.conf"), "options kmm_a level=1\n").unwrap();
+            fault(&dir);
+            let by = ByModprobe {
+                raw: false,
+                load: Vec::new(),
+                config: "alias x y".into(),
+                dir: Some("/etc/modprobe.d".into()),
+            };
+            (lines(tree.path(), &by), expected)
+        })
+        .partition(|(_, expected)| expected.is_ok());
+        assert_eq!((lines_of.len(), failing.len()), (3, 4));
+        for (found, expected) in lines_of {
+            assert_eq!(found.unwrap(), expected.unwrap());
+        }
+        for (found, expected) in failing {
+            let trouble = found.unwrap_err();
+            let said = expected.unwrap_err();
+            assert!(
+                trouble.reason == NodeReason::UnsupportedArgs && trouble.message.contains(said),
+                "{}",
+                trouble.message
+            );
+        }
+    }
 }

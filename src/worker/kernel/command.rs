@@ -68,6 +68,12 @@ pub enum Error {
         /// It has gone since.
         gone: bool,
     },
+    /// It left, and something that it had begun keeps its answer open.
+    #[error("{program} left, and a process that it began keeps its answer open")]
+    Open {
+        /// Its path.
+        program: String,
+    },
     /// It wrote more than is read.
     #[error("{program} wrote more than {MAX_ANSWER} bytes")]
     TooMuch {
@@ -125,8 +131,8 @@ pub fn run_with(
         return Err(Error::TooLong { program: shown(), limit, gone });
     }
     // A child that it left behind may hold the pipes open.
-    let answer =
-        answer.recv_timeout(LAST_WAIT).unwrap_or_default().ok_or_else(|| Error::TooMuch { program: shown() })?;
+    let answer = answer.recv_timeout(LAST_WAIT).map_err(|_| Error::Open { program: shown() })?;
+    let answer = answer.ok_or_else(|| Error::TooMuch { program: shown() })?;
     let tail = tail.recv_timeout(LAST_WAIT).unwrap_or_default();
     let status = ended.unwrap_or_default();
     Ok(Finished { success: status.success(), how: status.to_string(), answer, tail })
@@ -210,6 +216,7 @@ mod tests {
         assert!(matches!(run(Path::new("/no/such/program"), "x", &[], long), Err(Error::Start { .. })));
         assert!(matches!(run(Path::new("sh"), "sh", &[], long), Err(Error::Start { .. })));
         assert!(matches!(shell("head -c 5000000 /dev/zero", long), Err(Error::TooMuch { .. })));
+        assert!(matches!(shell("sleep 4 & echo done", long), Err(Error::Open { .. })));
     }
 
     #[test]

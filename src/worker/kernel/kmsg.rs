@@ -70,8 +70,12 @@ fn message_about(record: &[u8], module: &str) -> Option<String> {
     let blacklisted = message.ends_with(&format!("odule {module} is blacklisted"));
     // Of `module_sig_check` and of lockdown; prefixed with the part of the kernel in some versions.
     let signature = message.contains("Loading of ") && message.ends_with(" is rejected");
-    let lockdown = message.starts_with("Lockdown: ");
-    (named || blacklisted || signature || lockdown).then(|| message.chars().take(MAX_LOG_LINE).collect())
+    // Of lockdown and of LoadPin, which name the file or the process.
+    let policy = message.starts_with("Lockdown: ") || message.starts_with("LoadPin: ");
+    // Of the audit, where no daemon takes what SELinux says.
+    let denied = message.contains("avc:") && message.contains("{ module_load }");
+    let btf = message.contains(&format!("failed to validate module [{module}] BTF"));
+    (named || blacklisted || signature || policy || denied || btf).then(|| message.chars().take(MAX_LOG_LINE).collect())
 }
 
 #[cfg(test)]
@@ -91,6 +95,20 @@ mod tests {
                 "5,1240,99,-;Lockdown: kmm: unsigned module loading is restricted; see man kernel_lockdown.7",
                 Some("Lockdown: kmm: unsigned module loading is restricted; see man kernel_lockdown.7"),
             ),
+            (
+                "5,1241,99,-;LoadPin: kernel-module denied obj=\"/var/lib/kmm/x.ko\" pid=7 cmdline=\"kmm worker\"",
+                Some("LoadPin: kernel-module denied obj=\"/var/lib/kmm/x.ko\" pid=7 cmdline=\"kmm worker\""),
+            ),
+            (
+                "5,1242,99,-;audit: type=1400 audit(1:2): avc:  denied  { module_load } for  path=\"/x.ko\"",
+                Some("audit: type=1400 audit(1:2): avc:  denied  { module_load } for  path=\"/x.ko\""),
+            ),
+            ("5,1243,99,-;audit: type=1400 audit(1:2): avc:  denied  { read } for  path=\"/x\"", None),
+            (
+                "4,1244,99,-;failed to validate module [kmm_a] BTF: -22",
+                Some("failed to validate module [kmm_a] BTF: -22"),
+            ),
+            ("4,1245,99,-;failed to validate module [kmm_ab] BTF: -22", None),
             ("garbage", None),
             ("", None),
         ] {

@@ -155,7 +155,10 @@ impl Kernel for LinuxKernel {
         let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
         let mut log = Log::open(&self.kmsg);
         let unreadable = |error: io::Error| Refused {
-            errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            errno: match error.kind() {
+                io::ErrorKind::OutOfMemory => Errno::ENOMEM,
+                _ => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            },
             log: Some(vec![format!("{name}: {} cannot be read: {error}", file.display())]),
         };
         let by_memory = || {

@@ -32,6 +32,15 @@ fn reason_of(errno: Errno, log: Option<&[String]>) -> (NodeReason, String) {
         {
             (Reason::SymbolMissing, "the kernel has a symbol that it uses in another version")
         }
+        Errno::ENOEXEC if says(".gnu.linkonce.this_module") => (
+            Reason::VermagicMismatch,
+            "it was built against headers of another configuration of this kernel; build it with those of the kernel that runs",
+        ),
+        Errno::EINVAL if says("BTF") => (
+            Reason::VermagicMismatch,
+            "its type information (BTF) does not fit that of the running kernel; build it against the vmlinux of this kernel, \
+             or without the section .BTF (strip it with `objcopy --remove-section .BTF`)",
+        ),
         Errno::EINVAL if says("from namespace") => {
             (Reason::SymbolMissing, "it uses a symbol of a namespace that it does not import")
         }
@@ -52,11 +61,13 @@ fn reason_of(errno: Errno, log: Option<&[String]>) -> (NodeReason, String) {
         }
         Errno::EKEYREJECTED if says("unavailable key") => (
             Reason::SignatureRejected,
-            "the kernel does not know the key that it is signed with; use one that it knows",
+            "the kernel does not know the key that it is signed with; it takes those of its keyrings .builtin_trusted_keys and \
+             .secondary_trusted_keys, and one enrolled as MOK only where the kernel trusts its keyring .machine for modules",
         ),
         Errno::ENOKEY => (
             Reason::SignatureRejected,
-            "the kernel does not know the key of its signature; sign it with one that it knows",
+            "the kernel has the key of its signature in no keyring that it trusts for modules (.builtin_trusted_keys, \
+             .secondary_trusted_keys; one enrolled as MOK only where .machine is among them)",
         ),
         Errno::EKEYREJECTED => (
             Reason::SignatureRejected,
@@ -73,10 +84,20 @@ fn reason_of(errno: Errno, log: Option<&[String]>) -> (NodeReason, String) {
         Errno::EPERM if says("is blacklisted") => {
             (Reason::NotPermitted, "module_blacklist= on the kernel's command line names it; take it out and reboot")
         }
+        Errno::EPERM if says("LoadPin:") => (
+            Reason::NotPermitted,
+            "LoadPin takes modules from the file system of the first one only, and this file lies on another; keep the \
+             worker's state folder on that file system, or boot with loadpin.enforce=0",
+        ),
         Errno::EPERM if says("Lockdown:") => (Reason::NotPermitted, "the kernel is locked down and does not trust it"),
         Errno::EPERM => (
             Reason::NotPermitted,
             "loading it is not permitted (lockdown, modules_disabled, or the worker is not privileged)",
+        ),
+        Errno::EACCES if says("{ module_load }") => (
+            Reason::NotPermitted,
+            "SELinux forbids to load a file of this label; give the worker's state folder one that may be loaded, for instance \
+             `semanage fcontext -a -t modules_object_t '/var/lib/kmm/trees(/.*)?'` and `restorecon -R /var/lib/kmm/trees`",
         ),
         Errno::EACCES => (Reason::NotPermitted, "a security module of the kernel (IMA, SELinux, …) forbids it"),
         Errno::ENOSYS => (Reason::NotPermitted, "this kernel was built without loadable modules"),
@@ -166,6 +187,14 @@ mod tests {
             (Errno::EINVAL, "", Reason::KernelRefused),
             (Errno::ENOEXEC, "kmm_a: version magic '5' should be '6'", Reason::VermagicMismatch),
             (Errno::ENOEXEC, "", Reason::KernelRefused),
+            (
+                Errno::ENOEXEC,
+                "kmm_a: .gnu.linkonce.this_module section size must match the kernel's built struct module size at run time",
+                Reason::VermagicMismatch,
+            ),
+            (Errno::EINVAL, "failed to validate module [kmm_a] BTF: -22", Reason::VermagicMismatch),
+            (Errno::EPERM, "LoadPin: kernel-module denied obj=\"/x.ko\"", Reason::NotPermitted),
+            (Errno::EACCES, "audit: avc:  denied  { module_load } for  path=\"/x.ko\"", Reason::NotPermitted),
             (Errno::EKEYREJECTED, "Loading of unsigned module is rejected", Reason::SignatureMissing),
             (Errno::EKEYREJECTED, "Loading of module with unavailable key is rejected", Reason::SignatureRejected),
             (Errno::ENOKEY, "", Reason::SignatureRejected),

@@ -24,7 +24,7 @@ pub fn look(proc: &Path, sys: &Path, module: &str, filesystems: &[String]) -> Us
     let devices = fs::read_to_string(proc.join("devices")).unwrap_or_default();
     let (characters, blocks) = users::parse_majors(&devices);
     let mut search = Search { sys, module, filesystems, characters, blocks, known: BTreeMap::new() };
-    let mut found = Users { interfaces: search.interfaces(), ..Users::default() };
+    let mut found = Users { interfaces: search.interfaces(), devices: search.devices(), ..Users::default() };
     let begun = Instant::now();
     // One table for all processes that see the same mounts; of each, the mounts whose files can be asked about.
     let mut spaces: BTreeMap<PathBuf, BTreeSet<u64>> = BTreeMap::new();
@@ -129,6 +129,31 @@ impl Search<'_> {
         })
     }
 
+    /// Devices bound to a driver of the module. Source: `module_add_driver` of Linux, `/sys/module/<name>/drivers`.
+    fn devices(&self) -> BTreeSet<String> {
+        let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+        let drivers = list(&self.sys.join("module").join(self.module).join("drivers"));
+        let bound = drivers.flat_map(|driver| list(&driver.path())).filter_map(|entry| {
+            // Beside them lie files of the driver, and a link to the module.
+            let device = fs::canonicalize(entry.path()).ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            if !device.starts_with(self.sys.join("devices")) || !device.is_dir() {
+                return None;
+            }
+            let functions = fs::read_to_string(device.join("sriov_numvfs")).unwrap_or_default();
+            Some(match functions.trim() {
+                "" | "0" => name,
+                count => {
+                    format!(
+                        "{name} with {count} virtual functions, which go with `echo 0 >{}/sriov_numvfs`",
+                        device.display()
+                    )
+                }
+            })
+        });
+        bound.collect()
+    }
+
     fn interfaces(&self) -> BTreeSet<String> {
         let entries = fs::read_dir(self.sys.join("class/net")).into_iter().flatten().flatten();
         // One that stands on no device is known by its own name alone.
@@ -158,6 +183,18 @@ mod tests {
         make(sys.join("drivers/drv"));
         symlink(sys.join("drivers/drv"), sys.join("devices/pci0/0000:01:00.0/driver")).unwrap();
         symlink(sys.join("module/kmm_drv"), sys.join("drivers/drv/module")).unwrap();
+        // A module whose driver has two devices, one with virtual functions.
+        let bus = sys.join("bus/pci/drivers/nic");
+        make(bus.clone());
+        make(sys.join("module/kmm_nic/drivers"));
+        symlink(&bus, sys.join("module/kmm_nic/drivers/pci:nic")).unwrap();
+        symlink(sys.join("module/kmm_nic"), bus.join("module")).unwrap();
+        fs::write(bus.join("bind"), "").unwrap();
+        for (device, functions) in [("0000:02:00.0", "2\n"), ("0000:02:00.1", "0\n")] {
+            make(sys.join("devices/pci0").join(device));
+            fs::write(sys.join("devices/pci0").join(device).join("sriov_numvfs"), functions).unwrap();
+            symlink(sys.join("devices/pci0").join(device), bus.join(device)).unwrap();
+        }
         for folder in ["dev/char", "dev/block", "class/net/eth7", "class/net/dummy0", "class/net/lo"] {
             make(sys.join(folder));
         }
@@ -199,6 +236,12 @@ mod tests {
         ] {
             assert_eq!(of(module, &filesystems), expected, "{module}");
         }
+        let told = of("kmm_nic", &[]);
+        assert!(
+            told.starts_with("bound devices: 0000:02:00.0 with 2 virtual functions, which go with `echo 0 >"),
+            "{told}"
+        );
+        assert!(told.ends_with("devices/pci0/0000:02:00.0/sriov_numvfs`, 0000:02:00.1"), "{told}");
         assert_eq!(look(&root.path().join("absent"), &sys, "loop", &[]), Users::default());
     }
 }

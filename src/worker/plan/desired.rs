@@ -101,7 +101,8 @@ mod tests {
             (spec(|c| c.modprobe.args = args("-r")), NodeReason::UnsupportedArgs),
             (spec(|c| c.modprobe.args = args("a\0b")), NodeReason::UnsupportedArgs),
             (spec(|c| c.modprobe.raw_args = args("-v -d /opt")), NodeReason::UnsupportedArgs),
-            (spec(|c| c.modprobe.raw_args = Some(ModprobeArgs::default())), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.modprobed_dir = Some("etc/modprobe.d".into())), NodeReason::UnsupportedArgs),
+            (spec(|c| c.modprobe.modprobed_dir = Some("/..".into())), NodeReason::UnsupportedArgs),
             (spec(|c| c.modprobe.raw_args = args("../x")), NodeReason::ModuleNotFound),
             (
                 spec(|c| c.modprobe.modprobe_config = Some("install kmm_a /bin/true".into())),

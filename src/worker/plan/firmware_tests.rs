@@ -39,7 +39,7 @@ fn value(world: &World) -> String {
 }
 
 fn links(world: &World) -> Vec<String> {
-    let links = world.store.links.borrow();
+    let links = world.store.links.lock().unwrap();
     links.iter().flat_map(|(_, links)| links).map(|(name, target)| format!("{name} {}", target.display())).collect()
 }
 
@@ -197,4 +197,29 @@ fn a_lost_record_leaves_no_path_to_nowhere() {
     world.desired.unload = vec![intent("gpu", 1)];
     assert_eq!(world.settle(), [""; 0]);
     assert_eq!(value(&world), "");
+}
+
+#[test]
+fn a_search_path_that_cannot_be_read_concerns_nobody_without_firmware() {
+    let mut world = node();
+    world.image('c', vec![file("disk", "d1", Named, &[])]);
+    world.desired.modules.push(spec("disk", "disk", 'c', 1));
+    world.kernel.fail("firmware_path", Errno::EIO);
+    let told = world.settle();
+    assert!(told.contains(&"disk Loaded Loaded".to_owned()), "{told:?}");
+    assert!(told.iter().any(|told| told.ends_with("Failed FirmwarePathRefused")), "{told:?}");
+}
+
+#[test]
+fn what_somebody_adds_later_where_the_path_pointed_before_is_found() {
+    let mut world = node();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert!(world.plan().is_quiet());
+    world.kernel.foreign.lock().unwrap().insert("late.bin".into());
+    world.settle();
+    assert!(links(&world).contains(&"late.bin /opt/fw/late.bin".to_owned()), "{:?}", links(&world));
+    world.kernel.foreign.lock().unwrap().clear();
+    world.settle();
+    assert!(!links(&world).iter().any(|link| link.starts_with("late.bin")), "{:?}", links(&world));
+    assert!(world.plan().is_quiet());
 }

@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn what_cannot_be_recorded_is_neither_loaded_nor_unloaded_nor_replaced_nor_tried_without_a_pause() {
         let mut world = node();
-        *world.store.full.borrow_mut() = true;
+        *world.store.full.lock().unwrap() = true;
         world.desired.modules = vec![spec("gpu", "gpu", 'b', 2), spec("disk", "disk", 'a', 1)];
         world.desired.unload = vec![intent("net", 1), intent("gpu", 1)];
         let held = ["disk Failed StoreFailed", "gpu Failed StoreFailed", "net UnloadFailed StoreFailed"];
@@ -93,7 +93,7 @@ mod tests {
         world.desired.unload.clear();
         assert_eq!(world.settle(), ["gpu Loaded Loaded", "net Loaded Loaded"]);
         assert!(world.plan().reports.iter().all(|report| report.message.starts_with("StoreFailed: ")));
-        *world.store.full.borrow_mut() = false;
+        *world.store.full.lock().unwrap() = false;
         world.wait();
         world.settle();
         assert!(world.record.entries.iter().all(|entry| entry.generation() == 2), "{:?}", world.record);

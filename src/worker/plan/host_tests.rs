@@ -107,7 +107,7 @@ fn whatever_happens_the_host_is_as_the_record_says_and_in_the_end_as_it_was() {
         assert_eq!(world.settle(), [""; 0], "seed {seed}");
         let value = world.kernel.search_path.lock().unwrap().clone();
         assert_eq!(value.as_deref(), Some(before.as_str()), "seed {seed}");
-        assert!(world.store.links.borrow().is_none(), "seed {seed}");
+        assert!(world.store.links.lock().unwrap().is_none(), "seed {seed}");
         let published = world.kernel.published.lock().unwrap().clone();
         assert!(published.folders.is_empty() && published.stale.is_empty(), "seed {seed}: {published:?}");
         assert_eq!(world.record, Record::new("boot-1"), "seed {seed}");

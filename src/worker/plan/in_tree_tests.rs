@@ -300,3 +300,29 @@ fn a_module_that_made_room_and_is_taken_out_by_somebody_is_loaded_again_soon() {
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     assert_eq!(world.kernel.take_calls(), ["+gpu"]);
 }
+
+#[test]
+fn a_list_that_holds_the_modules_own_name_takes_out_the_kernels_own_once_and_never_the_modules() {
+    let mut world = World::new();
+    world.image('a', vec![file("gpu", "gpu1", Named, &[])]);
+    let own = || Loaded { id: "own".into(), ..Loaded::default() };
+    world.kernel.with(|modules| drop(modules.insert("gpu".into(), own())));
+    world.desired.modules = vec![asking("gpu", 'a', &["gpu"], false)];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
+    world.restart();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    world.desired.modules[0].tolerations = vec![Default::default()];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    // The record is lost: which file the kernel runs decides.
+    world.restart();
+    world.record = Record { made_up: true, ..Record::new("boot-1") };
+    assert_eq!(world.settle(), ["gpu Loaded Adopted"]);
+    assert_eq!(world.kernel.take_calls(), [""; 0]);
+    // The node boots, with the kernel's own.
+    world.restart();
+    world.record = Record::new("boot-2");
+    world.kernel.with(|modules| drop(modules.insert("gpu".into(), own())));
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
+}

@@ -9,7 +9,7 @@ use super::desired::{Desired, Wanted, Wants};
 use super::job::counts;
 use super::load_set::LoadSet;
 use super::outcome::Attempts;
-use super::pause::{self, pause};
+use super::pause::Unready;
 use super::reach::RunningJob;
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::core::kmod::gates::Gates;
@@ -52,16 +52,16 @@ impl Prepared {
     }
 
     /// Takes in what it came to.
-    pub fn end(&mut self, result: Result<LoadSet, Trouble>, now: Duration) {
+    pub fn end(&mut self, result: Result<LoadSet, Unready>, now: Duration) {
         self.state = match result {
             Ok(set) => {
                 self.failures = 0;
                 Preparation::Ready(Arc::new(set))
             }
-            Err(trouble) => {
-                let pause = pause(pause::FIRST, pause::LONGEST, self.failures);
+            Err(Unready { trouble, again }) => {
+                let retry_at = again.at(now, self.failures);
                 self.failures = self.failures.saturating_add(1);
-                Preparation::Failed(trouble, now.saturating_add(pause))
+                Preparation::Failed(trouble, retry_at)
             }
         };
     }

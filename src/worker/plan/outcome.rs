@@ -116,6 +116,10 @@ impl Attempts {
         let before = self.0.get(&job.owner).filter(|known| known.identity == job.identity);
         let tries = before.map_or(0, |known| known.tries);
         let mut pause = pause(pause::FIRST, pause::LONGEST, tries);
+        // Only somebody who changes the node's policy helps.
+        if trouble.reason == NodeReason::NotPermitted {
+            pause = pause::LONGEST;
+        }
         let gave_way = left && job.steps.iter().any(|step| matches!(step, Step::OnFailure(_)));
         if gave_way && trouble.reason != NodeReason::InUse {
             pause = pause.max(GAVE_WAY);
@@ -163,12 +167,12 @@ mod tests {
 
     #[test]
     fn how_long_a_job_is_held_back_depends_on_how_it_ended() {
-        use NodeReason::{InUse, KernelRefused, LoadNotProved, StoreFull};
+        use NodeReason::{InUse, KernelRefused, LoadNotProved, NotPermitted, StoreFull};
         let failed = |reason, left| Outcome::Failed { trouble: Trouble::new(reason, "why"), left };
         let done = || Outcome::Done(Duration::from_secs(1));
         let making_room = || job(vec![put_back(), unloading(), loading()], true);
         let (load, unload) = (|| job(vec![loading()], true), || job(vec![unloading()], false));
-        let (short, long) = (Some(pause::FIRST), Some(GAVE_WAY));
+        let (short, seldom, long) = (Some(pause::FIRST), Some(pause::LONGEST), Some(GAVE_WAY));
         let after = |look_again, make_room| AfterJob { look_again, make_room };
         let nothing = AfterJob::default();
         for (name, job, outcome, reason, pause, expected) in [
@@ -193,6 +197,7 @@ mod tests {
                 short,
                 after(true, false),
             ),
+            ("not permitted", load(), failed(NotPermitted, false), NotPermitted, seldom, after(true, false)),
             ("disk full", load(), failed(StoreFull, false), StoreFull, short, after(true, true)),
             ("not unloaded", unload(), failed(KernelRefused, false), KernelRefused, short, nothing),
             ("unloaded", unload(), done(), KernelRefused, None, nothing),

@@ -63,11 +63,9 @@ impl Reach {
                     });
                     reach.modules.extend(names);
                 }
-                // The index of a release is one for all Modules.
-                Step::Publish { .. } | Step::Unpublish { .. } | Step::Index(_) => {
-                    reach.owners.insert(Owner::node("published"));
-                }
-                Step::Check { .. } | Step::Firmware | Step::ForgetTakenOut(_) => {}
+                // What all Modules share there is changed by one step at a time, whichever jobs they are of.
+                Step::Publish { .. } | Step::Unpublish { .. } | Step::Index(_) | Step::Firmware => {}
+                Step::Check { .. } | Step::ForgetTakenOut(_) => {}
                 Step::Unload { name, .. } => {
                     reach.modules.insert(name.clone());
                 }
@@ -92,11 +90,7 @@ impl Reach {
     pub(super) fn shares(&self, other: &Self) -> Option<String> {
         let module = self.modules.intersection(&other.modules).next().map(|name| format!("module {name}"));
         let firmware = || self.firmware.intersection(&other.firmware).next().map(|name| format!("firmware {name}"));
-        let record = || self.owners.intersection(&other.owners).next().map(what_is_of);
+        let record = || self.owners.intersection(&other.owners).next().map(|owner| format!("the record of {owner}"));
         module.or_else(firmware).or_else(record)
     }
-}
-
-fn what_is_of(owner: &Owner) -> String {
-    if owner.is_node() { "what is published on the host".to_owned() } else { format!("the record of {owner}") }
 }

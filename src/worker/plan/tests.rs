@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
+use super::pause::{Again, Unready};
 use super::*;
 use crate::api::ModprobeArgs;
 use crate::core::kmod::order::Role::{Named, Needed, Optional};
@@ -122,6 +123,58 @@ fn an_order_unloads_users_first_and_only_what_was_inserted() {
     world.desired.unload = vec![intent("gpu", 1)];
     assert_eq!(world.settle(), [""; 0], "an order as new as the wanted entry wins");
     assert_eq!(world.kernel.take_calls(), ["-gpu", "-base"]);
+}
+
+#[test]
+fn an_image_that_is_proved_wrong_is_fetched_again_when_the_entry_changes_and_not_before() {
+    let mut world = World::new();
+    let trouble = Trouble::new(NodeReason::UnsafeImage, "leads out");
+    world.images.insert(('a', "gpu".to_owned()), Err(Unready { trouble, again: Again::Never }));
+    world.desired.modules = vec![spec("gpu", "gpu", 'a', 1)];
+    assert_eq!(world.settle(), ["gpu Failed UnsafeImage"]);
+    world.now += Duration::from_hours(24 * 365);
+    assert!(world.plan().is_quiet(), "{:?}", world.plan());
+    for change in [
+        (|spec| spec.image_repo_secret = Some(Default::default())) as fn(&mut NodeModuleSpec),
+        |spec| spec.config.registry_tls = Some(Default::default()),
+        |spec| spec.config.modprobe.dir_name = "/other".into(),
+    ] {
+        change(&mut world.desired.modules[0]);
+        assert_eq!(world.plan().prepare.len(), 1);
+        assert_eq!(world.settle(), ["gpu Failed UnsafeImage"]);
+    }
+    world.restart();
+    assert_eq!(world.plan().prepare.len(), 1, "another worker may know better");
+    // What says nothing of the image is no failure.
+    let trouble = Trouble::new(NodeReason::Pending, "no answer");
+    world.images.insert(('a', "gpu".to_owned()), Err(trouble.into()));
+    assert_eq!(world.settle(), ["gpu Pending Pending"]);
+}
+
+#[test]
+fn what_nothing_ties_together_leaves_in_the_other_order_than_it_came() {
+    let mut world = World::new();
+    let files = || {
+        let named = ["z", "a", "m"].map(|name| file(name, name, Named, &[])).into_iter();
+        named.chain([file("p", "p", Optional, &[])]).collect::<Vec<_>>()
+    };
+    world.image('a', files());
+    world.desired.modules = vec![spec("gpu", "m", 'a', 1)];
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls(), ["+z", "+a", "+m", "+p"]);
+    world.desired.modules.clear();
+    world.desired.unload = vec![intent("gpu", 1)];
+    assert_eq!(world.settle(), [""; 0]);
+    assert_eq!(world.kernel.take_calls(), ["-p", "-m", "-a", "-z"]);
+    // Modules of the kernel itself leave as they are listed, but for those that others hold.
+    for name in ["k", "y", "b"] {
+        let needs = if name == "b" { vec!["k".to_owned()] } else { vec![] };
+        world.kernel.with(|modules| drop(modules.insert(name.into(), Loaded { needs, ..Loaded::default() })));
+    }
+    world.desired.modules = vec![spec("gpu", "m", 'a', 2)];
+    world.desired.modules[0].config.in_tree_modules_to_remove = ["y", "k", "b"].map(ToOwned::to_owned).into();
+    assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
+    assert_eq!(world.kernel.take_calls()[..3], ["-y", "-b", "-k"]);
 }
 
 #[test]
@@ -251,7 +304,7 @@ fn a_fetch_by_the_rules_of_another_container_runtime_is_another_fetch() {
         let wanted = world.plan().prepare.remove(0);
         let mut prepared = Prepared::begun(wanted.clone(), None, None);
         if failed {
-            prepared.end(Err(Trouble::new(NodeReason::ImageNotFound, "")), Duration::MAX);
+            prepared.end(Err(Trouble::new(NodeReason::ImageNotFound, "").into()), Duration::MAX);
         }
         world.prepared.insert(wanted.owner.clone(), prepared);
         assert_eq!(world.plan().prepare, []);
@@ -412,10 +465,10 @@ fn what_the_kernel_never_got_is_not_taken_out_later() {
 #[test]
 fn without_a_record_on_the_disk_the_kernel_gets_nothing() {
     let mut world = gpu();
-    *world.store.full.borrow_mut() = true;
+    *world.store.full.lock().unwrap() = true;
     assert_eq!(world.settle(), ["gpu Failed StoreFailed"]);
     assert_eq!(world.kernel.take_calls(), [""; 0]);
-    *world.store.full.borrow_mut() = false;
+    *world.store.full.lock().unwrap() = false;
     world.wait();
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
 }

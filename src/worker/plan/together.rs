@@ -194,6 +194,41 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_hangs_keeps_nothing_of_the_node_from_being_put_right() {
+        let mut world = three();
+        world.kernel.published.lock().unwrap().writable = true;
+        world.kernel.search_path = std::sync::Mutex::new(Some(String::new()));
+        let firmware = crate::worker::record::Firmware {
+            folder: "/fw".into(),
+            files: BTreeMap::from([("a.bin".to_owned(), "1".to_owned())]),
+        };
+        world.firmware.insert("fw".into(), firmware);
+        let policy = crate::api::LoadPolicy { publish_on_host: true, ..Default::default() };
+        let disk = world.desired.modules.last_mut().unwrap();
+        (disk.policy, disk.config.modprobe.firmware_path) = (Some(policy), Some("fw".into()));
+        let (gpu, net) = (world.desired.modules.remove(0), world.desired.modules.remove(0));
+        assert_eq!(world.settle(), ["disk Loaded Loaded"]);
+        // `gpu` hangs and `net` waits for it.
+        world.desired.modules.extend([gpu, net]);
+        world.round(&tokio_util::sync::CancellationToken::new());
+        let (job, reach) = startable(world.plan().jobs, &world.record, []).remove(0);
+        world.running.insert(job.owner.clone(), RunningJob::of(&job, reach, world.now));
+        world.kernel.published.lock().unwrap().folders.clear();
+        *world.kernel.search_path.lock().unwrap() = Some("/elsewhere".into());
+        world.record.in_tree.push(crate::worker::record::TakenOut {
+            name: "old".into(),
+            owner: Owner { uid: "uid-gone".into(), ..job.owner.clone() },
+            parameters: String::new(),
+            restore: true,
+            failures: 0,
+        });
+        let jobs = world.plan().jobs;
+        let started = startable(jobs, &world.record, world.running.values().map(|job| &job.reach));
+        let uids: Vec<&str> = started.iter().map(|(job, _)| job.owner.uid.as_str()).collect();
+        assert_eq!(uids, ["firmware", "in-tree", "published"]);
+    }
+
+    #[test]
     fn a_module_whose_job_runs_gets_no_second_one_and_is_told_with_what_it_waits_for() {
         let mut world = three();
         let never = tokio_util::sync::CancellationToken::new();

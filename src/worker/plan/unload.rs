@@ -207,7 +207,9 @@ pub(super) fn removal(record: &Record, entry: &Entry, kernel: &KernelView) -> Re
         }
         leaving.remove(stays.name.as_str());
     }
-    Ok(users_first(&leaving, &kernel.listed))
+    // What came last goes first, as where nothing holds anything the order of loading is the only one that is known.
+    let order = targets.iter().rev().map(|module| module.name.as_str()).filter(|name| leaving.contains(name));
+    Ok(users_first(order, &kernel.listed))
 }
 
 /// Why a module cannot go although all of `leaving` go; `None` if it can.
@@ -237,9 +239,13 @@ pub(super) fn blocked(name: &str, leaving: &BTreeSet<&str>, kernel: &KernelView)
     ))
 }
 
-/// The names so that each stands before what it uses.
-pub(super) fn users_first(names: &BTreeSet<&str>, listed: &BTreeMap<String, Listed>) -> Vec<String> {
-    let mut open: Vec<&str> = names.iter().copied().collect();
+/// The names, each once, so that each stands before what it uses, and else in the order in which they are given.
+pub(super) fn users_first<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    listed: &BTreeMap<String, Listed>,
+) -> Vec<String> {
+    let mut known = BTreeSet::new();
+    let mut open: Vec<&str> = names.into_iter().filter(|name| known.insert(*name)).collect();
     let mut ordered = Vec::with_capacity(open.len());
     while !open.is_empty() {
         let free = open.iter().position(|name| {

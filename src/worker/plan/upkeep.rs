@@ -1,4 +1,5 @@
-//! What is kept right for the node as a whole, when nothing else is to be done.
+//! What is kept right for the node as a whole, beside the jobs of Modules: none of it waits for one that shares nothing with
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,19 +14,21 @@ use crate::worker::record::{Entry, Owner, Record, published};
 
 /// Plans for the search path of firmware, for what is published on the host, and for in-tree modules without a Module.
 pub(super) fn plan(observed: &Observed, plan: &mut Plan) {
-    let rests = plan.jobs.is_empty();
     let firmware = observed.firmware.as_ref().filter(|view| !view.is_right(&observed.record));
     let steps = firmware.map(|_| vec![Step::Firmware]).unwrap_or_default();
-    keep(observed, plan, rests, "firmware", steps, &|entry| entry.firmware.is_some());
-    keep(observed, plan, rests, "in-tree", in_tree::left_over(observed), &|_| false);
-    let steps = publishing(observed, &observed.record);
+    keep(observed, plan, "firmware", steps, &|entry| entry.firmware.is_some());
+    keep(observed, plan, "in-tree", in_tree::left_over(observed), &|_| false);
+    // What a job changes meanwhile is brought right when it has ended.
+    let busy: BTreeSet<String> =
+        plan.jobs.iter().map(|job| &job.owner).chain(observed.running.keys()).map(published::folder).collect();
+    let steps = publishing(observed, &observed.record, &|name| busy.contains(name));
     if let (Some(view), false) = (&observed.published, steps.is_empty())
         && !view.writable
     {
         let message = "publishOnHost is not carried out: the host's /lib/modules is not mounted for writing";
         return tell(plan, &Trouble::new(NodeReason::NotPublished, message), &|entry| published::asks(&entry.spec));
     }
-    keep(observed, plan, rests, "published", steps, &|entry| published::asks(&entry.spec));
+    keep(observed, plan, "published", steps, &|entry| published::asks(&entry.spec));
 }
 
 /// Steps after which the host shows nothing of an entry that has nothing in the kernel any more.
@@ -44,32 +47,20 @@ pub(super) fn before_forgetting(observed: &Observed, entry: &Entry) -> Vec<Step>
     }
     if published::asks(&entry.spec) && observed.published.as_ref().is_some_and(|view| view.writable) {
         let folder = published::folder(&entry.owner());
-        let of_others = |step: &Step| match step {
-            Step::Publish { .. } => true,
-            Step::Unpublish { name, .. } => *name != folder,
-            _ => false,
-        };
-        steps.extend(publishing(observed, &left).into_iter().filter(|step| !of_others(step)));
+        steps.extend(publishing(observed, &left, &|name| name != folder));
     }
     steps
 }
 
 /// A job for these steps, or why they are not tried now, told at the loaded Modules that are concerned.
-fn keep(
-    observed: &Observed,
-    plan: &mut Plan,
-    rests: bool,
-    kind: &str,
-    steps: Vec<Step>,
-    concerned: &dyn Fn(&Entry) -> bool,
-) {
+fn keep(observed: &Observed, plan: &mut Plan, kind: &str, steps: Vec<Step>, concerned: &dyn Fn(&Entry) -> bool) {
     let node = Owner::node(kind);
     if steps.is_empty() || observed.running.contains_key(&node) {
         return;
     }
     if let Some(trouble) = observed.held_back(&node, None) {
         tell(plan, trouble, concerned);
-    } else if rests {
+    } else {
         plan.jobs.push(Job { owner: node, identity: None, steps });
     }
 }
@@ -86,8 +77,9 @@ fn tell(plan: &mut Plan, trouble: &Trouble, concerned: &dyn Fn(&Entry) -> bool) 
 
 /// Steps after which the host shows what this record says: of the running kernel, and nothing of others.
 ///
-/// What a wanted Module has there from an earlier boot stays until it is loaded again.
-fn publishing(observed: &Observed, record: &Record) -> Vec<Step> {
+/// What a wanted Module has there from an earlier boot stays until it is loaded again. Folders that are `left_alone` are
+/// not touched.
+fn publishing(observed: &Observed, record: &Record, left_alone: &dyn Fn(&str) -> bool) -> Vec<Step> {
     let Some(view) = &observed.published else { return Vec::new() };
     let recorded: BTreeMap<String, &Entry> = record
         .entries
@@ -107,14 +99,14 @@ fn publishing(observed: &Observed, record: &Record) -> Vec<Step> {
         .collect();
     let mut steps = Vec::new();
     let mut stale = view.stale.clone();
-    for (release, name) in view.folders.keys() {
+    for (release, name) in view.folders.keys().filter(|(_, name)| !left_alone(name)) {
         let here = *release == observed.release;
         if !here || !(recorded.contains_key(name) || wanted.contains(name)) {
             steps.push(Step::Unpublish { release: release.clone(), name: name.clone() });
             stale.insert(release.clone());
         }
     }
-    for (name, entry) in recorded {
+    for (name, entry) in recorded.into_iter().filter(|(name, _)| !left_alone(name)) {
         let (release, content) = (observed.release.clone(), published::content(entry));
         if view.folders.get(&(release.clone(), name.clone())) != Some(&content) {
             stale.insert(release.clone());
@@ -304,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn two_removals_do_not_index_at_the_same_time() {
+    fn two_removals_share_nothing() {
         let mut world = node();
         world.image('c', vec![file("net", "net1", Named, &[])]);
         world.desired.modules.push(NodeModuleSpec { policy: asking(1, true).policy, ..spec("net", "net", 'c', 1) });
@@ -312,7 +304,7 @@ mod tests {
         world.desired.modules.clear();
         world.desired.unload = vec![intent("gpu", 1), intent("net", 1)];
         let plan = world.plan();
-        assert_eq!((plan.jobs.len(), startable(plan.jobs, &world.record, []).len()), (2, 1));
+        assert_eq!((plan.jobs.len(), startable(plan.jobs, &world.record, []).len()), (2, 2));
         assert_eq!(world.settle(), [""; 0]);
         assert_eq!(shown(&world), [""; 0]);
     }

@@ -17,16 +17,26 @@ pub const MAX_PATH: usize = 255;
 pub struct FirmwareView {
     /// The kernel's; `None` if this kernel has none.
     pub kernel: Option<SearchPath>,
+    /// Why it could not be read, if it could not: nothing is done about it then.
+    pub unreadable: Option<String>,
     /// The path of the folder of links, whether it is there or not.
     pub ours: String,
     /// Which links the folder holds, if it is there.
     pub merged: Option<String>,
+    /// Links to what lies where the path pointed before, beside those to the firmware of the recorded Modules.
+    pub foreign: BTreeMap<String, PathBuf>,
 }
 
 impl FirmwareView {
     /// Why no firmware can be handed to this kernel; `None` if it can.
     pub fn refusal(&self) -> Option<Trouble> {
         let refused = |message: String| Some(Trouble::new(NodeReason::FirmwarePathRefused, message));
+        if let Some(why) = &self.unreadable {
+            return refused(format!(
+                "modprobe.firmwarePath cannot be carried out: /sys/module/firmware_class/parameters/path cannot be read: \
+                 {why}"
+            ));
+        }
         match &self.kernel {
             None => refused(
                 "modprobe.firmwarePath cannot be carried out: this kernel has no \
@@ -51,7 +61,7 @@ impl FirmwareView {
     /// Whether search path and links are as the record wants them, as far as this kernel allows.
     pub fn is_right(&self, record: &Record) -> bool {
         let Some(path) = &self.kernel else { return true };
-        match merged_name(record) {
+        match merged_name(record, &self.foreign) {
             Some(name) => path.value == self.ours && self.merged.as_deref() == Some(name.as_str()),
             None => path.value != self.ours && self.merged.is_none() && record.firmware_before.is_none(),
         }
@@ -100,14 +110,15 @@ pub fn links(record: &Record) -> BTreeMap<String, PathBuf> {
     links
 }
 
-/// What tells one folder of links from another; `None` if no recorded Module has firmware.
+/// What tells one folder of links, with those to `foreign` files, from another; `None` if no recorded Module has firmware.
 ///
 /// Of another boot it is another one: what a power cut left is not trusted.
-pub fn merged_name(record: &Record) -> Option<String> {
-    let links = links(record);
+pub fn merged_name(record: &Record, foreign: &BTreeMap<String, PathBuf>) -> Option<String> {
+    let mut links = links(record);
     if links.is_empty() {
         return None;
     }
+    links.extend(foreign.iter().map(|(name, target)| (name.clone(), target.clone())));
     let mut text = vec![record.boot_id.clone(), record.firmware_before.clone().unwrap_or_default()];
     text.extend(links.into_iter().flat_map(|(name, target)| [name, target.display().to_string()]));
     let mut name = hash::hash_bytes(text.join("\0").as_bytes());
@@ -146,7 +157,7 @@ mod tests {
         for (kernel, ours, refused) in
             [(None, 10, true), (path(false), 10, true), (path(true), 256, true), (path(true), 255, false)]
         {
-            let view = FirmwareView { kernel, ours: "x".repeat(ours), merged: None };
+            let view = FirmwareView { kernel, ours: "x".repeat(ours), ..FirmwareView::default() };
             assert_eq!(view.refusal().is_some(), refused, "{view:?}");
         }
     }

@@ -106,7 +106,8 @@ pub struct Firmware {
 pub struct Entry {
     /// The wanted entry that it was loaded for.
     pub spec: NodeModuleSpec,
-    /// Its kernel modules in the order of insertion.
+    /// Its kernel modules in the order of insertion, the module itself as the last of those that are named. They leave in
+    /// the other order.
     pub modules: Vec<RecordedModule>,
     /// It was in the kernel before the worker came.
     pub adopted: bool,

@@ -5,6 +5,7 @@
 //! a boot is flushed to the disk before that; the record is not, since it speaks of one boot and ends with it.
 
 pub mod firmware_links;
+pub mod manifest;
 pub mod remove;
 mod trees;
 
@@ -13,6 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -53,7 +55,7 @@ impl std::fmt::Display for Holder {
 }
 
 /// Where the record is written to, and what is kept beside it for the kernel.
-pub trait Store {
+pub trait Store: Send + Sync + 'static {
     /// Replaces the record on the disk.
     fn save(&self, record: &Record) -> Result<(), Trouble>;
     /// The path of the folder of links to firmware.
@@ -64,6 +66,8 @@ pub trait Store {
     fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble>;
     /// Removes it.
     fn unmerge(&self) -> Result<(), Trouble>;
+    /// Whether it was left to another worker: nothing is written to it any more.
+    fn is_given_up(&self) -> bool;
     /// Whether such a folder, generated for modprobe, is there.
     fn is_generated(&self, folder: &Path) -> bool;
 }
@@ -122,7 +126,8 @@ fn keep(folder: &Path, names: &BTreeSet<String>) -> Result<usize, StoreError> {
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    _lock: Flock<File>,
+    /// `None` once it was given up.
+    lock: Mutex<Option<Flock<File>>>,
 }
 
 impl StateDir {
@@ -143,10 +148,20 @@ impl StateDir {
         only_for_root(&path, 0o600);
         let file = file.map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
+            Ok(lock) => Ok(Some(Self { root: root.to_owned(), lock: Mutex::new(Some(lock)) })),
             Err((_, Errno::EAGAIN)) => Ok(None),
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Flock<File>>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the folder to another worker, while a job of this one hangs in the kernel: what that job comes to is seen in
+    /// the kernel, and written down by nobody.
+    pub fn give_up(&self) {
+        self.held().take();
     }
 
     /// Writes into the lock who has it, for those who wait. They wait as well if it cannot be written.
@@ -181,6 +196,11 @@ impl StateDir {
 
     /// Replaces the record; on return every later worker of this boot finds it.
     pub fn save_record(&self, record: &Record) -> Result<(), StoreError> {
+        let held = self.held();
+        if held.is_none() {
+            let source = io::Error::other("another worker may have the folder by now");
+            return Err(failed("write", &self.root.join(RECORD))(source));
+        }
         self.save(RECORD, record, Lasts::ThisBoot)
     }
 
@@ -221,10 +241,13 @@ impl StateDir {
         trees::sweep(&self.root.join(TREES)).map_err(|(path, source)| failed("remove", &path)(source))
     }
 
-    /// Takes unpacked images out of use, those that were not used for longest first, until the others take at most `limit`
-    /// bytes; never one of `in_use`. They are on the disk until [`StateDir::clear_trees`] removes them, which can take long.
+    /// Takes unpacked images out of use, those that were not used for longest first, until the others and what was generated
+    /// for modprobe take at most `limit` bytes; never one of `in_use`. They are on the disk until [`StateDir::clear_trees`] removes them, which can take long.
     pub fn set_trees_aside(&self, in_use: &BTreeSet<String>, limit: u64) -> Result<Vec<PathBuf>, StoreError> {
-        trees::set_aside(&self.root.join(TREES), in_use, limit)
+        let folder = self.generated();
+        let generated = if folder.is_dir() { trees::size(&folder) } else { Ok(0) };
+        let generated = generated.map_err(|(path, source)| failed("list", &path)(source))?;
+        trees::set_aside(&self.root.join(TREES), in_use, limit.saturating_sub(generated))
             .map_err(|(path, source)| failed("remove", &path)(source))
     }
 
@@ -312,6 +335,10 @@ impl Store for StateDir {
         self.firmware().unmerge().map_err(|error| links_failed(&error))
     }
 
+    fn is_given_up(&self) -> bool {
+        self.held().is_none()
+    }
+
     fn is_generated(&self, folder: &Path) -> bool {
         folder.join(modprobe::ROOT).is_dir()
     }
@@ -397,6 +424,23 @@ mod tests {
         assert!(StateDir::open(folder.path()).unwrap().is_none());
         drop(first);
         assert!(StateDir::open(folder.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_given_up_is_another_workers_and_its_record_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateDir::open(folder.path()).unwrap().unwrap();
+        first.save_record(&Record::new("b1")).unwrap();
+        assert!(!first.is_given_up());
+        first.give_up();
+        let second = StateDir::open(folder.path()).unwrap().unwrap();
+        let mut record = Record::new("b1");
+        record.put(entry("a"));
+        second.save_record(&record).unwrap();
+        assert!(first.is_given_up() && first.save_record(&Record::new("b1")).is_err());
+        drop(first);
+        assert_eq!(second.record("b1").unwrap(), (record, None));
+        assert!(StateDir::open(folder.path()).unwrap().is_none());
     }
 
     #[test]

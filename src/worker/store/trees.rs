@@ -102,7 +102,7 @@ fn remove(path: &Path) -> Result<(), (PathBuf, io::Error)> {
 }
 
 /// Bytes of the disk that a folder and all below it take.
-fn size(folder: &Path) -> Result<u64, (PathBuf, io::Error)> {
+pub(super) fn size(folder: &Path) -> Result<u64, (PathBuf, io::Error)> {
     let mut total = 0_u64;
     for (path, _) in entries(folder)? {
         let metadata = fs::symlink_metadata(&path).map_err(|error| (path.clone(), error))?;

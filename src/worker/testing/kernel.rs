@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Condvar, Mutex};
 
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,23 @@ pub(in crate::worker) struct SimulatedKernel {
     pub(in crate::worker) own: Mutex<BTreeMap<String, Vec<String>>>,
     /// A change, and what is told right after it.
     told_after: Mutex<Option<(String, CancellationToken)>>,
+    hanging: Hanging,
+    /// Files in `/opt/fw` besides `admin.bin`.
+    pub(in crate::worker) foreign: Mutex<BTreeSet<String>>,
+}
+
+/// Modules whose load does not return.
+#[derive(Clone, Debug, Default)]
+struct Hanging(Arc<(Mutex<BTreeSet<String>>, Condvar)>);
+
+struct LetGo(Hanging, String);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        let (hanging, changed) = &*self.0.0;
+        hanging.lock().unwrap().remove(&self.1);
+        changed.notify_all();
+    }
 }
 
 impl SimulatedKernel {
@@ -66,6 +83,12 @@ impl SimulatedKernel {
 
     pub(in crate::worker) fn fail(&self, module: &str, errno: Errno) {
         self.faults.lock().unwrap().insert(module.to_owned(), errno);
+    }
+
+    /// Loads of this module, and no others, do not return before this is dropped.
+    pub(in crate::worker) fn hang(&self, module: &str) -> impl Drop + use<> {
+        self.hanging.0.0.lock().unwrap().insert(module.to_owned());
+        LetGo(self.hanging.clone(), module.to_owned())
     }
 
     /// Loads and unloads do not return before this is dropped.
@@ -154,6 +177,8 @@ impl Kernel for SimulatedKernel {
 
     fn load(&self, name: &str, file: &Path, _: Packing, parameters: &str) -> Result<(), Refused> {
         self.fault(name)?;
+        let (hanging, changed) = &*self.hanging.0;
+        drop(changed.wait_while(hanging.lock().unwrap(), |hanging| hanging.contains(name)).unwrap());
         if self.readable(file).is_err() {
             return Err(Errno::ENOENT.into());
         }
@@ -251,6 +276,7 @@ impl Host for SimulatedKernel {
     }
 
     fn firmware_path(&self) -> io::Result<Option<SearchPath>> {
+        self.fault("firmware_path").map_err(|refused| refused.errno)?;
         Ok(self.search_path.lock().unwrap().clone().map(|value| SearchPath { value, writable: true }))
     }
 
@@ -295,7 +321,9 @@ impl Host for SimulatedKernel {
     }
 
     fn folder(&self, path: &Path) -> io::Result<BTreeMap<String, bool>> {
+        let names = self.foreign.lock().unwrap();
         let there = path == Path::new("/opt/fw");
-        Ok(if there { BTreeMap::from([("admin.bin".to_owned(), false)]) } else { BTreeMap::new() })
+        let names = ["admin.bin"].into_iter().chain(names.iter().map(String::as_str)).filter(|_| there);
+        Ok(names.map(|name| (name.to_owned(), false)).collect())
     }
 }

@@ -17,8 +17,9 @@ pub(super) use self::values::{OURS, RELEASE, file, identity, intent, spec};
 use super::apply;
 use super::facts::Trouble;
 use super::kernel::Kernel as _;
-use super::node::Node;
+use super::node::{Node, lock};
 use super::observe::{self, FilesRead, Known};
+use super::plan::pause::Unready;
 use super::plan::{
     Attempts, LoadFile, LoadSet, Modprobe, Observed, Plan, Prepared, RunningJob, Scope, Settled, Step, Wanted, plan,
     startable,
@@ -37,7 +38,7 @@ pub(super) struct World {
     pub(super) desired: NodeModulesConfigSpec,
     pub(super) scope: Scope,
     /// What images hold: files by digest letter and kernel module, or why they cannot be had.
-    pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Trouble>>,
+    pub(super) images: BTreeMap<(char, String), Result<Vec<LoadFile>, Unready>>,
     /// Firmware by the path in the image.
     pub(super) firmware: BTreeMap<String, Firmware>,
     pub(super) prepared: BTreeMap<Owner, Prepared>,
@@ -102,11 +103,11 @@ impl World {
     }
 
     /// What the image of an entry holds. What is damaged is fetched again.
-    fn load_set(&self, wanted: &Wanted) -> Result<LoadSet, Trouble> {
+    fn load_set(&self, wanted: &Wanted) -> Result<LoadSet, Unready> {
         let identity = &wanted.identity;
         let digest = identity.digest.hex().chars().next().unwrap();
         let image = self.images.get(&(digest, identity.main().to_owned()));
-        let none = || Err(Trouble::new(NodeReason::ImageNotFound, "no such image"));
+        let none = || Err(Trouble::new(NodeReason::ImageNotFound, "no such image").into());
         let files = image.cloned().unwrap_or_else(none)?;
         let firmware = identity.firmware_path.as_ref().map(|path| self.firmware[path].clone());
         let folder = PathBuf::from(format!("/generated/{}", wanted.spec.name));
@@ -122,7 +123,7 @@ impl World {
     /// Carries out the jobs of a plan.
     pub(super) fn carry_out(&mut self, plan: &Plan, shutdown: &CancellationToken) {
         let record = Mutex::new(std::mem::take(&mut self.record));
-        let startable = startable(plan.jobs.clone(), &apply::lock(&record), []);
+        let startable = startable(plan.jobs.clone(), &lock(&record), []);
         for (job, _) in startable {
             let outcome = apply::job(self.node(), &record, &job, shutdown, &self.taken_back);
             let listed = self.kernel.listed().unwrap();

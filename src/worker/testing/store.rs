@@ -1,8 +1,8 @@
 //! The worker's own files in memory.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use super::values::OURS;
 use crate::api::names::NodeReason;
@@ -13,16 +13,16 @@ use crate::worker::store::Store;
 /// A store that can be full.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct MemoryStore {
-    pub(in crate::worker) full: RefCell<bool>,
+    pub(in crate::worker) full: Mutex<bool>,
     /// Nothing is left of what was generated for modprobe.
     pub(in crate::worker) lost_generated: bool,
     /// Links to firmware, and the name of their set.
-    pub(in crate::worker) links: RefCell<Option<(String, BTreeMap<String, PathBuf>)>>,
+    pub(in crate::worker) links: Mutex<Option<(String, BTreeMap<String, PathBuf>)>>,
 }
 
 impl Store for MemoryStore {
     fn save(&self, _: &Record) -> Result<(), Trouble> {
-        if *self.full.borrow() { Err(Trouble::new(NodeReason::StoreFailed, "disk full")) } else { Ok(()) }
+        if *self.full.lock().unwrap() { Err(Trouble::new(NodeReason::StoreFailed, "disk full")) } else { Ok(()) }
     }
 
     fn search_path(&self) -> String {
@@ -30,17 +30,21 @@ impl Store for MemoryStore {
     }
 
     fn merged(&self) -> Option<String> {
-        self.links.borrow().as_ref().map(|(name, _)| name.clone())
+        self.links.lock().unwrap().as_ref().map(|(name, _)| name.clone())
     }
 
     fn merge(&self, name: &str, links: &BTreeMap<String, PathBuf>) -> Result<(), Trouble> {
-        *self.links.borrow_mut() = Some((name.to_owned(), links.clone()));
+        *self.links.lock().unwrap() = Some((name.to_owned(), links.clone()));
         Ok(())
     }
 
     fn unmerge(&self) -> Result<(), Trouble> {
-        *self.links.borrow_mut() = None;
+        *self.links.lock().unwrap() = None;
         Ok(())
+    }
+
+    fn is_given_up(&self) -> bool {
+        false
     }
 
     fn is_generated(&self, _: &Path) -> bool {

@@ -19,7 +19,7 @@ impl Fetch for Asked {
         runtime: Option<String>,
         release: String,
         tree: PathBuf,
-    ) -> BoxFuture<'static, Result<(), Trouble>> {
+    ) -> BoxFuture<'static, Result<(), Unready>> {
         self.0.lock().unwrap().push(runtime.clone());
         NoRegistry.fetch(wanted, runtime, release, tree)
     }

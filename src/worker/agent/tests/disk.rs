@@ -14,6 +14,7 @@ use crate::api::NodeModulesConfigStatus;
 use crate::core::kmod::elf::testing::module;
 use crate::core::load;
 use crate::worker::record::Firmware;
+use crate::worker::store::manifest;
 use crate::worker::testing::{RELEASE, SimulatedKernel, intent, spec};
 
 /// An API server with one NodeModulesConfig, of generation 2.
@@ -146,7 +147,7 @@ struct Registry {
 }
 
 impl Fetch for Registry {
-    fn fetch(&self, _: Wanted, _: Option<String>, _: String, tree: PathBuf) -> BoxFuture<'static, Result<(), Trouble>> {
+    fn fetch(&self, _: Wanted, _: Option<String>, _: String, tree: PathBuf) -> BoxFuture<'static, Result<(), Unready>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         self.kernel.lost.lock().unwrap().clear();
         unpack(&tree);
@@ -162,53 +163,72 @@ fn unpack(tree: &Path) -> PathBuf {
     file
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_unpacked_image_whose_disk_fails_or_whose_firmware_is_in_use_stays() {
-    for firmware in [false, true] {
-        let (_folder, state, kernel) = holding(&[]);
-        let wanted = spec("gpu", "gpu", 'a', 1);
-        let tree = state.tree(&load::identity(&wanted.config).unwrap().tree_key(RELEASE));
-        let file = unpack(&tree);
-        if firmware {
-            kernel.lost.lock().unwrap().insert(file);
-            let firmware = Firmware { folder: tree.join("firmware"), files: BTreeMap::new() };
-            let mut record = Record::new("boot-1");
-            record.put(Entry { firmware: Some(firmware), ..Entry::of(spec("gpu", "gpu", 'b', 0)) });
-            state.save_record(&record).unwrap();
-        } else {
-            kernel.fail(&file.display().to_string(), nix::errno::Errno::EIO);
-        }
-        let server =
-            Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() }, |_| {});
-        let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
-        let (shutdown, running) = server.serve(kernel.clone(), registry.clone(), state);
-        let told = server.tells(|told| told.contains("StoreFailed")).await;
-        assert_eq!(told, "2: gpu Failed StoreFailed", "{firmware}");
-        tokio::time::sleep(Duration::from_hours(1)).await;
-        assert_eq!((registry.asked.load(Ordering::Relaxed), tree.is_dir()), (0, true), "{firmware}");
-        shutdown.cancel();
-        running.await.unwrap().unwrap();
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_unpacked_image_with_a_file_that_is_missing_is_fetched_again_and_only_then() {
+/// What becomes of an unpacked image after `fault`, with the module `gpu` to be loaded from it: what is told when it is
+/// `good`, and an hour later how often it was fetched.
+async fn damaged(
+    record: impl FnOnce(&Path) -> Option<Record>,
+    fault: impl FnOnce(&Path, &SimulatedKernel),
+    good: &str,
+) -> (String, usize) {
     let (_folder, state, kernel) = holding(&[]);
     let wanted = spec("gpu", "gpu", 'a', 1);
     let tree = state.tree(&load::identity(&wanted.config).unwrap().tree_key(RELEASE));
-    kernel.lost.lock().unwrap().insert(unpack(&tree));
+    let file = unpack(&tree);
+    manifest::write(&tree).unwrap();
+    fault(&file, &kernel);
+    if let Some(record) = record(&tree) {
+        state.save_record(&record).unwrap();
+    }
+    // The simulated kernel takes no file of a real folder: what it refuses was read.
+    kernel.fail("gpu", nix::errno::Errno::ENODEV);
     let server =
         Server::start(NodeModulesConfigSpec { modules: vec![wanted], ..NodeModulesConfigSpec::default() }, |_| {});
     let registry = Arc::new(Registry { kernel: kernel.clone(), asked: AtomicUsize::new(0) });
     let (shutdown, running) = server.serve(kernel.clone(), registry.clone(), state);
-    // The simulated kernel takes no file of a real folder: what it refuses was read.
-    kernel.fail("gpu", nix::errno::Errno::ENODEV);
-    let told = server.tells(|told| told.contains("KernelRefused")).await;
-    assert_eq!(told, "2: gpu Failed KernelRefused");
+    let told = server.tells(|told| told.contains(good)).await;
     tokio::time::sleep(Duration::from_hours(1)).await;
-    assert_eq!(registry.asked.load(Ordering::Relaxed), 1);
     shutdown.cancel();
     running.await.unwrap().unwrap();
+    (told, registry.asked.load(Ordering::Relaxed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unpacked_image_that_is_whole_or_whose_disk_fails_or_whose_firmware_is_in_use_stays() {
+    let whole = damaged(|_| None, |_, _| {}, "KernelRefused").await;
+    assert_eq!(whole, ("2: gpu Failed KernelRefused".to_owned(), 0));
+    let failing = |file: &Path, kernel: &SimulatedKernel| {
+        kernel.fail(&file.display().to_string(), nix::errno::Errno::EIO);
+    };
+    assert_eq!(damaged(|_| None, failing, "StoreFailed").await, ("2: gpu Failed StoreFailed".to_owned(), 0));
+    let in_use = |tree: &Path| {
+        let firmware = Firmware { folder: tree.join("firmware"), files: BTreeMap::new() };
+        let mut record = Record::new("boot-1");
+        record.put(Entry { firmware: Some(firmware), ..Entry::of(spec("gpu", "gpu", 'b', 0)) });
+        Some(record)
+    };
+    let missing = |file: &Path, _: &SimulatedKernel| fs::remove_file(file).unwrap();
+    assert_eq!(damaged(in_use, missing, "NotFound").await, ("2: gpu Failed ModuleNotFound".to_owned(), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unpacked_image_with_a_damaged_file_is_fetched_again_once() {
+    type Fault = fn(&Path, &SimulatedKernel);
+    let faults: [Fault; 4] = [
+        |file, _| fs::remove_file(file).unwrap(),
+        |file, _| fs::write(file, "").unwrap(),
+        // As good a module as the other, for all that can be read of it.
+        |file, _| fs::write(file, module(&format!("vermagic={RELEASE} SMP \0"), &[2])).unwrap(),
+        // What was unpacked by a worker that did not write it down.
+        |file, _| {
+            let tree = file.ancestors().nth(5).unwrap();
+            fs::remove_file(tree.join(".kmm-files.json")).unwrap();
+            fs::write(file, "").unwrap();
+        },
+    ];
+    for fault in faults {
+        let told = damaged(|_| None, fault, "KernelRefused").await;
+        assert_eq!(told, ("2: gpu Failed KernelRefused".to_owned(), 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 mod away;
 mod disk;
+mod hanging;
 mod making_room;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use futures::future::BoxFuture;
 
 use super::*;
 use crate::api::NodeModulesConfigSpec;
+use crate::worker::facts::Trouble;
 use crate::worker::record::kept_plan::KeptPlan;
 use crate::worker::record::{Entry, Record, RecordedModule};
 use crate::worker::testing::{Loaded, SimulatedKernel, identity, spec};
@@ -20,8 +22,8 @@ use crate::worker::testing::{Loaded, SimulatedKernel, identity, spec};
 pub(super) struct NoRegistry;
 
 impl Fetch for NoRegistry {
-    fn fetch(&self, _: Wanted, _: Option<String>, _: String, _: PathBuf) -> BoxFuture<'static, Result<(), Trouble>> {
-        async { Err(Trouble::new(NodeReason::ImageUnreachable, "away")) }.boxed()
+    fn fetch(&self, _: Wanted, _: Option<String>, _: String, _: PathBuf) -> BoxFuture<'static, Result<(), Unready>> {
+        async { Err(Trouble::new(NodeReason::ImageUnreachable, "away").into()) }.boxed()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::image::ImageRef;
 use crate::oci::auth::credentials::Credentials;
-use crate::runtime::client::{chain, within};
+use crate::runtime::client::{ApiError, Class, chain, within};
 use crate::worker::facts::Trouble;
 use crate::worker::settings::WorkerSettings;
 
@@ -68,7 +68,7 @@ impl Wallet {
         let secret = match within(|| format!("read {which}"), api.get_opt(name)).await {
             Ok(Some(secret)) => secret,
             Ok(None) => return Err(Trouble::new(NodeReason::PullSecretMissing, format!("{which} does not exist"))),
-            Err(error) => return Err(Trouble::new(NodeReason::PullSecretForbidden, chain(&error))),
+            Err(error) => return Err(unread(&which, &error)),
         };
         let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
         Credentials::from_secret_data(&data)
@@ -88,5 +88,42 @@ impl Gathered {
             }
         }
         trouble
+    }
+}
+
+/// Only a refusal says something of the secret. An API server that is away for a moment says nothing, of the image neither.
+fn unread(which: &str, error: &ApiError) -> Trouble {
+    match error.class() {
+        Class::Denied => Trouble::new(NodeReason::PullSecretForbidden, chain(error)),
+        Class::Conflict | Class::Transient | Class::Invalid => {
+            Trouble::new(NodeReason::Pending, format!("{which} could not be read, it is tried again: {}", chain(error)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_of_the_api_server_says_that_the_secret_may_not_be_read() {
+        for (code, expected) in [
+            (401, NodeReason::PullSecretForbidden),
+            (403, NodeReason::PullSecretForbidden),
+            (429, NodeReason::Pending),
+            (500, NodeReason::Pending),
+            (503, NodeReason::Pending),
+        ] {
+            let source = Box::new(kube::Error::Api(Box::new(Status::failure("no", "No").with_code(code))));
+            let trouble = unread("pull secret a/b", &ApiError::Call { action: "read it".into(), source });
+            assert_eq!(trouble.reason, expected, "{code}");
+        }
+        let trouble = unread(
+            "pull secret a/b",
+            &ApiError::Deadline { action: "read it".into(), after: std::time::Duration::from_secs(30) },
+        );
+        assert_eq!(trouble.reason, NodeReason::Pending);
     }
 }

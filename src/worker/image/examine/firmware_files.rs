@@ -1,16 +1,16 @@
 //! The firmware files of an unpacked image.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::tree::{MAX_FILES, inside, store_failed};
 use crate::api::names::NodeReason;
-use crate::core::hash::{Algorithm, Hasher};
 use crate::core::load::LoadIdentity;
 use crate::worker::facts::Trouble;
 use crate::worker::record::Firmware;
+use crate::worker::store::manifest::sha256;
 
 /// Longest name of a firmware file, folders included; the kernel takes no longer path.
 const MAX_NAME: usize = 1024;
@@ -40,17 +40,6 @@ pub fn firmware(tree: &Path, identity: &LoadIdentity) -> Result<Option<Firmware>
         return Err(missing("file in"));
     }
     Ok(Some(Firmware { folder, files: walk.files }))
-}
-
-/// SHA-256 of a file's content.
-fn sha256(path: &Path) -> io::Result<String> {
-    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Hasher::new(Algorithm::Sha256), vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            length => hasher.update(&buffer[..length]),
-        }
-    }
 }
 
 /// The files below a folder; links are followed as long as they stay in the tree.

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 pub use self::firmware_files::firmware;
 use self::folder::Folder;
-use self::tree::{inside, store_failed};
+pub(super) use self::tree::inside;
+use self::tree::store_failed;
 use crate::api::names::NodeReason;
 use crate::core::kernel::{spellings, trimmed};
 use crate::core::kmod::elf::ModuleFile;

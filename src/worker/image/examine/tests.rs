@@ -193,6 +193,24 @@ fn firmware_folders_that_link_to_each_other_are_walked_once() {
 }
 
 #[test]
+fn a_need_that_the_image_lists_with_the_suffix_of_another_host_is_the_hosts_own() {
+    let host: [(&str, Vec<u8>); 3] = [
+        ("modules.dep", b"kernel/drm-exec.ko:\n".to_vec()),
+        ("modules.builtin", b"kernel/built-in-one.ko\n".to_vec()),
+        ("kernel/drm-exec.ko", ko("", 8)),
+    ];
+    let image = |more: &str| {
+        let dep = format!("kmm-top.ko: kernel/drm-exec.ko.zst kernel/built-in-one.ko.xz{more}\n");
+        [("modules.dep", dep.into_bytes()), ("kmm-top.ko", ko("depends=", 1))]
+    };
+    let there = Case::new(&image(""), &host);
+    assert_eq!(there.order(&["kmm_top"]).unwrap(), ["Needed drm_exec", "Named kmm_top"]);
+    let trouble = Case::new(&image(" kernel/gone.ko.zst"), &host).examine(&["kmm_top"], "").unwrap_err();
+    assert_eq!(trouble.reason, NodeReason::DependencyMissing);
+    assert!(trouble.message.contains("gone") && trouble.message.contains("kmm_top"), "{}", trouble.message);
+}
+
+#[test]
 fn soft_dependencies_come_from_the_module_and_from_the_text_beside_it() {
     let host: [(&str, Vec<u8>); 4] = [
         ("modules.dep", b"kernel/h.ko:\nkernel/g.ko:\n".to_vec()),

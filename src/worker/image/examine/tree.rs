@@ -14,7 +14,7 @@ pub(super) fn store_failed(error: &io::Error) -> Trouble {
 }
 
 /// Where a path of the image is in the tree. Cleaned as the unpacking cleans it: nothing leads out of the tree.
-pub(super) fn inside(tree: &Path, path: &str) -> PathBuf {
+pub(in crate::worker::image) fn inside(tree: &Path, path: &str) -> PathBuf {
     let mut found = tree.to_owned();
     for part in Path::new(path).components() {
         match part {

@@ -117,7 +117,9 @@ fn ready<'a>(observed: &'a Observed, wanted: &Wanted) -> Result<&'a LoadSet, (Mo
         Preparation::Ready(set) if same_load => Ok(set),
         Preparation::Running if same_fetch => pulling(false),
         Preparation::Failed(trouble, retry_at) if same_fetch => {
-            Err((ModuleState::Failed, trouble.clone(), observed.now >= *retry_at))
+            // Nothing is known of what could not even be asked for.
+            let state = if trouble.reason == NodeReason::Pending { ModuleState::Pending } else { ModuleState::Failed };
+            Err((state, trouble.clone(), observed.now >= *retry_at))
         }
         Preparation::Ready(_) | Preparation::Running | Preparation::Failed(..) => pulling(true),
     }
@@ -218,19 +220,23 @@ impl Loading<'_> {
         });
         let (took_ms, loaded_at) = self.entry.map_or((None, None), |entry| (entry.took_ms, entry.loaded_at));
         let mut modules: Vec<RecordedModule> = modules.collect();
-        // What an earlier version of the entry brought stays this Module's as long as it is there and of no other one.
+        // What an earlier version of the entry brought stays this Module's as long as it is there and of no other one. It
+        // came before.
+        let mut earlier = 0;
         for known in self.entry.iter().flat_map(|entry| &entry.modules) {
             let there = self.observed.kernel.listed.contains_key(&known.name)
                 && !leaving.contains(&known.name)
                 && self.others_with(&known.name).next().is_none();
             if there && (known.named || known.inserted) && !modules.iter().any(|module| module.name == known.name) {
-                modules.push(RecordedModule { named: false, inserted: true, ..known.clone() });
+                modules.insert(earlier, RecordedModule { named: false, inserted: true, ..known.clone() });
+                earlier += 1;
             }
         }
-        // The module itself stands last, whatever its soft dependencies load after it.
-        if let Some(at) = modules.iter().position(|module| module.name == self.main()) {
-            let main = modules.remove(at);
-            modules.push(main);
+        // The module itself stands last of those that are named, whatever its soft dependencies load after it.
+        if let Some(at) = modules.iter().position(|module| module.name == self.main())
+            && let Some(last) = modules.iter().rposition(|module| module.named)
+        {
+            modules[at..=last.max(at)].rotate_left(1);
         }
         let firmware = self.set.firmware.clone();
         let files = self.set.of_image.clone();

@@ -64,7 +64,7 @@ impl Loading<'_> {
                 return failed(NodeReason::InTreeModuleStays, format!("to be removed first: {why}"));
             }
         }
-        let going = users_first(&going.into_iter().collect(), listed);
+        let going = users_first(going, listed);
         let in_tree = going.iter().filter(|name| unwanted.contains(name)).cloned().collect();
         leaving.extend(going);
         Ok(Room { leaving, in_tree, modprobe })
@@ -93,10 +93,10 @@ impl Loading<'_> {
     fn strangers_to_replace(&self, stale: &[&str]) -> Vec<String> {
         let mut published = Vec::new();
         if stale.iter().any(|name| self.is_published(name)) {
-            let files = self.set.files.iter().filter(|file| file.role != Role::Optional);
+            let files = self.set.files.iter().rev().filter(|file| file.role != Role::Optional);
             let free = |name: &&str| self.is_published(name) && self.other_owner(name).is_none();
-            let names = files.map(|file| file.name.as_str()).filter(free).collect();
-            published = self.without_what_can_stay(users_first(&names, &self.observed.kernel.listed), stale);
+            let names = files.map(|file| file.name.as_str()).filter(free);
+            published = self.without_what_can_stay(users_first(names, &self.observed.kernel.listed), stale);
         }
         if self.policy().on_other_file != OnOtherFile::Replace {
             return published;
