@@ -10,6 +10,7 @@ mod disk;
 mod failing;
 mod fast_reboot;
 mod firmware;
+mod hanging;
 mod in_tree;
 mod killed;
 mod lasting;
