@@ -10,7 +10,7 @@ use crate::core::kernel::KernelVersion;
 use crate::runtime::store::Store;
 
 use super::outcome::{Outcome, Standing, Trouble};
-use super::view::NodeView;
+use super::view::{ModuleFacts, NodeView};
 
 type Uid = Arc<str>;
 
@@ -55,6 +55,45 @@ impl Tally {
 pub(super) struct Totals {
     nodes: BTreeMap<String, BTreeMap<Uid, Outcome>>,
     modules: BTreeMap<Uid, ModuleTotals>,
+    generations: BTreeMap<Uid, i64>,
+    unplanned: BTreeMap<String, BTreeSet<Uid>>,
+    unplanned_of: BTreeMap<Uid, usize>,
+}
+
+/// What the totals say of a Module as it was read.
+#[derive(Clone, Debug)]
+pub(super) enum Count {
+    /// Everything.
+    Complete(Counted),
+    /// Not yet everything: so many nodes have still to be planned with the Module as it is now.
+    Unplanned(usize),
+    /// Nothing: who takes in what the Module has become is about to, and wakes its controllers.
+    Unknown,
+}
+
+/// A Module with totals for which each node was planned with this generation of it: nothing but these makes a status.
+#[derive(Clone, Debug)]
+pub(super) struct Counted {
+    facts: Arc<ModuleFacts>,
+    totals: ModuleTotals,
+}
+
+impl Counted {
+    /// The Module.
+    pub(super) fn facts(&self) -> &ModuleFacts {
+        &self.facts
+    }
+
+    /// What was counted for it.
+    pub(super) fn totals(&self) -> &ModuleTotals {
+        &self.totals
+    }
+
+    /// A Module for which this was counted.
+    #[cfg(test)]
+    pub(super) fn new(facts: Arc<ModuleFacts>, totals: ModuleTotals) -> Self {
+        Self { facts, totals }
+    }
 }
 
 /// Totals of one Module.
@@ -98,17 +137,62 @@ impl Totals {
         self.modules.get(module).cloned().unwrap_or_default()
     }
 
+    /// Totals of a Module together with the Module that they were counted for.
+    pub(super) fn count(&self, facts: &Arc<ModuleFacts>) -> Count {
+        if self.generations.get(&facts.uid) != Some(&facts.generation) {
+            return Count::Unknown;
+        }
+        match self.unplanned_of.get(&facts.uid) {
+            Some(nodes) => Count::Unplanned(*nodes),
+            None => Count::Complete(Counted { facts: Arc::clone(facts), totals: self.of(&facts.uid) }),
+        }
+    }
+
+    /// Takes in that a Module has become another one, and that these nodes, besides those that it concerns already, are
+    /// to be planned with it. Returns all of them, for the caller to wake.
+    pub(super) fn module_changed(&mut self, facts: &ModuleFacts, mut nodes: BTreeSet<String>) -> BTreeSet<String> {
+        nodes.extend(self.nodes_of(&facts.uid));
+        self.generations.insert(Arc::clone(&facts.uid), facts.generation);
+        for node in &nodes {
+            if self.unplanned.entry(node.clone()).or_default().insert(Arc::clone(&facts.uid)) {
+                *self.unplanned_of.entry(Arc::clone(&facts.uid)).or_default() += 1;
+            }
+        }
+        nodes
+    }
+
+    /// Takes in that a Module is gone. Returns the nodes that it concerned, for the caller to wake.
+    pub(super) fn module_gone(&mut self, uid: &str) -> BTreeSet<String> {
+        self.generations.remove(uid);
+        self.nodes_of(uid).into_iter().collect()
+    }
+
+    /// Takes in that a node was planned, and returns the Modules of which it was the last one.
+    fn planned(&mut self, node: &str) -> Vec<Uid> {
+        let mut complete = Vec::new();
+        for uid in self.unplanned.remove(node).unwrap_or_default() {
+            let Some(nodes) = self.unplanned_of.get_mut(&uid) else { continue };
+            *nodes -= 1;
+            if *nodes == 0 {
+                self.unplanned_of.remove(&uid);
+                complete.push(uid);
+            }
+        }
+        complete
+    }
+
     /// Names of the nodes that concern the Module in any way.
-    pub(super) fn nodes_of(&self, module: &str) -> Vec<String> {
+    fn nodes_of(&self, module: &str) -> Vec<String> {
         self.nodes.iter().filter(|(_, all)| all.contains_key(module)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Replaces what is known of a node (`None`: it is gone) and returns the Modules whose totals changed.
+    /// Replaces what is known of a node (`None`: it is gone) and returns the Modules whose totals changed or became
+    /// complete.
     pub(super) fn record(&mut self, node: &str, outcomes: Option<BTreeMap<Uid, Outcome>>) -> Vec<Uid> {
         let gone = outcomes.is_none();
         let new = outcomes.unwrap_or_default();
         let old = self.nodes.remove(node).unwrap_or_default();
-        let mut changed = Vec::new();
+        let mut changed = self.planned(node);
         for (uid, outcome) in &old {
             if new.get(uid) != Some(outcome) {
                 self.modules.entry(Arc::clone(uid)).or_default().remove(node, outcome);
@@ -227,7 +311,7 @@ mod tests {
         let now = totals.of("m");
         assert_eq!((now.matching, now.desired, now.available, now.failing.len()), (3, 3, 1, 1));
         assert_eq!((now.kernels[&"6.1".parse::<KernelVersion>().unwrap()], now.holders.len(), now.unaware), (3, 3, 3));
-        assert_eq!(totals.nodes_of("m"), ["a", "b", "c"]);
+        assert_eq!(totals.module_gone("m"), ["a", "b", "c"].map(str::to_owned).into());
 
         assert_eq!(totals.record("c", of(Standing::Available)), module);
         assert_eq!(totals.record("a", Some(BTreeMap::new())), module);

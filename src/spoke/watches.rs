@@ -163,11 +163,11 @@ impl Wakes {
         }
     }
 
-    fn module_changed(&self, change: &Change<ModuleView>) {
-        self.queues.wake_module(&change.key);
+    pub(super) fn module_changed(&self, change: &Change<ModuleView>) {
         let facts = |view: &Option<Arc<ModuleView>>| view.as_ref().map(|view| Arc::clone(&view.facts));
         let (old, new) = (facts(&change.old), facts(&change.new));
         if old == new {
+            self.queues.wake_module(&change.key);
             return;
         }
         self.queues.namespaces.add(change.key.namespace.clone());
@@ -182,9 +182,16 @@ impl Wakes {
             }
         });
         {
-            let totals = self.tally.lock();
-            nodes.extend(either.iter().flat_map(|facts| totals.nodes_of(&facts.uid)));
+            let mut totals = self.tally.lock();
+            if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
+                nodes.extend(totals.module_gone(&old.uid));
+            }
+            if let Some(new) = new {
+                nodes = totals.module_changed(&new, nodes);
+            }
         }
+        // Whoever is woken finds that the nodes have still to be planned.
+        self.queues.wake_module(&change.key);
         for node in nodes {
             self.queues.nodes.add(node);
         }

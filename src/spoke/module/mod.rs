@@ -15,12 +15,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::Client;
 
+use crate::api::ModuleStatus;
 use crate::runtime::client::ApiError;
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::ObjectKey;
 
 use super::stores::Stores;
-use super::tally::Tally;
+use super::tally::{Count, Tally};
+use super::view::ModuleView;
 
 /// The two controllers of Modules.
 pub(super) struct Controller {
@@ -43,16 +45,24 @@ impl Controller {
 
     /// One pass over the status of one Module.
     pub(super) async fn pass_status(self: Arc<Self>, key: ObjectKey) -> Result<Outcome, ApiError> {
-        let Some(module) = self.stores.modules.get(&key) else { return Ok(Outcome::Done) };
-        if !self.tally.is_warm() {
-            return Ok(Outcome::Done);
-        }
-        let totals = self.tally.lock().of(&module.facts.uid);
-        let images = self.stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*module.facts.uid));
-        let trigger = images.and_then(|images| images.trigger);
-        if let Some(status) = status::plan_status(&module.facts, &module.status, &totals, trigger, Timestamp::now()) {
-            apply::write_status(&self.client, &key, &module.status, &status).await?;
-        }
+        let Some((module, status)) = self.decide_status(&key, Timestamp::now()) else { return Ok(Outcome::Done) };
+        apply::write_status(&self.client, &key, &module.status, &status).await?;
         Ok(Outcome::Done)
+    }
+
+    /// The Module as it stands and its status as it should be, if that is another one.
+    pub(super) fn decide_status(&self, key: &ObjectKey, now: Timestamp) -> Option<(Arc<ModuleView>, ModuleStatus)> {
+        let module = self.stores.modules.get(key).filter(|_| self.tally.is_warm())?;
+        let count = self.tally.lock().count(&module.facts);
+        let status = match &count {
+            Count::Complete(counted) => {
+                let images = self.stores.images.get(key);
+                let images = images.filter(|images| images.owner.as_deref() == Some(&*module.facts.uid));
+                status::plan_status(counted, &module.status, images.and_then(|images| images.trigger), now)
+            }
+            Count::Unplanned(nodes) => status::while_counting(&module.facts, &module.status, *nodes, now),
+            Count::Unknown => None,
+        };
+        Some((module, status?))
     }
 }

@@ -10,7 +10,7 @@ use crate::api::{DaemonSetStatus, FailingNode, ModuleStatus};
 use crate::core::conditions::{self, State, Wanted};
 use crate::core::label;
 use crate::spoke::outcome::Trouble;
-use crate::spoke::tally::ModuleTotals;
+use crate::spoke::tally::{Counted, ModuleTotals};
 use crate::spoke::view::ModuleFacts;
 
 /// Most nodes that are named.
@@ -21,12 +21,12 @@ const SILENT: &str = "no worker has reported since the node started";
 
 /// The status as it should be, `None` if it is already so.
 pub(super) fn plan_status(
-    facts: &ModuleFacts,
+    counted: &Counted,
     old: &ModuleStatus,
-    totals: &ModuleTotals,
     trigger: Option<i64>,
     now: Timestamp,
 ) -> Option<ModuleStatus> {
+    let (facts, totals) = (counted.facts(), counted.totals());
     let mut new = old.clone();
     // Of nodes that nobody knows there is no number.
     new.module_loader = facts.spec_known.then(|| DaemonSetStatus {
@@ -52,6 +52,24 @@ pub(super) fn plan_status(
         (ConditionType::Ready, ready),
     ]
     .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, &*is.reason, is.message));
+    let _ = conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
+    (new != *old).then_some(new)
+}
+
+/// The status while so many nodes have still to be planned with the Module as it is now, `None` if it is already so.
+///
+/// Numbers, the generation that they were counted for and the Hub's hash stay as they were told last.
+pub(super) fn while_counting(
+    facts: &ModuleFacts,
+    old: &ModuleStatus,
+    nodes: usize,
+    now: Timestamp,
+) -> Option<ModuleStatus> {
+    let mut new = old.clone();
+    let message = format!("{nodes} nodes are still to be looked at since the Module changed");
+    let (ready, moving) = (ConditionType::Ready.as_str(), ConditionType::Progressing.as_str());
+    let wanted = [(moving, State::True), (ready, State::False)]
+        .map(|(type_, state)| Wanted::new(type_, state, ModuleReason::NodesNotReady.as_str(), &*message));
     let _ = conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
     (new != *old).then_some(new)
 }

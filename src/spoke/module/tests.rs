@@ -21,14 +21,14 @@ use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::{Projection, store};
 use crate::spoke::outcome::Trouble;
-use crate::spoke::tally::ModuleTotals;
+use crate::spoke::tally::{Counted, ModuleTotals};
 use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module, an_entry};
-use crate::spoke::view::{ImagesView, ModuleView, NodeView};
+use crate::spoke::view::{ImagesView, ModuleFacts, ModuleView, NodeView};
 
 use super::apply::apply;
 use super::observe::Observed;
 use super::plan::{ImagesAction, Plan, plan, wanted_images};
-use super::status::plan_status;
+use super::status;
 
 fn gpu() -> ModuleBuilder {
     a_module("drivers", "gpu", "u1")
@@ -48,6 +48,16 @@ fn totals(edit: impl FnOnce(&mut ModuleTotals)) -> ModuleTotals {
     }
     edit(&mut totals);
     totals
+}
+
+fn plan_status(
+    facts: &Arc<ModuleFacts>,
+    old: &ModuleStatus,
+    totals: &ModuleTotals,
+    trigger: Option<i64>,
+    now: Timestamp,
+) -> Option<ModuleStatus> {
+    status::plan_status(&Counted::new(Arc::clone(facts), totals.clone()), old, trigger, now)
 }
 
 fn finalizers(module: ModuleBuilder, totals: Option<ModuleTotals>) -> Option<Vec<String>> {
