@@ -99,7 +99,13 @@ impl Spoke {
         let claims = stores.claims.clone().map(|store| claims::Controller::new(own(), store, kernels.clone()));
         let worker = worker::Controller::new(own(), stores.clone(), namespace.clone(), daemon_set, policies_in_force);
         let spoke = Self {
-            node: Arc::new(node::Controller::new(own(), stores.clone(), queues.clone(), tally.clone())),
+            node: Arc::new(node::Controller::new(
+                own(),
+                stores.clone(),
+                queues.clone(),
+                tally.clone(),
+                settings.tolerations.as_slice().into(),
+            )),
             module: Arc::new(module::Controller::new(own(), stores.clone(), tally.clone())),
             namespace: Arc::new(namespace::Controller::new(own(), stores.clone(), settings.worker_account())),
             worker: Arc::new(worker),

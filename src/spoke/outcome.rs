@@ -26,7 +26,7 @@ pub(super) enum Standing {
     /// Selected, but its kernel has no mapping and it never had the module.
     Unmapped,
     /// Selected, but a taint keeps it from getting the module for the first time.
-    Tainted,
+    Tainted(Arc<Trouble>),
     /// To be loaded and on its way.
     Waiting,
     /// To be loaded, and no worker of the node's present boot has said anything.
@@ -55,7 +55,7 @@ pub(super) enum Standing {
 }
 
 /// Why something is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Trouble {
     /// One word.
     pub reason: String,

@@ -107,8 +107,8 @@ pub(super) struct ModuleTotals {
     pub available: usize,
     /// Matching nodes whose kernel no mapping fits.
     pub unmapped: usize,
-    /// Matching nodes that a taint keeps the module off.
-    pub tainted: usize,
+    /// Matching nodes that a taint keeps the module off, by what to do about it.
+    pub tainted: BTreeMap<Arc<Trouble>, usize>,
     /// Nodes that run an older file until they boot again.
     pub waiting_for_reboot: usize,
     /// Nodes that are none of the Module's any more, and have it until they boot again.
@@ -238,12 +238,12 @@ impl ModuleTotals {
             Standing::Silent => {
                 self.silent.insert(node.to_owned());
             }
+            Standing::Tainted(trouble) => *self.tainted.entry(Arc::clone(trouble)).or_default() += 1,
             Standing::WaitingForConsumers { why, .. } => {
                 self.waiting_for_consumers.insert(node.to_owned(), Arc::clone(why));
             }
             Standing::Elsewhere
             | Standing::Unmapped
-            | Standing::Tainted
             | Standing::Waiting
             | Standing::Available
             | Standing::WaitingForReboot
@@ -254,13 +254,11 @@ impl ModuleTotals {
 
     fn remove(&mut self, node: &str, outcome: &Outcome) {
         self.count(outcome, |number| *number = number.saturating_sub(1));
-        if let Some(kernel) = &outcome.kernel
-            && let Some(number) = self.kernels.get_mut(kernel)
-        {
-            *number = number.saturating_sub(1);
-            if *number == 0 {
-                self.kernels.remove(kernel);
-            }
+        if let Some(kernel) = &outcome.kernel {
+            take_one(&mut self.kernels, kernel);
+        }
+        if let Standing::Tainted(trouble) = &outcome.standing {
+            take_one(&mut self.tainted, trouble);
         }
         self.holders.remove(node);
         self.without_image.remove(node);
@@ -276,13 +274,22 @@ impl ModuleTotals {
             (outcome.is_desired(), &mut self.desired),
             (*standing == Standing::Available, &mut self.available),
             (*standing == Standing::Unmapped, &mut self.unmapped),
-            (*standing == Standing::Tainted, &mut self.tainted),
             (*standing == Standing::WaitingForReboot, &mut self.waiting_for_reboot),
             (*standing == Standing::Kept, &mut self.kept),
             (outcome.is_leaving(), &mut self.leaving),
             (!outcome.saw_deletion, &mut self.unaware),
         ];
         counters.into_iter().filter(|(counts, _)| *counts).for_each(|(_, number)| change(number));
+    }
+}
+
+/// One less of these; none are left out.
+fn take_one<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 

@@ -108,7 +108,7 @@ fn states_and_reasons_are_the_documented_ones() {
     );
     assert_list!(
         names::ModuleReason,
-        "AllNodesReady NoMatchingNodes NoMatchingKernel SomeKernelsUnmapped NoModuleLoader ImagesNotReady
+        "AllNodesReady NoMatchingNodes NoMatchingKernel SomeKernelsUnmapped NodesTainted NoModuleLoader ImagesNotReady
          ImagesResolved NodesNotReady NodesFailing NodesWaitingForReboot NodesSilent WaitingForConsumers Unloading
          UnloadBlocked InvalidSpec Unreadable Settled"
     );

@@ -235,6 +235,8 @@ closed_list! {
         NoMatchingKernel,
         /// Some matching nodes run a kernel of no mapping; the others have it.
         SomeKernelsUnmapped,
+        /// Taints keep it off matching nodes.
+        NodesTainted,
         /// It has no `moduleLoader`: there is nothing to load.
         NoModuleLoader,
         /// An image is missing, or cannot be looked up.

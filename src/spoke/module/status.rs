@@ -178,7 +178,8 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
             not(ModuleReason::NoMatchingKernel, format!("no kernel mapping fits any of {matching} matching nodes"))
         }
         (matching, 0) => {
-            let message = format!("taints keep the module off all of {matching} matching nodes");
+            let why = totals.tainted.keys().next().map(|trouble| format!(": {}", trouble.message)).unwrap_or_default();
+            let message = format!("taints keep the module off all of {matching} matching nodes{why}");
             Verdict::new(State::True, ModuleReason::NoMatchingNodes, message)
         }
         _ if unmapped > 0 => {

@@ -227,8 +227,8 @@ fn the_status_answers_what_is_missing_where_and_why() {
         ),
         (
             gpu(),
-            ModuleTotals { matching: 2, tainted: 2, ..zero.clone() },
-            "True NoMatchingNodes taints keep the module off all of 2 matching nodes",
+            ModuleTotals { matching: 2, tainted: [(Trouble::new("", "taint k:NoSchedule"), 2)].into(), ..zero.clone() },
+            "True NoMatchingNodes taints keep the module off all of 2 matching nodes: taint k:NoSchedule",
         ),
         (gpu(), zero.clone(), "True NoMatchingNodes no node matches the selector"),
         (

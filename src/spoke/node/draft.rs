@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::api::names::ModuleReason;
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::core::kernel::KernelVersion;
-use crate::core::taints::{effective_tolerations, first_untolerated};
+use crate::core::taints::{effective_tolerations, first_untolerated, written};
 use crate::spoke::outcome::{Outcome, Standing, Trouble};
 use crate::spoke::view::ModuleFacts;
 
@@ -35,7 +38,7 @@ impl<'a> Draft<'a> {
         let present = here.present(facts);
         let part = part(here, facts, &module.want, present);
         let kernel = match (&module.want, &part.standing) {
-            (Want::Here(_) | Want::NoImage(_), Standing::Tainted) => None,
+            (Want::Here(_) | Want::NoImage(_), Standing::Tainted(_)) => None,
             (Want::Here(_) | Want::NoImage(_), _) => here.node.kernel.as_ref().ok().cloned(),
             (Want::Gone(_) | Want::Unmapped | Want::Unclear | Want::Invalid(_), _) => None,
         };
@@ -87,11 +90,21 @@ fn first_placement(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>) ->
     if !present.is_nothing() || here.may_have_lost(facts) {
         return None;
     }
-    let tolerations = effective_tolerations(Some(&facts.spec.tolerations));
-    if first_untolerated(&here.node.taints, &tolerations).is_some() {
-        return Some(Standing::Tainted);
+    let mut tolerations = effective_tolerations(Some(&facts.spec.tolerations));
+    tolerations.extend_from_slice(here.tolerations);
+    if let Some(taint) = first_untolerated(&here.node.taints, &tolerations) {
+        return Some(Standing::Tainted(tainted(taint)));
     }
-    (!here.node.ready || !facts.has_finalizer()).then_some(Standing::Waiting)
+    (!facts.has_finalizer()).then_some(Standing::Waiting)
+}
+
+fn tainted(taint: &Taint) -> Arc<Trouble> {
+    let written = written(taint);
+    let message = format!(
+        "taint {written} is not tolerated: tolerate it in spec.tolerations, or for every Module with --tolerations \
+         (KMM_TOLERATIONS) {written} of the manager"
+    );
+    Trouble::new(ModuleReason::NodesTainted.as_str(), message)
 }
 
 fn placed(here: Here<'_>, facts: &ModuleFacts, wanted: &NodeModuleSpec, present: Present<'_>) -> Part {

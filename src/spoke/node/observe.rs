@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::LocalObjectReference;
+use k8s_openapi::api::core::v1::{LocalObjectReference, Toleration};
 
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::runtime::store::ObjectKey;
@@ -23,6 +23,8 @@ pub(super) struct Observed {
     pub modules: Vec<ModuleHere>,
     /// Pods on the node that use kernel modules, ordered by name.
     pub consumers: Vec<Consumer>,
+    /// Tolerations of every Module of the cluster, besides its own.
+    pub tolerations: Arc<[Toleration]>,
 }
 
 /// One Module, as seen from this node.
@@ -63,7 +65,7 @@ pub(super) struct Consumer {
 }
 
 /// Everything about one node. Only stores are read.
-pub(super) fn observe(stores: &Stores, name: &str) -> Observed {
+pub(super) fn observe(stores: &Stores, tolerations: &Arc<[Toleration]>, name: &str) -> Observed {
     let key = ObjectKey::cluster(name);
     let (node, config) = (stores.nodes.get(&key), stores.configs.get(&key));
     let mut modules = Vec::new();
@@ -83,7 +85,7 @@ pub(super) fn observe(stores: &Stores, name: &str) -> Observed {
         deleting: pod.deleting,
     };
     let consumers = stores.consumers.on(name).into_iter().map(consumer).collect();
-    Observed { node, config, modules, consumers }
+    Observed { node, config, modules, consumers, tolerations: Arc::clone(tolerations) }
 }
 
 /// What a Module wants on a node; `pull_secrets` are those of its service account, `standing` is its entry there.

@@ -64,7 +64,7 @@ pub(super) fn plan(observed: &Observed) -> Plan {
     // An object of an earlier Node of this name is on its way out and says nothing about this one.
     let foreign = observed.config.as_deref().filter(|config| config.owner.as_ref().is_some_and(|uid| *uid != node.uid));
     let config = if foreign.is_some() { None } else { observed.config.as_deref() };
-    let here = Here { node, config };
+    let here = Here { node, config, tolerations: &observed.tolerations };
 
     let mut drafts: Vec<Draft> = observed.modules.iter().map(|module| Draft::of(here, module)).collect();
     let mut shares = Shares::default();

@@ -37,7 +37,7 @@ impl Bench {
         let (queues, tally) = (Queues::new(&Metrics::default()), Tally::default());
         let client = || Client::new(Router::new(), "default");
         let bench = Self {
-            nodes: Controller::new(client(), stores.clone(), queues.clone(), tally.clone()),
+            nodes: Controller::new(client(), stores.clone(), queues.clone(), tally.clone(), Arc::default()),
             modules: module::Controller::new(client(), stores.clone(), tally.clone()),
             wakes: Wakes { stores, queues, tally, kernels: Kernels::default(), teller: reports().0 },
             writers,

@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use crate::api::{ModuleState, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
 use crate::core::kernel::KernelVersion;
-use crate::spoke::outcome::{Outcome, Standing};
+use crate::core::taints::parse_toleration;
+use crate::spoke::outcome::{Outcome, Standing, Trouble};
 use crate::spoke::testing::{DIGEST, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
 use crate::spoke::view::{ConfigView, ImageFact, ModuleFacts, NodeView};
 
@@ -18,7 +19,7 @@ fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFact
     let here =
         |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
-    plan(&Observed { node: Some(Arc::new(node)), config: config.map(Arc::new), modules, consumers: Vec::new() })
+    plan(&Observed { node: Some(Arc::new(node)), config: config.map(Arc::new), modules, consumers: Vec::new(), tolerations: Arc::default() })
 }
 
 /// The specification that the plan leads to: what is written, else what stands.
@@ -41,6 +42,10 @@ fn intent(reason: UnloadReason, generation: i64) -> UnloadIntent {
 
 fn taint() -> Taint {
     Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() }
+}
+
+fn not_ready() -> Taint {
+    Taint { key: "node.kubernetes.io/not-ready".into(), effect: "NoSchedule".into(), ..Taint::default() }
 }
 
 #[test]
@@ -77,10 +82,9 @@ fn a_wanted_module_with_a_pinned_image_gets_an_entry_and_the_node_its_worker() {
 #[test]
 fn whatever_cannot_be_told_leaves_a_loaded_module_alone() {
     type Edit = fn(&mut NodeView, &mut ModuleBuilder);
-    let table: [(&str, Edit); 9] = [
+    let table: [(&str, Edit); 8] = [
         ("nothing happened", |_, _| {}),
-        ("cordon or taint", |node, _| node.taints.push(taint())),
-        ("NotReady", |node, _| node.ready = false),
+        ("cordon or taint", |node, _| node.taints.extend([taint(), not_ready()])),
         ("no mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("^7".into())),
         ("bad mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("(".into())),
         ("no digest", |_, module| module.container().kernel_mappings[0].container_image = "r.example/gpu:v2".into()),
@@ -115,8 +119,22 @@ fn what_is_kept_without_a_digest_or_mapping_is_told() {
 #[test]
 fn the_first_placement_waits_for_what_later_makes_no_difference() {
     type Edit = fn(&mut NodeView, &mut ModuleBuilder);
-    let table: [(&str, Edit, Standing); 6] = [
-        ("taint", |node, _| node.taints.push(taint()), Standing::Tainted),
+    let tainted = |taint: &str| {
+        let way_out = format!("or for every Module with --tolerations (KMM_TOLERATIONS) {taint} of the manager");
+        let message = format!("taint {taint} is not tolerated: tolerate it in spec.tolerations, {way_out}");
+        Standing::Tainted(Trouble::new("NodesTainted", message))
+    };
+    let table: [(&str, Edit, Standing); 7] = [
+        ("taint", |node, _| node.taints.push(taint()), tainted("node.kubernetes.io/unschedulable:NoSchedule")),
+        ("not ready", |node, _| node.taints.push(not_ready()), tainted("node.kubernetes.io/not-ready:NoSchedule")),
+        (
+            "not ready, tolerated taint",
+            |node, module| {
+                node.taints.push(not_ready());
+                module.spec.tolerations = vec![parse_toleration("node.kubernetes.io/not-ready").unwrap()];
+            },
+            Standing::Waiting,
+        ),
         (
             "tolerated taint",
             |node, module| {
@@ -133,7 +151,6 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
             },
             Standing::Waiting,
         ),
-        ("NotReady", |node, _| node.ready = false, Standing::Waiting),
         ("no finalizer", |_, module| module.meta.finalizers = None, Standing::Waiting),
         ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped),
     ];
@@ -147,6 +164,24 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
             (what.contains("tolerated") || what == "pressure", standing),
             "{what}"
         );
+    }
+}
+
+#[test]
+fn a_taint_that_the_manager_tolerates_for_all_modules_keeps_none_off() {
+    let start_up = Taint { key: "example.org/starting".into(), effect: "NoSchedule".into(), ..Taint::default() };
+    let node = Arc::new(NodeView { taints: vec![start_up], ..a_node() });
+    let facts = gpu().build();
+    for (tolerated, placed) in [("example.org/starting:NoSchedule", true), ("example.org/starting:NoExecute", false)] {
+        let want = want(&facts, &node, None, &[], None);
+        let plan = plan(&Observed {
+            node: Some(Arc::clone(&node)),
+            config: None,
+            modules: vec![ModuleHere { facts: Arc::clone(&facts), want }],
+            consumers: Vec::new(),
+            tolerations: [parse_toleration(tolerated).unwrap()].into(),
+        });
+        assert_eq!(matches!(plan.config, ConfigAction::Apply { .. }), placed, "{tolerated}");
     }
 }
 
@@ -366,7 +401,7 @@ fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_ow
     assert_eq!(planned(node, Some(running()), &[gpu().build()]).config, removed);
     let without_node = |config: ConfigView| {
         let config = Some(Arc::new(config));
-        plan(&Observed { node: None, config, modules: Vec::new(), consumers: Vec::new() })
+        plan(&Observed { node: None, config, modules: Vec::new(), consumers: Vec::new(), tolerations: Arc::default() })
     };
     assert_eq!(without_node(running()).config, ConfigAction::Nothing);
     assert_eq!(without_node(ConfigView { owner: None, ..running() }).config, removed);
@@ -392,6 +427,7 @@ fn a_failure_is_told_with_the_words_of_the_worker() {
         config: Some(Arc::new(config)),
         modules: vec![ModuleHere { facts: gpu().deleting().build(), want: Want::Gone(UnloadReason::Deleted) }],
         consumers: Vec::new(),
+        tolerations: Arc::default(),
     });
     assert!(matches!(standing_of(&stuck, "u1"), Standing::Stuck(why) if why.reason == "InUse"));
 }

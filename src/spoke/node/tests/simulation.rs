@@ -98,6 +98,7 @@ impl World {
             config: self.config.clone().map(Arc::new),
             modules: self.modules.iter().map(here).collect(),
             consumers: self.pods.keys().map(|(namespace, name)| consumer(namespace, name)).collect(),
+            tolerations: Arc::default(),
         }
     }
 
@@ -284,8 +285,7 @@ impl World {
             0 => self.node.labels.extend([("gpu".to_owned(), "no".to_owned())]),
             1 | 2 => self.node.labels.extend([("gpu".to_owned(), "yes".to_owned())]),
             3 => self.node.taints = vec![Taint { key: "t".into(), effect: "NoExecute".into(), ..Taint::default() }],
-            4 => self.node.taints.clear(),
-            5 => self.node.ready = !self.node.ready,
+            4 | 5 => self.node.taints.clear(),
             6 => self.reboot(KERNEL),
             7 => self.reboot(&kernel(dice.roll(3))),
             8 => {
@@ -456,7 +456,6 @@ fn every_history_ends_with_what_modules_want_and_never_unloads_without_an_order(
             }
         }
         world.node.taints.clear();
-        world.node.ready = true;
         world.in_use = false;
         world.pods.values_mut().for_each(|stays| *stays = false);
         world.settle();
