@@ -23,8 +23,13 @@ pub(super) struct Outcome {
 pub(super) enum Standing {
     /// The node is none of the Module's, and never was or has lost it.
     Elsewhere,
-    /// Selected, but its kernel has no mapping and it never had the module.
-    Unmapped,
+    /// Selected, but no mapping can be carried out for its kernel.
+    Unmapped {
+        /// Whether it had the module under an earlier kernel, and waits for a mapping to have it again.
+        awaits: bool,
+        /// Which kernel.
+        why: Arc<Trouble>,
+    },
     /// Selected, but a taint keeps it from getting the module for the first time.
     Tainted(Arc<Trouble>),
     /// To be loaded and on its way.

@@ -105,8 +105,10 @@ pub(super) struct ModuleTotals {
     pub desired: usize,
     /// Nodes on which it is proved to be loaded.
     pub available: usize,
-    /// Matching nodes whose kernel no mapping fits.
-    pub unmapped: usize,
+    /// Matching nodes for whose kernel no mapping can be carried out, by what is wrong.
+    pub unmapped: BTreeMap<Arc<Trouble>, usize>,
+    /// Those of them that had the module under an earlier kernel.
+    pub awaiting: usize,
     /// Matching nodes that a taint keeps the module off, by what to do about it.
     pub tainted: BTreeMap<Arc<Trouble>, usize>,
     /// Nodes that run an older file until they boot again.
@@ -119,6 +121,8 @@ pub(super) struct ModuleTotals {
     pub kernels: BTreeMap<KernelVersion, usize>,
     /// Nodes on which no worker of the present boot has spoken; the first is named in the status.
     pub silent: BTreeSet<String>,
+    /// Kernels of nodes without an image, with their number.
+    pub imageless: BTreeMap<KernelVersion, usize>,
     /// Nodes without an image.
     pub without_image: BTreeMap<String, Arc<Trouble>>,
     /// Nodes on which it failed, or on which it must go and cannot.
@@ -224,6 +228,9 @@ impl ModuleTotals {
         self.count(outcome, |number| *number += 1);
         if let Some(kernel) = &outcome.kernel {
             *self.kernels.entry(kernel.clone()).or_default() += 1;
+            if matches!(outcome.standing, Standing::NoImage(_)) {
+                *self.imageless.entry(kernel.clone()).or_default() += 1;
+            }
         }
         if outcome.holds {
             self.holders.insert(node.to_owned());
@@ -238,12 +245,12 @@ impl ModuleTotals {
             Standing::Silent => {
                 self.silent.insert(node.to_owned());
             }
+            Standing::Unmapped { why, .. } => *self.unmapped.entry(Arc::clone(why)).or_default() += 1,
             Standing::Tainted(trouble) => *self.tainted.entry(Arc::clone(trouble)).or_default() += 1,
             Standing::WaitingForConsumers { why, .. } => {
                 self.waiting_for_consumers.insert(node.to_owned(), Arc::clone(why));
             }
             Standing::Elsewhere
-            | Standing::Unmapped
             | Standing::Waiting
             | Standing::Available
             | Standing::WaitingForReboot
@@ -256,9 +263,14 @@ impl ModuleTotals {
         self.count(outcome, |number| *number = number.saturating_sub(1));
         if let Some(kernel) = &outcome.kernel {
             take_one(&mut self.kernels, kernel);
+            if matches!(outcome.standing, Standing::NoImage(_)) {
+                take_one(&mut self.imageless, kernel);
+            }
         }
-        if let Standing::Tainted(trouble) = &outcome.standing {
-            take_one(&mut self.tainted, trouble);
+        match &outcome.standing {
+            Standing::Tainted(trouble) => take_one(&mut self.tainted, trouble),
+            Standing::Unmapped { why, .. } => take_one(&mut self.unmapped, why),
+            _ => {}
         }
         self.holders.remove(node);
         self.without_image.remove(node);
@@ -273,7 +285,7 @@ impl ModuleTotals {
             (outcome.is_matching(), &mut self.matching),
             (outcome.is_desired(), &mut self.desired),
             (*standing == Standing::Available, &mut self.available),
-            (*standing == Standing::Unmapped, &mut self.unmapped),
+            (matches!(standing, Standing::Unmapped { awaits: true, .. }), &mut self.awaiting),
             (*standing == Standing::WaitingForReboot, &mut self.waiting_for_reboot),
             (*standing == Standing::Kept, &mut self.kept),
             (outcome.is_leaving(), &mut self.leaving),

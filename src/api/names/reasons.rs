@@ -9,6 +9,9 @@ closed_list! {
     pub enum ConditionType {
         /// Everything is as wanted. Present on every kind; the other conditions say what is missing.
         Ready,
+        /// Every selected node is one that gets the module: its kernel has a mapping and an image, and its taints are
+        /// tolerated.
+        Covered,
         /// The Module was applied to every selected cluster.
         Applied,
         /// Every image that is needed is there and its digest known.
@@ -229,11 +232,13 @@ closed_list! {
     pub enum ModuleReason {
         /// Every node that wants it has it.
         AllNodesReady,
+        /// Every selected node is one that gets it.
+        AllNodesCovered,
         /// No node matches the selector.
         NoMatchingNodes,
         /// No matching node runs a kernel of its mappings.
         NoMatchingKernel,
-        /// Some matching nodes run a kernel of no mapping; the others have it.
+        /// Some matching nodes run a kernel of no mapping.
         SomeKernelsUnmapped,
         /// Taints keep it off matching nodes.
         NodesTainted,

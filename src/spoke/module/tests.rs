@@ -1,5 +1,6 @@
 //! Decisions about a Module besides nodes.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -188,6 +189,49 @@ fn the_condition_about_images_says_why_the_first_of_them_is_missing() {
     }
 }
 
+fn cause(message: &str) -> BTreeMap<Arc<Trouble>, usize> {
+    [(Trouble::new("", message), 2)].into()
+}
+
+#[test]
+fn covered_names_kernels_without_mapping_or_image_and_taints_and_what_waits_for_them_is_on_its_way() {
+    let said = |edit: fn(&mut ModuleTotals)| {
+        let status = plan_status(&gpu().build(), &ModuleStatus::default(), &totals(edit), None, Timestamp::UNIX_EPOCH);
+        let conditions = status.expect("a first status").conditions;
+        let of = |type_: &str| {
+            let is = conditions.iter().find(|condition| condition.type_ == type_).expect("a condition");
+            format!("{} {} {}", is.status, is.reason, is.message)
+        };
+        [of("Ready"), of("Covered"), of("Progressing")]
+    };
+    let images = |t: &mut ModuleTotals, reason: &str| {
+        (t.available, t.imageless) = (2, [("7.0".parse().unwrap(), 1)].into());
+        t.without_image = [("n".to_owned(), Trouble::new(reason, "image"))].into();
+    };
+    let settled = "False Settled nothing is on its way";
+    assert_eq!(said(|_| {})[1..], ["True AllNodesCovered all of 3 matching nodes get the module", settled]);
+    let unmapped = said(|t| (t.matching, t.unmapped, t.awaiting) = (5, cause("no kernel mapping fits 7.0"), 1));
+    assert!(unmapped[0].starts_with("True AllNodesReady"), "{unmapped:?}");
+    let covered = "SomeKernelsUnmapped no kernel mapping fits 7.0 (2 nodes)";
+    assert_eq!(unmapped[1..], [format!("False {covered}"), format!("True {covered}")]);
+    let never = said(|t| (t.matching, t.unmapped, t.tainted) = (5, cause("m"), cause("t")));
+    assert_eq!(never[1..], ["False SomeKernelsUnmapped m (2 nodes); t (2 nodes)", settled]);
+    let tainted = said(|t| (t.matching, t.tainted) = (5, cause("taint k:NoSchedule")));
+    assert_eq!(tainted[1..], ["False NodesTainted taint k:NoSchedule (2 nodes)", settled]);
+    let mut table = [("Pending", "True"), ("NotFound", "False")].map(|(reason, moving)| {
+        let mut totals = totals(|_| {});
+        images(&mut totals, reason);
+        (totals, moving)
+    });
+    for (totals, moving) in &mut table {
+        let status = plan_status(&gpu().build(), &ModuleStatus::default(), totals, None, Timestamp::UNIX_EPOCH);
+        let conditions = status.expect("a first status").conditions;
+        let of = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_).expect("a condition");
+        assert_eq!(of("Covered").message, "no image for kernel 7.0 (1 nodes)");
+        assert_eq!((&*of("Ready").status, &*of("Progressing").status), ("False", *moving));
+    }
+}
+
 #[test]
 fn the_status_answers_what_is_missing_where_and_why() {
     type Edit = fn(&mut ModuleTotals);
@@ -217,18 +261,18 @@ fn the_status_answers_what_is_missing_where_and_why() {
         ),
         (
             gpu(),
-            with(|t| t.unmapped = 2),
-            "True SomeKernelsUnmapped 3 of 3 nodes have the module; no kernel mapping fits 2 more matching nodes",
+            with(|t| t.matching = 5),
+            "True AllNodesReady 3 of 3 nodes have the module; 2 more match the selector and do not get it",
         ),
         (
             gpu(),
-            ModuleTotals { matching: 2, unmapped: 2, ..zero.clone() },
-            "False NoMatchingKernel no kernel mapping fits any of 2 matching nodes",
+            ModuleTotals { matching: 2, unmapped: cause("no kernel mapping fits 7.0"), ..zero.clone() },
+            "True NoMatchingKernel 0 of 0 nodes have the module; 2 more match the selector and do not get it",
         ),
         (
             gpu(),
-            ModuleTotals { matching: 2, tainted: [(Trouble::new("", "taint k:NoSchedule"), 2)].into(), ..zero.clone() },
-            "True NoMatchingNodes taints keep the module off all of 2 matching nodes: taint k:NoSchedule",
+            ModuleTotals { matching: 2, tainted: cause("taint k:NoSchedule"), ..zero.clone() },
+            "True NodesTainted 0 of 0 nodes have the module; 2 more match the selector and do not get it",
         ),
         (gpu(), zero.clone(), "True NoMatchingNodes no node matches the selector"),
         (
@@ -323,8 +367,12 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
     assert_eq!(status.module_loader, None, "nobody knows how many nodes it selects");
     let said: Vec<_> = status.conditions.iter().map(|is| (&*is.type_, &*is.status, &*is.message)).collect();
     let ready = "what nodes have stays; the object cannot be read: bad";
-    let rest = [("ImagesResolved", "False", "bad"), ("Progressing", "False", "nothing is on its way")];
-    assert_eq!(said, [rest[0], rest[1], ("Ready", "False", ready)]);
+    let rest = [
+        ("Covered", "Unknown", "bad"),
+        ("ImagesResolved", "False", "bad"),
+        ("Progressing", "False", "nothing is on its way"),
+    ];
+    assert_eq!(said, [rest[0], rest[1], rest[2], ("Ready", "False", ready)]);
 
     let finalizers = |module: ModuleBuilder, totals| {
         let facts = never_read(module);

@@ -40,7 +40,7 @@ impl<'a> Draft<'a> {
         let kernel = match (&module.want, &part.standing) {
             (Want::Here(_) | Want::NoImage(_), Standing::Tainted(_)) => None,
             (Want::Here(_) | Want::NoImage(_), _) => here.node.kernel.as_ref().ok().cloned(),
-            (Want::Gone(_) | Want::Unmapped | Want::Unclear | Want::Invalid(_), _) => None,
+            (Want::Gone(_) | Want::Unmapped(_) | Want::Unclear | Want::Invalid(_), _) => None,
         };
         // What is kept by the policy is nobody's any more: its report holds nothing up.
         let reported = present.report.is_some() && part.standing != Standing::Kept;
@@ -71,17 +71,26 @@ fn part(here: Here<'_>, facts: &ModuleFacts, want: &Want, present: Present<'_>) 
         Want::Unclear => {
             Part { entry: present.entry.cloned(), intent: present.intent.cloned(), standing: Standing::Elsewhere }
         }
-        Want::Unmapped if present.entry.is_none() && present.report.is_none() => Part::nothing(Standing::Unmapped),
-        Want::Unmapped => {
-            let kernel = here.node.kernel.as_ref().map(KernelVersion::as_str).unwrap_or_default();
-            let message = format!("no kernel mapping fits {kernel}; what is loaded stays");
-            keep(present, Standing::Failing(Trouble::new("NoMatchingKernel", message)))
+        Want::Unmapped(why) => {
+            let loaded = here.in_this_boot() && present.report.is_some_and(|report| report.config.is_some());
+            let standing = Standing::Unmapped { awaits: !loaded && !present.is_nothing(), why: Arc::clone(why) };
+            kept_once_placed(here, facts, present, standing)
         }
-        Want::Invalid(why) => keep(present, Standing::Failing(Trouble::new("InvalidSpec", why))),
-        Want::NoImage(trouble) => match first_placement(here, facts, present) {
-            Some(standing) => Part::nothing(standing),
-            None => keep(present, Standing::NoImage(trouble.clone())),
-        },
+        Want::Invalid(why) => {
+            let why = Trouble::new(ModuleReason::InvalidSpec.as_str(), why);
+            let never = present.is_nothing();
+            let standing = if never { Standing::Unmapped { awaits: false, why } } else { Standing::Failing(why) };
+            kept_once_placed(here, facts, present, standing)
+        }
+        Want::NoImage(why) => kept_once_placed(here, facts, present, Standing::NoImage(Arc::clone(why))),
+    }
+}
+
+/// Leaves what stands as it is where nothing better is known, once the node may have the module at all.
+fn kept_once_placed(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>, standing: Standing) -> Part {
+    match first_placement(here, facts, present) {
+        Some(standing) => Part::nothing(standing),
+        None => keep(present, standing),
     }
 }
 

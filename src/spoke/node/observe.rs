@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{LocalObjectReference, Toleration};
 
+use crate::api::names::ModuleReason;
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::runtime::store::ObjectKey;
 use crate::spoke::outcome::Trouble;
@@ -41,9 +42,9 @@ pub(super) struct ModuleHere {
 pub(super) enum Want {
     /// Not to be here.
     Gone(UnloadReason),
-    /// To be here, but no mapping fits the kernel.
-    Unmapped,
-    /// To be here, but the mapping cannot be carried out.
+    /// To be here, but no mapping can be carried out for the node's kernel, and why.
+    Unmapped(Arc<Trouble>),
+    /// To be here, but the Module cannot be carried out on any node, and why.
     Invalid(String),
     /// To be here, but the image's digest is not known.
     NoImage(Arc<Trouble>),
@@ -88,6 +89,10 @@ pub(super) fn observe(stores: &Stores, tolerations: &Arc<[Toleration]>, name: &s
     Observed { node, config, modules, consumers, tolerations: Arc::clone(tolerations) }
 }
 
+fn unmapped(reason: ModuleReason, message: String) -> Want {
+    Want::Unmapped(Trouble::new(reason.as_str(), message))
+}
+
 /// What a Module wants on a node; `pull_secrets` are those of its service account, `standing` is its entry there.
 pub(super) fn want(
     module: &ModuleFacts,
@@ -111,12 +116,17 @@ pub(super) fn want(
     }
     let kernel = match &node.kernel {
         Ok(kernel) => kernel,
-        Err(error) => return Want::Invalid(error.to_string()),
+        Err(error) => return unmapped(ModuleReason::NoMatchingKernel, format!("the node's kernel is not known: {error}")),
     };
     let Some(resolved) = module.resolve(kernel) else { return Want::Gone(UnloadReason::NoModuleLoader) };
     let image = match &*resolved {
         Resolved::Image(image) => image,
-        Resolved::Unmapped => return Want::Unmapped,
+        Resolved::Unmapped => {
+            return unmapped(ModuleReason::NoMatchingKernel, format!("no kernel mapping fits {}", kernel.trimmed()));
+        }
+        Resolved::Invalid(why) if module.invalid().is_none() => {
+            return unmapped(ModuleReason::InvalidSpec, format!("kernel {}: {why}", kernel.trimmed()));
+        }
         Resolved::Invalid(why) => return Want::Invalid(why.clone()),
     };
     let in_use = standing

@@ -8,7 +8,7 @@ use crate::api::{ModuleState, NodeModulesConfigSpec, UnloadIntent, UnloadReason}
 use crate::core::kernel::KernelVersion;
 use crate::core::taints::parse_toleration;
 use crate::spoke::outcome::{Outcome, Standing, Trouble};
-use crate::spoke::testing::{DIGEST, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
+use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
 use crate::spoke::view::{ConfigView, ImageFact, ModuleFacts, NodeView};
 
 use super::*;
@@ -113,7 +113,48 @@ fn what_is_kept_without_a_digest_or_mapping_is_told() {
     assert!(matches!(standing_of(&image, "u1"), Standing::NoImage(why) if why.message.contains("r.example/gpu:v2")));
     module.container().kernel_mappings[0].regexp = Some("^7".into());
     let mapping = planned(a_node(), Some(running()), &[module.build()]);
-    assert!(matches!(standing_of(&mapping, "u1"), Standing::Failing(why) if why.reason == "NoMatchingKernel"));
+    let loaded = Standing::Unmapped { awaits: false, why: no_mapping(KERNEL) };
+    assert_eq!(standing_of(&mapping, "u1"), loaded, "what is loaded stays, and nothing is waited for");
+}
+
+fn no_mapping(kernel: &str) -> Arc<Trouble> {
+    Trouble::new("NoMatchingKernel", format!("no kernel mapping fits {kernel}"))
+}
+
+#[test]
+fn a_node_that_boots_a_kernel_for_which_nothing_is_ready_waits_and_does_not_fail() {
+    let booted = |boot: &str| NodeView {
+        kernel: KernelVersion::parse("7.0.0"),
+        boot_id: boot.into(),
+        ..a_node()
+    };
+    let plan = planned(booted("boot-2"), Some(running()), &[gpu().build()]);
+    assert_eq!(standing_of(&plan, "u1"), Standing::Unmapped { awaits: true, why: no_mapping("7.0.0") });
+    assert_eq!(plan.config, ConfigAction::Nothing);
+}
+
+#[test]
+fn a_node_that_was_never_asked_does_not_fail() {
+    type Edit = fn(&mut NodeView, &mut ModuleBuilder);
+    let table: [(&str, Edit); 3] = [
+        ("no kernel told", |node, _| node.kernel = KernelVersion::parse("")),
+        ("no release in the kernel", |node, module| {
+            node.kernel = KernelVersion::parse("custom");
+            let mapping = &mut module.container().kernel_mappings[0];
+            mapping.regexp = Some("custom".into());
+            mapping.container_image = "r.example/gpu:${KERNEL_X}".into();
+        }),
+        ("bad mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("(".into())),
+    ];
+    for (what, edit) in table {
+        let (mut node, mut module) = (a_node(), gpu());
+        edit(&mut node, &mut module);
+        let module = module.build();
+        let standing = |node| standing_of(&planned(node, None, std::slice::from_ref(&module)), "u1");
+        assert!(matches!(standing(node.clone()), Standing::Unmapped { awaits: false, .. }), "{what}: {:?}", standing(node));
+        node.taints.push(taint());
+        assert!(matches!(standing(node), Standing::Tainted(_)), "{what}");
+    }
 }
 
 #[test]
@@ -152,7 +193,7 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
             Standing::Waiting,
         ),
         ("no finalizer", |_, module| module.meta.finalizers = None, Standing::Waiting),
-        ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped),
+        ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped { awaits: false, why: no_mapping("7.0.0") }),
     ];
     for (what, edit, standing) in table {
         let (mut node, mut module) = (a_node(), gpu());

@@ -398,7 +398,7 @@ impl World {
                     let known = held.filter(|_| !kept && !self.unheard.contains(&*facts.uid));
                     assert_eq!(known, None, "{reason}: {:?}", self.config);
                 }
-                Want::Unmapped | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
+                Want::Unmapped(_) | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
             }
         }
         let empty = self
