@@ -14,8 +14,6 @@ pub(super) struct Outcome {
     /// Whether the end of the Module waits for this node: its NodeModulesConfig names the Module, and no person
     /// released the node.
     pub holds: bool,
-    /// Whether the planner knew that the Module is being deleted.
-    pub saw_deletion: bool,
 }
 
 /// Where a Module stands on a node.
@@ -57,6 +55,15 @@ pub(super) enum Standing {
     Leaving,
     /// It must go and cannot.
     Stuck(Arc<Trouble>),
+}
+
+/// Whose wish the deletion of a Module is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deletion {
+    /// Somebody's who wants it unloaded.
+    Ordered,
+    /// Nobody's: OCM's agent lost the Hub that the Module came from, and evicts what it applied.
+    Evicted,
 }
 
 /// Why something is not as it should be.

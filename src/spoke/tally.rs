@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::core::kernel::KernelVersion;
 use crate::runtime::store::Store;
 
-use super::outcome::{Outcome, Standing, Trouble};
+use super::outcome::{Deletion, Outcome, Standing, Trouble};
 use super::view::{ModuleFacts, NodeView};
 
 type Uid = Arc<str>;
@@ -58,6 +58,7 @@ pub(super) struct Totals {
     generations: BTreeMap<Uid, i64>,
     unplanned: BTreeMap<String, BTreeSet<Uid>>,
     unplanned_of: BTreeMap<Uid, usize>,
+    deletions: BTreeMap<Uid, Deletion>,
 }
 
 /// What the totals say of a Module as it was read.
@@ -131,8 +132,6 @@ pub(super) struct ModuleTotals {
     pub waiting_for_consumers: BTreeMap<String, Arc<Trouble>>,
     /// Nodes for which the end of the Module waits.
     pub holders: BTreeSet<String>,
-    /// Nodes whose planner does not know yet that the Module is being deleted.
-    pub unaware: usize,
 }
 
 impl Totals {
@@ -152,6 +151,18 @@ impl Totals {
         }
     }
 
+    /// Whose wish it is that the Module goes, if it is being deleted; `None` while nobody knows. One that OCM's agent did
+    /// not apply is deleted by order.
+    pub(super) fn deletion(&self, facts: &ModuleFacts) -> Option<Deletion> {
+        let asked = facts.deleting && facts.applied_by.is_some();
+        if asked { self.deletions.get(&facts.uid).copied() } else { Some(Deletion::Ordered) }
+    }
+
+    /// Takes in whose wish it is, for as long as the Module is there.
+    pub(super) fn deletion_is(&mut self, uid: &Uid, deletion: Deletion) {
+        self.deletions.insert(Arc::clone(uid), deletion);
+    }
+
     /// Takes in that a Module has become another one, and that these nodes, besides those that it concerns already, are
     /// to be planned with it. Returns all of them, for the caller to wake.
     pub(super) fn module_changed(&mut self, facts: &ModuleFacts, mut nodes: BTreeSet<String>) -> BTreeSet<String> {
@@ -168,6 +179,7 @@ impl Totals {
     /// Takes in that a Module is gone. Returns the nodes that it concerned, for the caller to wake.
     pub(super) fn module_gone(&mut self, uid: &str) -> BTreeSet<String> {
         self.generations.remove(uid);
+        self.deletions.remove(uid);
         self.nodes_of(uid).into_iter().collect()
     }
 
@@ -289,7 +301,6 @@ impl ModuleTotals {
             (*standing == Standing::WaitingForReboot, &mut self.waiting_for_reboot),
             (*standing == Standing::Kept, &mut self.kept),
             (outcome.is_leaving(), &mut self.leaving),
-            (!outcome.saw_deletion, &mut self.unaware),
         ];
         counters.into_iter().filter(|(counts, _)| *counts).for_each(|(_, number)| change(number));
     }
@@ -310,7 +321,7 @@ mod tests {
     use super::*;
 
     fn outcome(standing: Standing) -> Outcome {
-        Outcome { kernel: Some("6.1".parse().unwrap()), holds: true, standing, saw_deletion: false }
+        Outcome { kernel: Some("6.1".parse().unwrap()), holds: true, standing }
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "what `record` takes")]
@@ -329,7 +340,7 @@ mod tests {
         assert_eq!(totals.record("c", of(Standing::Failing(Trouble::new("Why", "because")))), Vec::<Uid>::new());
         let now = totals.of("m");
         assert_eq!((now.matching, now.desired, now.available, now.failing.len()), (3, 3, 1, 1));
-        assert_eq!((now.kernels[&"6.1".parse::<KernelVersion>().unwrap()], now.holders.len(), now.unaware), (3, 3, 3));
+        assert_eq!((now.kernels[&"6.1".parse::<KernelVersion>().unwrap()], now.holders.len()), (3, 3));
         assert_eq!(totals.module_gone("m"), ["a", "b", "c"].map(str::to_owned).into());
 
         assert_eq!(totals.record("c", of(Standing::Available)), module);

@@ -1,6 +1,5 @@
 //! The watches, and who is woken by what.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -175,12 +174,7 @@ impl Wakes {
         if either.iter().any(|facts| facts.publishes()) {
             self.queues.worker.add(ONLY.to_owned());
         }
-        let mut nodes = BTreeSet::new();
-        self.stores.nodes.for_each(|key, node| {
-            if either.iter().any(|facts| facts.selects(node)) {
-                nodes.insert(key.name.clone());
-            }
-        });
+        let mut nodes = self.stores.selected_by(&either);
         {
             let mut totals = self.tally.lock();
             if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {

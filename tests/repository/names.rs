@@ -121,7 +121,7 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::EventReason,
         "ModuleLoaded ModuleUnloaded ModuleLoadFailed ModuleUnloadFailed ModuleInUse ModuleOrphaned ModuleFileDiffers
-         ModuleKept ModuleWaitsForReboot ModuleMissing
+         ModuleKept ModuleEvicted ModuleWaitsForReboot ModuleMissing
          ImagesResolved ImageNotFound ImageLookupFailed ImageTagMoved Ready NotReady ClusterNotApplied
          WorkOwnedByOther ClaimsOverflow InvalidSpec NodeReleased"
     );

@@ -344,6 +344,8 @@ closed_list! {
         ModuleFileDiffers,
         /// A module is not wanted any more and stays in the kernel of a node until that boots again.
         ModuleKept,
+        /// OCM's agent deletes a Module because its Hub is lost, restored or another one: its kernel modules stay.
+        ModuleEvicted,
         /// A module that is to be replaced stays in the kernel of a node until that boots again.
         ModuleWaitsForReboot,
         /// Somebody else took a module out of the kernel of a node, and it is not loaded again.

@@ -1,6 +1,7 @@
 //! Two controllers keyed by Module: one for its finalizer and its images, one for its status, which is coalesced.
 
 mod apply;
+mod eviction;
 mod observe;
 mod plan;
 mod status;
@@ -16,31 +17,59 @@ use jiff::Timestamp;
 use kube::Client;
 
 use crate::api::ModuleStatus;
+use crate::api::names::EventReason;
 use crate::runtime::client::ApiError;
+use crate::runtime::events::{Events, Severity};
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::ObjectKey;
 
-use super::stores::Stores;
+use super::outcome::Deletion;
+use super::stores::{Queues, Stores};
 use super::tally::{Count, Tally};
-use super::view::ModuleView;
+use super::view::{ModuleFacts, ModuleView};
 
 /// The two controllers of Modules.
 pub(super) struct Controller {
     client: Client,
     stores: Stores,
+    queues: Queues,
     tally: Tally,
+    events: Events,
 }
 
 impl Controller {
     /// The controllers.
-    pub(super) fn new(client: Client, stores: Stores, tally: Tally) -> Self {
-        Self { client, stores, tally }
+    pub(super) fn new(client: Client, stores: Stores, queues: Queues, tally: Tally, events: Events) -> Self {
+        Self { client, stores, queues, tally, events }
     }
 
     /// One pass over the finalizer and the images of one Module.
     pub(super) async fn pass(self: Arc<Self>, key: ObjectKey) -> Result<Outcome, ApiError> {
-        let Some(observed) = observe::observe(&self.stores, &self.tally, &key) else { return Ok(Outcome::Done) };
+        let Some(mut observed) = observe::observe(&self.stores, &self.tally, &key) else { return Ok(Outcome::Done) };
+        if let (None, Some(owner)) = (observed.deletion, &observed.facts.applied_by) {
+            let deletion = eviction::ask(&self.client, owner).await?;
+            self.deletion_is(&observed.facts, deletion).await;
+            let Some(again) = observe::observe(&self.stores, &self.tally, &key) else { return Ok(Outcome::Done) };
+            observed = again;
+        }
         apply::apply(&self.client, &self.stores.nodes, &observed.facts, &plan::plan(&observed)).await
+    }
+
+    /// Takes in whose wish it is that a Module goes, tells it, and has every node planned by that.
+    async fn deletion_is(&self, facts: &ModuleFacts, deletion: Deletion) {
+        let selected = self.stores.selected_by(&[facts]);
+        let nodes = {
+            let mut totals = self.tally.lock();
+            totals.deletion_is(&facts.uid, deletion);
+            totals.module_changed(facts, selected)
+        };
+        nodes.into_iter().for_each(|node| self.queues.nodes.add(node));
+        if deletion == Deletion::Evicted {
+            let note = "the agent of Open Cluster Management deletes this Module because its Hub is lost or another one; \
+                        its kernel modules stay loaded";
+            let (reason, about) = (EventReason::ModuleEvicted.as_str(), facts.reference());
+            self.events.publish(&about, Severity::Warning, reason, "Evict", note).await;
+        }
     }
 
     /// One pass over the status of one Module.

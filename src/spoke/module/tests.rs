@@ -21,7 +21,7 @@ use crate::api::{
 use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::{Projection, store};
-use crate::spoke::outcome::Trouble;
+use crate::spoke::outcome::{Deletion, Trouble};
 use crate::spoke::tally::{Counted, ModuleTotals};
 use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module, an_entry};
 use crate::spoke::view::{ImagesView, ModuleFacts, ModuleView, NodeView};
@@ -61,8 +61,21 @@ fn plan_status(
     status::plan_status(&Counted::new(Arc::clone(facts), totals.clone()), old, trigger, now)
 }
 
+fn observed_with(module: ModuleBuilder, images: Option<ImagesView>, totals: Option<ModuleTotals>) -> Observed {
+    let (images, deletion) = (images.map(Arc::new), Some(Deletion::Ordered));
+    Observed { facts: module.build(), images, pull_secrets: vec![], totals, counted: true, deletion }
+}
+
+#[test]
+fn a_module_does_not_end_before_every_node_was_planned_by_who_knows_whose_wish_that_is() {
+    let leaving = || observed_with(gpu().deleting(), None, Some(ModuleTotals::default()));
+    assert_eq!(plan(&leaving()).finalizers, Some(vec![]));
+    assert_eq!(plan(&Observed { counted: false, ..leaving() }).finalizers, None);
+    assert_eq!(plan(&Observed { deletion: None, ..leaving() }).finalizers, None);
+}
+
 fn finalizers(module: ModuleBuilder, totals: Option<ModuleTotals>) -> Option<Vec<String>> {
-    plan(&Observed { facts: module.build(), images: None, pull_secrets: vec![], totals }).finalizers
+    plan(&observed_with(module, None, totals)).finalizers
 }
 
 #[test]
@@ -81,7 +94,6 @@ fn the_finalizer_comes_first_and_goes_when_every_node_has_lost_the_module() {
         ("nothing is known yet", None, None),
         ("no node has it", Some(ModuleTotals::default()), over),
         ("a node has it", Some(totals(|t| t.holders = ["n".to_owned()].into())), None),
-        ("a node's planner does not know yet", Some(totals(|t| t.unaware = 1)), None),
     ];
     for (what, totals, expected) in table {
         assert_eq!(finalizers(leaving(), totals), expected, "{what}");
@@ -90,11 +102,8 @@ fn the_finalizer_comes_first_and_goes_when_every_node_has_lost_the_module() {
 
 #[test]
 fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing() {
-    let observed = |module: ModuleBuilder, images: Option<ImagesView>| Observed {
-        facts: module.build(),
-        images: images.map(Arc::new),
-        pull_secrets: vec![],
-        totals: Some(totals(|_| {})),
+    let observed = |module: ModuleBuilder, images: Option<ImagesView>| {
+        observed_with(module, images, Some(totals(|_| {})))
     };
     let ImagesAction::Create(wanted) = plan(&observed(tagged(), None)).images else { panic!("nothing is asked for") };
     let asked: Vec<_> = wanted.images.iter().map(|image| (&*image.kernel_version, &*image.image)).collect();
@@ -376,7 +385,7 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
 
     let finalizers = |module: ModuleBuilder, totals| {
         let facts = never_read(module);
-        plan(&Observed { facts, images: None, pull_secrets: vec![], totals: Some(totals) }).finalizers
+        plan(&Observed { facts, ..observed_with(gpu(), None, Some(totals)) }).finalizers
     };
     assert_eq!(finalizers(gpu().deleting(), totals(|t| t.holders = ["n".to_owned()].into())), None);
     assert_eq!(finalizers(gpu().deleting(), zero.clone()), Some(vec![]));

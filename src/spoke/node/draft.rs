@@ -13,7 +13,7 @@ use crate::spoke::view::ModuleFacts;
 
 use super::here::{Here, Part, Present};
 use super::observe::{ModuleHere, Want};
-use super::removal::removed;
+use super::removal::{kept, removed};
 use super::replace::{Situation, next_entry};
 use super::share::Share;
 use super::standing::standing;
@@ -40,7 +40,7 @@ impl<'a> Draft<'a> {
         let kernel = match (&module.want, &part.standing) {
             (Want::Here(_) | Want::NoImage(_), Standing::Tainted(_)) => None,
             (Want::Here(_) | Want::NoImage(_), _) => here.node.kernel.as_ref().ok().cloned(),
-            (Want::Gone(_) | Want::Unmapped(_) | Want::Unclear | Want::Invalid(_), _) => None,
+            (Want::Gone(_) | Want::Evicted | Want::Unmapped(_) | Want::Unclear | Want::Invalid(_), _) => None,
         };
         // What is kept by the policy is nobody's any more: its report holds nothing up.
         let reported = present.report.is_some() && part.standing != Standing::Kept;
@@ -55,7 +55,6 @@ impl<'a> Draft<'a> {
         Outcome {
             kernel: self.kernel,
             holds: !here.node.released && named,
-            saw_deletion: self.facts.deleting,
             standing: held.map_or(self.part.standing, waiting),
         }
     }
@@ -64,6 +63,7 @@ impl<'a> Draft<'a> {
 fn part(here: Here<'_>, facts: &ModuleFacts, want: &Want, present: Present<'_>) -> Part {
     match want {
         Want::Gone(reason) => removed(here, facts, *reason, present),
+        Want::Evicted => kept(here, facts, present),
         Want::Here(wanted) => match first_placement(here, facts, present) {
             Some(standing) => Part::nothing(standing),
             None => placed(here, facts, wanted, present),

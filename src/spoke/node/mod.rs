@@ -71,7 +71,7 @@ impl Controller {
     fn decide(&self, name: &str) -> Plan {
         let (plan, changed) = {
             let mut totals = self.tally.lock();
-            let plan = plan(&observe(&self.stores, &self.tolerations, name));
+            let plan = plan(&observe(&self.stores, &totals, &self.tolerations, name));
             let changed = totals.record(name, plan.outcomes.clone());
             (plan, changed)
         };

@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::{LocalObjectReference, Toleration};
 use crate::api::names::ModuleReason;
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::runtime::store::ObjectKey;
-use crate::spoke::outcome::Trouble;
+use crate::spoke::outcome::{Deletion, Trouble};
 use crate::spoke::stores::Stores;
+use crate::spoke::tally::Totals;
 use crate::spoke::view::{Belongs, ConfigView, ConsumerView, ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
 
 use super::entry::build_entry;
@@ -42,13 +43,15 @@ pub(super) struct ModuleHere {
 pub(super) enum Want {
     /// Not to be here.
     Gone(UnloadReason),
+    /// Nothing any more, and what is loaded stays: its Hub is lost, and nobody ordered it to go.
+    Evicted,
     /// To be here, but no mapping can be carried out for the node's kernel, and why.
     Unmapped(Arc<Trouble>),
     /// To be here, but the Module cannot be carried out on any node, and why.
     Invalid(String),
     /// To be here, but the image's digest is not known.
     NoImage(Arc<Trouble>),
-    /// It cannot be told, because the Module cannot be read.
+    /// It cannot be told: the Module cannot be read, or nobody knows yet whose wish its deletion is.
     Unclear,
     /// To be here, like this; the generation of the entry is still open.
     Here(Box<NodeModuleSpec>),
@@ -65,8 +68,8 @@ pub(super) struct Consumer {
     pub deleting: bool,
 }
 
-/// Everything about one node. Only stores are read.
-pub(super) fn observe(stores: &Stores, tolerations: &Arc<[Toleration]>, name: &str) -> Observed {
+/// Everything about one node. Only stores are read, and whose wish the deletion of a Module is.
+pub(super) fn observe(stores: &Stores, totals: &Totals, tolerations: &Arc<[Toleration]>, name: &str) -> Observed {
     let key = ObjectKey::cluster(name);
     let (node, config) = (stores.nodes.get(&key), stores.configs.get(&key));
     let mut modules = Vec::new();
@@ -76,7 +79,13 @@ pub(super) fn observe(stores: &Stores, tolerations: &Arc<[Toleration]>, name: &s
         for (key, facts) in all {
             let images = stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*facts.uid));
             let standing = config.iter().flat_map(|config| &config.spec.modules).find(|entry| entry.belongs_to(&facts));
-            let want = want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts), standing);
+            let want = match totals.deletion(&facts) {
+                Some(Deletion::Ordered) => {
+                    want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts), standing)
+                }
+                Some(Deletion::Evicted) => Want::Evicted,
+                None => Want::Unclear,
+            };
             modules.push(ModuleHere { facts, want });
         }
     }

@@ -9,6 +9,7 @@ use kube_runtime::watcher::Event;
 use super::*;
 use crate::api::names::RENDERED_HASH_ANNOTATION;
 use crate::api::{Module, ModuleStatus};
+use crate::runtime::events::Events;
 use crate::runtime::guarded::Guarded;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::store::ObjectKey;
@@ -36,9 +37,10 @@ impl Bench {
         }
         let (queues, tally) = (Queues::new(&Metrics::default()), Tally::default());
         let client = || Client::new(Router::new(), "default");
+        let events = Events::new(client(), "kmm", None);
         let bench = Self {
             nodes: Controller::new(client(), stores.clone(), queues.clone(), tally.clone(), Arc::default()),
-            modules: module::Controller::new(client(), stores.clone(), tally.clone()),
+            modules: module::Controller::new(client(), stores.clone(), queues.clone(), tally.clone(), events),
             wakes: Wakes { stores, queues, tally, kernels: Kernels::default(), teller: reports().0 },
             writers,
         };

@@ -252,6 +252,34 @@ fn only_a_module_that_is_there_and_does_not_want_the_node_makes_an_intent() {
 }
 
 #[test]
+fn a_module_that_is_evicted_leaves_the_kernel_alone_and_one_whose_deletion_is_not_understood_yet_too() {
+    let facts = gpu().deleting().build();
+    let planned = |want: Want| {
+        plan(&Observed {
+            node: Some(Arc::new(a_node())),
+            config: Some(Arc::new(running())),
+            modules: vec![ModuleHere { facts: Arc::clone(&facts), want }],
+            consumers: Vec::new(),
+            tolerations: Arc::default(),
+        })
+    };
+    let unclear = planned(Want::Unclear);
+    assert_eq!(unclear.config, ConfigAction::Nothing);
+    assert!(unclear.outcomes.unwrap()["u1"].holds, "its end waits");
+    let evicted = planned(Want::Evicted);
+    assert_eq!((spec(&evicted, None), standing_of(&evicted, "u1")), (NodeModulesConfigSpec::default(), Standing::Kept));
+    let told = a_config(Vec::new(), vec![loaded(&entry())]);
+    let after = plan(&Observed {
+        node: Some(Arc::new(a_node())),
+        config: Some(Arc::new(told)),
+        modules: vec![ModuleHere { facts, want: Want::Evicted }],
+        consumers: Vec::new(),
+        tolerations: Arc::default(),
+    });
+    assert!(!after.outcomes.unwrap()["u1"].holds, "and then waits for nobody");
+}
+
+#[test]
 fn an_intent_ends_when_the_worker_of_this_boot_confirmed_it_and_then_the_object_goes() {
     let gone = gpu().deleting().build();
     let waiting = || {

@@ -17,6 +17,7 @@ use crate::core::kernel::KernelVersion;
 use crate::core::load::same_in_kernel;
 use crate::runtime::store::ObjectKey;
 use crate::spoke::module;
+use crate::spoke::outcome::Deletion;
 use crate::spoke::tally::Tally;
 use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module, a_node};
 use crate::spoke::view::{ConfigView, NodeView, ReportView};
@@ -150,6 +151,8 @@ impl World {
                 facts: Arc::clone(&facts),
                 images: None,
                 pull_secrets: Vec::new(),
+                counted: true,
+                deletion: Some(Deletion::Ordered),
             };
             facts.deleting && module::plan(&observed).finalizers.is_some()
         };
@@ -398,7 +401,7 @@ impl World {
                     let known = held.filter(|_| !kept && !self.unheard.contains(&*facts.uid));
                     assert_eq!(known, None, "{reason}: {:?}", self.config);
                 }
-                Want::Unmapped(_) | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
+                Want::Evicted | Want::Unmapped(_) | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
             }
         }
         let empty = self
