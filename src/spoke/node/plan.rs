@@ -24,6 +24,8 @@ use super::share::Shares;
 pub(super) struct Plan {
     /// The NodeModulesConfig.
     pub config: ConfigAction,
+    /// `metadata.uid` of the Node, empty if it is gone.
+    pub node: String,
     /// Changes of the Node's labels: a value, or `None` for removal. Empty if nothing changes.
     pub labels: BTreeMap<String, Option<String>>,
     /// What the node means for each Module that it concerns, by UID. `None` if the node is gone.
@@ -97,7 +99,7 @@ pub(super) fn plan(observed: &Observed) -> Plan {
     let lost = lost.map(|module| &*module.facts).filter(|facts| here.may_have_lost(facts));
     let lost = lost.map(|facts| (facts.key.namespace.as_str(), facts.key.name.as_str())).collect();
     let labels = labels::changes(node, config, &spec, &held, &lost, exists);
-    Plan { config: action, labels, outcomes: Some(outcomes) }
+    Plan { config: action, node: node.uid.clone(), labels, outcomes: Some(outcomes) }
 }
 
 /// A node that is gone loads nothing. Its object goes by its owner reference; one that has no owner would stay for ever.
@@ -108,7 +110,7 @@ fn without_node(config: Option<&ConfigView>) -> Plan {
         }
         Some(_) | None => ConfigAction::Nothing,
     };
-    Plan { config: action, labels: BTreeMap::new(), outcomes: None }
+    Plan { config: action, node: String::new(), labels: BTreeMap::new(), outcomes: None }
 }
 
 fn config_action(here: Here<'_>, spec: NodeModulesConfigSpec) -> ConfigAction {
