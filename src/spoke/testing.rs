@@ -123,5 +123,6 @@ pub(super) fn a_config(entries: Vec<NodeModuleSpec>, reports: Vec<NodeModuleStat
         labels: super::node::labels_of(&spec, &reports),
         spec,
         report: ReportView { boot_id: Some("boot-1".into()), observed_generation: Some(3), modules: reports },
+        unreadable: None,
     }
 }

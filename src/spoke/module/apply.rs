@@ -68,10 +68,13 @@ async fn wanted_on(client: &Client, nodes: &Store<NodeView>, facts: &ModuleFacts
     loop {
         let action = || format!("list the NodeModulesConfigs with entries of Module {}", facts.key);
         let page = within(action, api.list(&params)).await?;
-        let configs = page.items.into_iter().filter_map(|config| config.0.ok());
-        let mut named = configs
-            .filter(|config| config.spec.modules.iter().any(|entry| entry.belongs_to(facts)))
-            .filter_map(|config| config.metadata.name);
+        // One that cannot be read may have an entry: nobody can say that it has none.
+        let wants = |config: Guarded<NodeModulesConfig>| match config.0 {
+            Ok(config) if config.spec.modules.iter().any(|entry| entry.belongs_to(facts)) => config.metadata.name,
+            Ok(_) => None,
+            Err(unreadable) => unreadable.metadata.name,
+        };
+        let mut named = page.items.into_iter().filter_map(wants);
         // That of a node that is gone goes by its owner reference, whatever it says.
         let counts = |node: &NodeView| !node.released;
         if let Some(node) = named.find(|node| nodes.get(&ObjectKey::cluster(&**node)).is_some_and(|node| counts(&node)))

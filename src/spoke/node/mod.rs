@@ -15,6 +15,7 @@ mod removal;
 mod replace;
 mod share;
 mod standing;
+mod unreadable;
 #[cfg(test)]
 mod tests;
 

@@ -18,6 +18,7 @@ use super::labels;
 use super::left_behind;
 use super::observe::{Observed, Want};
 use super::share::Shares;
+use super::unreadable;
 
 /// What is to be written about a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +67,13 @@ pub(super) fn plan(observed: &Observed) -> Plan {
     // An object of an earlier Node of this name is on its way out and says nothing about this one.
     let foreign = observed.config.as_deref().filter(|config| config.owner.as_ref().is_some_and(|uid| *uid != node.uid));
     let config = if foreign.is_some() { None } else { observed.config.as_deref() };
+    if let Some(config) = config
+        && let Some(error) = &config.unreadable
+    {
+        let outcomes = unreadable::outcomes(node, config, error, &observed.modules);
+        let (config, labels) = (ConfigAction::Nothing, BTreeMap::new());
+        return Plan { config, node: node.uid.clone(), labels, outcomes: Some(outcomes) };
+    }
     let here = Here { node, config, tolerations: &observed.tolerations };
 
     let mut drafts: Vec<Draft> = observed.modules.iter().map(|module| Draft::of(here, module)).collect();

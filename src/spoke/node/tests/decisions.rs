@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
+use kube::api::ObjectMeta;
 
 use crate::api::{ModuleState, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
 use crate::core::kernel::KernelVersion;
@@ -460,6 +461,30 @@ fn a_module_that_was_never_read_keeps_what_it_has_and_its_deletion_takes_it_from
     assert_eq!(spec(&leaves, None), expected);
     let nowhere = planned(a_node(), None, &[never_read(gpu().deleting())]);
     assert_eq!((nowhere.config, nowhere.outcomes), (ConfigAction::Nothing, Some([].into())));
+}
+
+#[test]
+fn an_object_that_was_never_readable_is_left_alone_and_what_it_may_name_waits() {
+    let in_use = "beta.kmm.node.kubernetes.io/drivers.gpu.module-in-use";
+    let never_read = |labels: &[&str]| {
+        let meta = ObjectMeta {
+            uid: Some("config-uid".into()),
+            labels: Some(labels.iter().map(|key| ((*key).to_owned(), String::new())).collect()),
+            ..ObjectMeta::default()
+        };
+        <ConfigView as crate::runtime::store::Projection>::unreadable(&meta, "bad", None)
+    };
+    let holds = |plan: &Plan| plan.outcomes.as_ref().is_some_and(|all| all.values().any(|outcome| outcome.holds));
+    let wanted = planned(a_node(), never_read(&[]), &[gpu().build()]);
+    assert_eq!((&wanted.config, wanted.labels.len()), (&ConfigAction::Nothing, 0));
+    assert!(matches!(standing_of(&wanted, "u1"), Standing::Failing(why) if why.reason == "Unreadable"));
+    for (labels, held) in [(&[in_use][..], true), (&[][..], false)] {
+        let gone = planned(a_node(), never_read(labels), &[gpu().deleting().build()]);
+        assert_eq!((&gone.config, holds(&gone)), (&ConfigAction::Nothing, held), "{labels:?}");
+    }
+    let unreadable = <ConfigView as crate::runtime::store::Projection>::unreadable;
+    let meta = ObjectMeta { uid: Some("config-uid".into()), ..ObjectMeta::default() };
+    assert_eq!(unreadable(&meta, "bad", Some(&running())), None, "it counts as it was read last");
 }
 
 #[test]
