@@ -33,6 +33,8 @@ pub enum Severity {
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of `note` in events.k8s.io, bytes.
 const NOTE_LIMIT: usize = 1024;
+/// Limit of `action` in events.k8s.io, bytes.
+const ACTION_LIMIT: usize = 128;
 
 impl Events {
     /// `component` is shown as the event's source; `instance` tells replicas apart.
@@ -52,7 +54,7 @@ impl Events {
             type_,
             reason: reason.to_owned(),
             note: Some(truncated(note, NOTE_LIMIT).to_owned()),
-            action: action.to_owned(),
+            action: truncated(action, ACTION_LIMIT).to_owned(),
             secondary: None,
         };
         match tokio::time::timeout(TIMEOUT, self.recorder.publish(&event, about)).await {
@@ -77,7 +79,35 @@ pub fn truncated(text: &str, limit: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::truncated;
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::body::to_bytes;
+    use axum::extract::Request;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_long_for_an_event_is_cut_and_the_event_published() {
+        let sent = Arc::new(Mutex::new(Value::Null));
+        let seen = Arc::clone(&sent);
+        let server = Router::new().fallback(move |request: Request| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
+                *seen.lock().unwrap() = serde_json::from_slice(&body).unwrap();
+                String::from_utf8(body.to_vec()).unwrap()
+            }
+        });
+        let events = Events::new(Client::new(server, "default"), "kmm", None);
+        let about = ObjectReference { name: Some("n".into()), ..ObjectReference::default() };
+        let (action, note) = (format!("Node {}", "n".repeat(253)), "x".repeat(2000));
+        events.publish(&about, Severity::Normal, "ModuleLoaded", &action, &note).await;
+        let sent = sent.lock().unwrap();
+        let length = |field: &str| sent[field].as_str().unwrap_or_default().len();
+        assert_eq!((length("action"), length("note")), (128, 1024));
+    }
 
     #[test]
     fn a_long_note_is_cut_at_a_character() {
