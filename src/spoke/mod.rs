@@ -96,8 +96,9 @@ impl Spoke {
         let (teller, publisher) = reports::reports();
         let namespace = settings.operator_namespace.clone();
         let own = || client.clone();
-        let claims = stores.claims.clone().map(|store| claims::Controller::new(own(), store, kernels.clone()));
         let events = Events::new(own(), "kmm", Some(settings.instance.clone()));
+        let claims = stores.claims.clone();
+        let claims = claims.map(|store| claims::Controller::new(own(), store, kernels.clone(), events.clone()));
         let worker = worker::Controller::new(own(), stores.clone(), namespace.clone(), daemon_set, policies_in_force);
         let spoke = Self {
             node: Arc::new(node::Controller::new(

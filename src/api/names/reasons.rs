@@ -18,9 +18,9 @@ closed_list! {
         ImagesResolved,
         /// Something is still on its way.
         Progressing,
-        /// Something failed and does not go away by waiting alone.
+        /// Something failed and does not go away by waiting alone. Nobody writes it yet.
         Degraded,
-        /// The specification can be carried out.
+        /// The specification can be carried out. Nobody writes it yet.
         Valid,
     }
 }

@@ -75,7 +75,7 @@ impl Controller {
     /// One pass over the status of one Module.
     pub(super) async fn pass_status(self: Arc<Self>, key: ObjectKey) -> Result<Outcome, ApiError> {
         let Some((module, status)) = self.decide_status(&key, Timestamp::now()) else { return Ok(Outcome::Done) };
-        apply::write_status(&self.client, &key, &module.status, &status).await?;
+        apply::write_status(&self.client, &module.facts, &module.status, &status).await?;
         Ok(Outcome::Done)
     }
 

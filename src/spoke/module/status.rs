@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::api::names::{ConditionType, ImageReason, ModuleReason};
+use crate::api::names::{ConditionType, ImageReason, ModuleReason, ready_label, version_ready_label};
 use crate::api::{DaemonSetStatus, FailingNode, ModuleStatus};
 use crate::core::conditions::{self, State, Wanted};
 use crate::core::label;
@@ -13,6 +13,9 @@ use crate::spoke::outcome::Trouble;
 use crate::spoke::tally::{Counted, ModuleTotals};
 use crate::spoke::view::ModuleFacts;
 
+/// The conditions that this controller writes.
+pub(super) const CONDITIONS: [ConditionType; 4] =
+    [ConditionType::Covered, ConditionType::ImagesResolved, ConditionType::Progressing, ConditionType::Ready];
 /// Most nodes that are named.
 const NAMED_NODES: usize = 10;
 /// Most causes that are named for which nodes do not get the module.
@@ -168,12 +171,7 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
     if totals.waiting_for_reboot > 0 {
         return not(ModuleReason::NodesWaitingForReboot, format!("{of}{waiting}"));
     }
-    let unlabelled = match facts.version().filter(|version| !label::is_value(version)) {
-        Some(version) => {
-            format!("; moduleLoader.container.version `{version}` cannot be a label of nodes, so none has it")
-        }
-        None => String::new(),
-    };
+    let unlabelled = unlabelled(facts);
     let kept = clause(totals.kept, "keep it until they boot again") + &unlabelled;
     if totals.matching == 0 {
         return Verdict::new(State::True, ModuleReason::NoMatchingNodes, format!("no node matches the selector{kept}"));
@@ -182,6 +180,23 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
     let reason = if totals.desired == 0 { uncovered_by(totals) } else { None };
     let reason = reason.unwrap_or(ModuleReason::AllNodesReady);
     Verdict::new(State::True, reason, format!("{of}{uncovered}{kept}"))
+}
+
+/// Which labels nodes do not get, and why: pods that select nodes by them would wait for ever.
+fn unlabelled(facts: &ModuleFacts) -> String {
+    let (namespace, name) = (&facts.key.namespace, &facts.key.name);
+    if !label::is_key(&ready_label(namespace, name)) {
+        let label = "namespace and name together are too long for the label of nodes that have the module, so none has it";
+        return format!("; {label}");
+    }
+    let keyed = label::is_key(&version_ready_label(namespace, name));
+    match facts.version().filter(|version| !keyed || !label::is_value(version)) {
+        Some(_) if !keyed => "; namespace and name together are too long for the version's label, so no node has it".to_owned(),
+        Some(version) => {
+            format!("; moduleLoader.container.version `{version}` cannot be a label of nodes, so none has it")
+        }
+        None => String::new(),
+    }
 }
 
 /// Whether every selected node is one that gets the module.

@@ -227,12 +227,12 @@ fn covered_names_kernels_without_mapping_or_image_and_taints_and_what_waits_for_
     assert_eq!(never[1..], ["False SomeKernelsUnmapped m (2 nodes); t (2 nodes)", settled]);
     let tainted = said(|t| (t.matching, t.tainted) = (5, cause("taint k:NoSchedule")));
     assert_eq!(tainted[1..], ["False NodesTainted taint k:NoSchedule (2 nodes)", settled]);
-    let mut table = [("Pending", "True"), ("NotFound", "False")].map(|(reason, moving)| {
+    let table = [("Pending", "True"), ("NotFound", "False")].map(|(reason, moving)| {
         let mut totals = totals(|_| {});
         images(&mut totals, reason);
         (totals, moving)
     });
-    for (totals, moving) in &mut table {
+    for (totals, moving) in &table {
         let status = plan_status(&gpu().build(), &ModuleStatus::default(), totals, None, Timestamp::UNIX_EPOCH);
         let conditions = status.expect("a first status").conditions;
         let of = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_).expect("a condition");
@@ -253,8 +253,23 @@ fn the_status_answers_what_is_missing_where_and_why() {
     nothing.spec.module_loader = None;
     let mut odd = gpu();
     odd.container().version = Some("1.2+deb12".into());
+    let long = a_module("drivers", &"g".repeat(60), "u1");
+    let mut versioned = a_module("drivers", &"g".repeat(45), "u1");
+    versioned.container().version = Some("1.0".into());
     let zero = ModuleTotals::default();
     let table = vec![
+        (
+            long,
+            with(|_| {}),
+            "True AllNodesReady 3 of 3 nodes have the module; namespace and name together are too long for the label of nodes \
+             that have the module, so none has it",
+        ),
+        (
+            versioned,
+            with(|_| {}),
+            "True AllNodesReady 3 of 3 nodes have the module; namespace and name together are too long for the version's label, \
+             so no node has it",
+        ),
         (gpu(), with(|_| {}), "True AllNodesReady 3 of 3 nodes have the module"),
         (gpu(), with(|t| t.available = 1), "False NodesNotReady 1 of 3 nodes have the module"),
         (gpu(), troubled.clone(), "False NodesFailing 2 of 3 nodes have the module; n2: used by 2"),
