@@ -11,7 +11,7 @@ pub use reasons::*;
 pub const NAMESPACE_CONTAINS_MODULES_LABEL: &str = "kmm.node.k8s.io/contains-modules";
 /// Label on the pods of a Module, value its name. Upstream: `internal/constants`, `ModuleNameLabel`.
 pub const MODULE_NAME_LABEL: &str = "kmm.node.kubernetes.io/module.name";
-/// Label on cluster-wide objects of a Module, value its namespace. Upstream: `internal/constants`.
+/// Label on cluster-wide objects of a Module, value its namespace; for DRA drivers, to come. Upstream: `internal/constants`.
 pub const MODULE_NAMESPACE_LABEL: &str = "kmm.node.kubernetes.io/module.namespace";
 /// Label on the pods of a Module, value what they are. Upstream: `internal/constants`, `DaemonSetRole`.
 pub const ROLE_LABEL: &str = "kmm.node.kubernetes.io/role";
@@ -116,19 +116,19 @@ pub fn deprecated_ready_label(name: &str) -> String {
     format!("{NODE_LABEL_DOMAIN}{name}.ready")
 }
 
-/// Label on a node by which an administrator asks for a version. Upstream: `GetModuleVersionLabelName`.
+/// Label on a node by which an administrator asks for a version; for ordered upgrades, to come. Upstream: `GetModuleVersionLabelName`.
 #[must_use]
 pub fn requested_version_label(namespace: &str, name: &str) -> String {
     format!("{NODE_LABEL_DOMAIN}version-module.{namespace}.{name}")
 }
 
-/// Label on a node, value the version whose kernel module may be loaded. Upstream: `GetWorkerPodVersionLabelName`.
+/// Label on a node, value the version whose kernel module may be loaded; for ordered upgrades, to come. Upstream: `GetWorkerPodVersionLabelName`.
 #[must_use]
 pub fn worker_version_label(namespace: &str, name: &str) -> String {
     format!("{BETA_LABEL_DOMAIN}version-worker-pod.{namespace}.{name}")
 }
 
-/// Label on a node, value the version whose pods beside the module may run. Upstream: `GetSchedulePodVersionLabelName`.
+/// Label on a node, value the version whose pods beside the module may run; for ordered upgrades, to come. Upstream: `GetSchedulePodVersionLabelName`.
 #[must_use]
 pub fn schedule_version_label(namespace: &str, name: &str) -> String {
     format!("{BETA_LABEL_DOMAIN}version-schedule-pod.{namespace}.{name}")

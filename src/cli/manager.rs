@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Toleration};
 use kube::{Api, Client};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use super::{
 use crate::admission::Admission;
 use crate::api::names;
 use crate::core::hash;
+use crate::core::taints::{InvalidToleration, parse_toleration};
 use crate::hub::{Hub, HubSettings};
 use crate::images::{Images, ImagesSettings};
 use crate::oci::route::proxies::Proxies;
@@ -53,6 +54,10 @@ pub(super) struct ManagerArgs {
     /// Port of each node, on its loopback address, on which the worker says whether it is ready
     #[arg(long, env = "KMM_WORKER_HEALTH_PORT", default_value_t = super::worker::HEALTH_PORT)]
     worker_health_port: u16,
+    /// Taints that keep no Module off a node, whatever it tolerates itself; as `kubectl taint` writes them, with commas
+    /// between them
+    #[arg(long, env = "KMM_TOLERATIONS", default_value = "", value_name = "TAINTS", value_parser = tolerations)]
+    tolerations: Tolerations,
     /// Name of this replica: holder of the lease, and the pod whose image the worker runs from
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
@@ -104,6 +109,15 @@ fn mode(mode: Option<Mode>, managed: Option<&str>) -> Result<Mode, Usage> {
         }
         (mode, _) => Ok(mode.unwrap_or(Mode::Standalone)),
     }
+}
+
+/// What is tolerated for every Module: one argument, which may be empty.
+#[derive(Clone, Debug)]
+struct Tolerations(Vec<Toleration>);
+
+fn tolerations(list: &str) -> Result<Tolerations, InvalidToleration> {
+    let taints = list.split(',').map(str::trim).filter(|taint| !taint.is_empty());
+    taints.map(parse_toleration).collect::<Result<_, _>>().map(Tolerations)
 }
 
 /// What may end a manager.
@@ -201,6 +215,7 @@ async fn manage(
                 worker_service_account: args.worker_service_account,
                 worker_health_port: args.worker_health_port,
                 worker_variables: [proxies.variables(), &node_credentials].concat(),
+                tolerations: args.tolerations.0,
                 instance: instance.clone(),
             };
             let admission = Admission::start(managed, client.clone(), &metrics, &readiness, &mut tasks);
@@ -234,6 +249,13 @@ async fn own_image(client: &Client, namespace: &str, pod: &str) -> Result<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tolerations_are_a_list_and_one_that_is_none_is_named() {
+        assert_eq!(tolerations("").unwrap().0, []);
+        assert_eq!(tolerations("a:NoSchedule, b=c,").unwrap().0.len(), 2);
+        assert!(tolerations("a,b:Never").unwrap_err().to_string().contains("`b:Never`"));
+    }
 
     #[test]
     fn flag_or_variable_is_enough_and_a_contradiction_is_an_error() {

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
+use super::label;
+
 /// Taints that never keep kernel modules off a node: the node is short of something that a module does not take.
 pub const BUILT_IN_TOLERATION_KEYS: [&str; 3] =
     ["node.kubernetes.io/disk-pressure", "node.kubernetes.io/memory-pressure", "node.kubernetes.io/pid-pressure"];
@@ -24,6 +26,40 @@ pub fn effective_tolerations(of_module: Option<&[Toleration]>) -> Vec<Toleration
     let mut all = of_module.unwrap_or_default().to_vec();
     all.extend(built_in_tolerations());
     all
+}
+
+/// A text that names no taints to tolerate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no taints: write `key`, `key:Effect`, `key=value` or `key=value:Effect`, as `kubectl taint` does, with NoSchedule, PreferNoSchedule or NoExecute")]
+pub struct InvalidToleration(String);
+
+/// The toleration of the taints that a text names, which is written as `kubectl taint` writes a taint: `key=value:Effect`.
+/// Without a value all values are meant, without an effect all effects.
+///
+/// # Errors
+/// The key, the value or the effect is none.
+pub fn parse_toleration(text: &str) -> Result<Toleration, InvalidToleration> {
+    let (taint, effect) = text.split_once(':').map_or((text, None), |(taint, effect)| (taint, Some(effect)));
+    let (key, value) = taint.split_once('=').map_or((taint, None), |(key, value)| (key, Some(value)));
+    let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    if !label::is_key(key) || !value.is_none_or(label::is_value) || !effect.is_none_or(|it| effects.contains(&it)) {
+        return Err(InvalidToleration(text.to_owned()));
+    }
+    Ok(Toleration {
+        key: Some(key.to_owned()),
+        operator: Some(if value.is_some() { "Equal" } else { "Exists" }.to_owned()),
+        value: value.map(str::to_owned),
+        effect: effect.map(str::to_owned),
+        toleration_seconds: None,
+    })
+}
+
+/// The taint as `kubectl taint` writes it: `key=value:Effect`.
+pub fn written(taint: &Taint) -> String {
+    match taint.value.as_deref().unwrap_or_default() {
+        "" => format!("{}:{}", taint.key, taint.effect),
+        value => format!("{}={value}:{}", taint.key, taint.effect),
+    }
 }
 
 /// Whether the toleration covers the taint, by the rule of Kubernetes: an absent or empty key with `Exists` covers all
@@ -109,6 +145,20 @@ mod tests {
         }
         assert!(!tolerates(&toleration("", "", "", ""), &taint("k", "", "NoSchedule")));
         assert!(tolerates(&toleration("k", "", "", ""), &taint("k", "", "NoSchedule")));
+    }
+
+    #[test]
+    fn a_taint_as_kubectl_writes_it_is_tolerated_by_what_it_is_read_as_and_nothing_else_is_read() {
+        for given in [taint("k", "v", "NoSchedule"), taint("example.org/k", "", "NoExecute")] {
+            let read = parse_toleration(&written(&given)).unwrap();
+            assert!(tolerates(&read, &given));
+            assert!(!tolerates(&read, &taint(&given.key, "other", "PreferNoSchedule")));
+            assert!(tolerates(&parse_toleration(&given.key).unwrap(), &given));
+        }
+        assert!(!tolerates(&parse_toleration("k=v").unwrap(), &taint("k", "w", "NoSchedule")));
+        for text in ["", ":NoSchedule", "=v", "k:Never", "k=a b", "-k", "a/b/c", "k:", "k=v:NoSchedule:NoExecute"] {
+            assert_eq!(parse_toleration(text), Err(InvalidToleration(text.to_owned())));
+        }
     }
 
     #[test]

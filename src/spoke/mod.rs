@@ -96,16 +96,30 @@ impl Spoke {
         let (teller, publisher) = reports::reports();
         let namespace = settings.operator_namespace.clone();
         let own = || client.clone();
-        let claims = stores.claims.clone().map(|store| claims::Controller::new(own(), store, kernels.clone()));
+        let events = Events::new(own(), "kmm", Some(settings.instance.clone()));
+        let claims = stores.claims.clone();
+        let claims = claims.map(|store| claims::Controller::new(own(), store, kernels.clone(), events.clone()));
         let worker = worker::Controller::new(own(), stores.clone(), namespace.clone(), daemon_set, policies_in_force);
         let spoke = Self {
-            node: Arc::new(node::Controller::new(own(), stores.clone(), queues.clone(), tally.clone())),
-            module: Arc::new(module::Controller::new(own(), stores.clone(), tally.clone())),
+            node: Arc::new(node::Controller::new(
+                own(),
+                stores.clone(),
+                queues.clone(),
+                tally.clone(),
+                settings.tolerations.as_slice().into(),
+            )),
+            module: Arc::new(module::Controller::new(
+                own(),
+                stores.clone(),
+                queues.clone(),
+                tally.clone(),
+                events.clone(),
+            )),
             namespace: Arc::new(namespace::Controller::new(own(), stores.clone(), settings.worker_account())),
             worker: Arc::new(worker),
             claims: claims.map(Arc::new),
             publisher,
-            events: Events::new(own(), "kmm", Some(settings.instance.clone())),
+            events,
             stores: stores.clone(),
             queues: queues.clone(),
             tally: tally.clone(),

@@ -14,8 +14,6 @@ pub(super) struct Outcome {
     /// Whether the end of the Module waits for this node: its NodeModulesConfig names the Module, and no person
     /// released the node.
     pub holds: bool,
-    /// Whether the planner knew that the Module is being deleted.
-    pub saw_deletion: bool,
 }
 
 /// Where a Module stands on a node.
@@ -23,10 +21,15 @@ pub(super) struct Outcome {
 pub(super) enum Standing {
     /// The node is none of the Module's, and never was or has lost it.
     Elsewhere,
-    /// Selected, but its kernel has no mapping and it never had the module.
-    Unmapped,
+    /// Selected, but no mapping can be carried out for its kernel.
+    Unmapped {
+        /// Whether it had the module under an earlier kernel, and waits for a mapping to have it again.
+        awaits: bool,
+        /// Which kernel.
+        why: Arc<Trouble>,
+    },
     /// Selected, but a taint keeps it from getting the module for the first time.
-    Tainted,
+    Tainted(Arc<Trouble>),
     /// To be loaded and on its way.
     Waiting,
     /// To be loaded, and no worker of the node's present boot has said anything.
@@ -54,8 +57,17 @@ pub(super) enum Standing {
     Stuck(Arc<Trouble>),
 }
 
+/// Whose wish the deletion of a Module is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deletion {
+    /// Somebody's who wants it unloaded.
+    Ordered,
+    /// Nobody's: OCM's agent lost the Hub that the Module came from, and evicts what it applied.
+    Evicted,
+}
+
 /// Why something is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Trouble {
     /// One word.
     pub reason: String,

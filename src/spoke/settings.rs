@@ -1,5 +1,7 @@
 //! What the manager of a cluster with nodes has to be told.
 
+use k8s_openapi::api::core::v1::Toleration;
+
 use crate::runtime::store::ObjectKey;
 
 /// Whether there is a Hub.
@@ -26,6 +28,8 @@ pub struct SpokeSettings {
     pub worker_health_port: u16,
     /// Variables of the worker's environment: the manager's own proxies, and whether a node's credentials are used.
     pub worker_variables: Vec<(&'static str, String)>,
+    /// Taints that keep no Module off a node, whatever it tolerates itself.
+    pub tolerations: Vec<Toleration>,
     /// Name of this replica, shown in events.
     pub instance: String,
 }

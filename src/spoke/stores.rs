@@ -1,5 +1,6 @@
 //! Everything that is watched, and one queue for each controller. Who is woken by what stands in `watches.rs`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,6 +130,17 @@ impl Stores {
             daemon_sets.wait_until_ready(),
             consumers.wait_until_ready(),
         );
+    }
+
+    /// Names of the nodes that any of these Modules selects.
+    pub(super) fn selected_by(&self, modules: &[&ModuleFacts]) -> BTreeSet<String> {
+        let mut nodes = BTreeSet::new();
+        self.nodes.for_each(|key, node| {
+            if modules.iter().any(|facts| facts.selects(node)) {
+                nodes.insert(key.name.clone());
+            }
+        });
+        nodes
     }
 
     /// Pull secrets of the service account that a Module names, besides the Module's own; sorted.

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::core::kernel::KernelVersion;
 use crate::runtime::store::Store;
 
-use super::outcome::{Outcome, Standing, Trouble};
-use super::view::NodeView;
+use super::outcome::{Deletion, Outcome, Standing, Trouble};
+use super::view::{ModuleFacts, NodeView};
 
 type Uid = Arc<str>;
 
@@ -55,6 +55,46 @@ impl Tally {
 pub(super) struct Totals {
     nodes: BTreeMap<String, BTreeMap<Uid, Outcome>>,
     modules: BTreeMap<Uid, ModuleTotals>,
+    generations: BTreeMap<Uid, i64>,
+    unplanned: BTreeMap<String, BTreeSet<Uid>>,
+    unplanned_of: BTreeMap<Uid, usize>,
+    deletions: BTreeMap<Uid, Deletion>,
+}
+
+/// What the totals say of a Module as it was read.
+#[derive(Clone, Debug)]
+pub(super) enum Count {
+    /// Everything.
+    Complete(Counted),
+    /// Not yet everything: so many nodes have still to be planned with the Module as it is now.
+    Unplanned(usize),
+    /// Nothing: who takes in what the Module has become is about to, and wakes its controllers.
+    Unknown,
+}
+
+/// A Module with totals for which each node was planned with this generation of it: nothing but these makes a status.
+#[derive(Clone, Debug)]
+pub(super) struct Counted {
+    facts: Arc<ModuleFacts>,
+    totals: ModuleTotals,
+}
+
+impl Counted {
+    /// The Module.
+    pub(super) fn facts(&self) -> &ModuleFacts {
+        &self.facts
+    }
+
+    /// What was counted for it.
+    pub(super) fn totals(&self) -> &ModuleTotals {
+        &self.totals
+    }
+
+    /// A Module for which this was counted.
+    #[cfg(test)]
+    pub(super) fn new(facts: Arc<ModuleFacts>, totals: ModuleTotals) -> Self {
+        Self { facts, totals }
+    }
 }
 
 /// Totals of one Module.
@@ -66,10 +106,12 @@ pub(super) struct ModuleTotals {
     pub desired: usize,
     /// Nodes on which it is proved to be loaded.
     pub available: usize,
-    /// Matching nodes whose kernel no mapping fits.
-    pub unmapped: usize,
-    /// Matching nodes that a taint keeps the module off.
-    pub tainted: usize,
+    /// Matching nodes for whose kernel no mapping can be carried out, by what is wrong.
+    pub unmapped: BTreeMap<Arc<Trouble>, usize>,
+    /// Those of them that had the module under an earlier kernel.
+    pub awaiting: usize,
+    /// Matching nodes that a taint keeps the module off, by what to do about it.
+    pub tainted: BTreeMap<Arc<Trouble>, usize>,
     /// Nodes that run an older file until they boot again.
     pub waiting_for_reboot: usize,
     /// Nodes that are none of the Module's any more, and have it until they boot again.
@@ -80,6 +122,8 @@ pub(super) struct ModuleTotals {
     pub kernels: BTreeMap<KernelVersion, usize>,
     /// Nodes on which no worker of the present boot has spoken; the first is named in the status.
     pub silent: BTreeSet<String>,
+    /// Kernels of nodes without an image, with their number.
+    pub imageless: BTreeMap<KernelVersion, usize>,
     /// Nodes without an image.
     pub without_image: BTreeMap<String, Arc<Trouble>>,
     /// Nodes on which it failed, or on which it must go and cannot.
@@ -88,8 +132,6 @@ pub(super) struct ModuleTotals {
     pub waiting_for_consumers: BTreeMap<String, Arc<Trouble>>,
     /// Nodes for which the end of the Module waits.
     pub holders: BTreeSet<String>,
-    /// Nodes whose planner does not know yet that the Module is being deleted.
-    pub unaware: usize,
 }
 
 impl Totals {
@@ -98,17 +140,75 @@ impl Totals {
         self.modules.get(module).cloned().unwrap_or_default()
     }
 
+    /// Totals of a Module together with the Module that they were counted for.
+    pub(super) fn count(&self, facts: &Arc<ModuleFacts>) -> Count {
+        if self.generations.get(&facts.uid) != Some(&facts.generation) {
+            return Count::Unknown;
+        }
+        match self.unplanned_of.get(&facts.uid) {
+            Some(nodes) => Count::Unplanned(*nodes),
+            None => Count::Complete(Counted { facts: Arc::clone(facts), totals: self.of(&facts.uid) }),
+        }
+    }
+
+    /// Whose wish it is that the Module goes, if it is being deleted; `None` while nobody knows. One that OCM's agent did
+    /// not apply is deleted by order.
+    pub(super) fn deletion(&self, facts: &ModuleFacts) -> Option<Deletion> {
+        let asked = facts.deleting && facts.applied_by.is_some();
+        if asked { self.deletions.get(&facts.uid).copied() } else { Some(Deletion::Ordered) }
+    }
+
+    /// Takes in whose wish it is, for as long as the Module is there.
+    pub(super) fn deletion_is(&mut self, uid: &Uid, deletion: Deletion) {
+        self.deletions.insert(Arc::clone(uid), deletion);
+    }
+
+    /// Takes in that a Module has become another one, and that these nodes, besides those that it concerns already, are
+    /// to be planned with it. Returns all of them, for the caller to wake.
+    pub(super) fn module_changed(&mut self, facts: &ModuleFacts, mut nodes: BTreeSet<String>) -> BTreeSet<String> {
+        nodes.extend(self.nodes_of(&facts.uid));
+        self.generations.insert(Arc::clone(&facts.uid), facts.generation);
+        for node in &nodes {
+            if self.unplanned.entry(node.clone()).or_default().insert(Arc::clone(&facts.uid)) {
+                *self.unplanned_of.entry(Arc::clone(&facts.uid)).or_default() += 1;
+            }
+        }
+        nodes
+    }
+
+    /// Takes in that a Module is gone. Returns the nodes that it concerned, for the caller to wake.
+    pub(super) fn module_gone(&mut self, uid: &str) -> BTreeSet<String> {
+        self.generations.remove(uid);
+        self.deletions.remove(uid);
+        self.nodes_of(uid).into_iter().collect()
+    }
+
+    /// Takes in that a node was planned, and returns the Modules of which it was the last one.
+    fn planned(&mut self, node: &str) -> Vec<Uid> {
+        let mut complete = Vec::new();
+        for uid in self.unplanned.remove(node).unwrap_or_default() {
+            let Some(nodes) = self.unplanned_of.get_mut(&uid) else { continue };
+            *nodes -= 1;
+            if *nodes == 0 {
+                self.unplanned_of.remove(&uid);
+                complete.push(uid);
+            }
+        }
+        complete
+    }
+
     /// Names of the nodes that concern the Module in any way.
-    pub(super) fn nodes_of(&self, module: &str) -> Vec<String> {
+    fn nodes_of(&self, module: &str) -> Vec<String> {
         self.nodes.iter().filter(|(_, all)| all.contains_key(module)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Replaces what is known of a node (`None`: it is gone) and returns the Modules whose totals changed.
+    /// Replaces what is known of a node (`None`: it is gone) and returns the Modules whose totals changed or became
+    /// complete.
     pub(super) fn record(&mut self, node: &str, outcomes: Option<BTreeMap<Uid, Outcome>>) -> Vec<Uid> {
         let gone = outcomes.is_none();
         let new = outcomes.unwrap_or_default();
         let old = self.nodes.remove(node).unwrap_or_default();
-        let mut changed = Vec::new();
+        let mut changed = self.planned(node);
         for (uid, outcome) in &old {
             if new.get(uid) != Some(outcome) {
                 self.modules.entry(Arc::clone(uid)).or_default().remove(node, outcome);
@@ -140,6 +240,9 @@ impl ModuleTotals {
         self.count(outcome, |number| *number += 1);
         if let Some(kernel) = &outcome.kernel {
             *self.kernels.entry(kernel.clone()).or_default() += 1;
+            if matches!(outcome.standing, Standing::NoImage(_)) {
+                *self.imageless.entry(kernel.clone()).or_default() += 1;
+            }
         }
         if outcome.holds {
             self.holders.insert(node.to_owned());
@@ -154,12 +257,12 @@ impl ModuleTotals {
             Standing::Silent => {
                 self.silent.insert(node.to_owned());
             }
+            Standing::Unmapped { why, .. } => *self.unmapped.entry(Arc::clone(why)).or_default() += 1,
+            Standing::Tainted(trouble) => *self.tainted.entry(Arc::clone(trouble)).or_default() += 1,
             Standing::WaitingForConsumers { why, .. } => {
                 self.waiting_for_consumers.insert(node.to_owned(), Arc::clone(why));
             }
             Standing::Elsewhere
-            | Standing::Unmapped
-            | Standing::Tainted
             | Standing::Waiting
             | Standing::Available
             | Standing::WaitingForReboot
@@ -170,13 +273,16 @@ impl ModuleTotals {
 
     fn remove(&mut self, node: &str, outcome: &Outcome) {
         self.count(outcome, |number| *number = number.saturating_sub(1));
-        if let Some(kernel) = &outcome.kernel
-            && let Some(number) = self.kernels.get_mut(kernel)
-        {
-            *number = number.saturating_sub(1);
-            if *number == 0 {
-                self.kernels.remove(kernel);
+        if let Some(kernel) = &outcome.kernel {
+            take_one(&mut self.kernels, kernel);
+            if matches!(outcome.standing, Standing::NoImage(_)) {
+                take_one(&mut self.imageless, kernel);
             }
+        }
+        match &outcome.standing {
+            Standing::Tainted(trouble) => take_one(&mut self.tainted, trouble),
+            Standing::Unmapped { why, .. } => take_one(&mut self.unmapped, why),
+            _ => {}
         }
         self.holders.remove(node);
         self.without_image.remove(node);
@@ -191,14 +297,22 @@ impl ModuleTotals {
             (outcome.is_matching(), &mut self.matching),
             (outcome.is_desired(), &mut self.desired),
             (*standing == Standing::Available, &mut self.available),
-            (*standing == Standing::Unmapped, &mut self.unmapped),
-            (*standing == Standing::Tainted, &mut self.tainted),
+            (matches!(standing, Standing::Unmapped { awaits: true, .. }), &mut self.awaiting),
             (*standing == Standing::WaitingForReboot, &mut self.waiting_for_reboot),
             (*standing == Standing::Kept, &mut self.kept),
             (outcome.is_leaving(), &mut self.leaving),
-            (!outcome.saw_deletion, &mut self.unaware),
         ];
         counters.into_iter().filter(|(counts, _)| *counts).for_each(|(_, number)| change(number));
+    }
+}
+
+/// One less of these; none are left out.
+fn take_one<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
@@ -207,7 +321,7 @@ mod tests {
     use super::*;
 
     fn outcome(standing: Standing) -> Outcome {
-        Outcome { kernel: Some("6.1".parse().unwrap()), holds: true, standing, saw_deletion: false }
+        Outcome { kernel: Some("6.1".parse().unwrap()), holds: true, standing }
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "what `record` takes")]
@@ -226,8 +340,8 @@ mod tests {
         assert_eq!(totals.record("c", of(Standing::Failing(Trouble::new("Why", "because")))), Vec::<Uid>::new());
         let now = totals.of("m");
         assert_eq!((now.matching, now.desired, now.available, now.failing.len()), (3, 3, 1, 1));
-        assert_eq!((now.kernels[&"6.1".parse::<KernelVersion>().unwrap()], now.holders.len(), now.unaware), (3, 3, 3));
-        assert_eq!(totals.nodes_of("m"), ["a", "b", "c"]);
+        assert_eq!((now.kernels[&"6.1".parse::<KernelVersion>().unwrap()], now.holders.len()), (3, 3));
+        assert_eq!(totals.module_gone("m"), ["a", "b", "c"].map(str::to_owned).into());
 
         assert_eq!(totals.record("c", of(Standing::Available)), module);
         assert_eq!(totals.record("a", Some(BTreeMap::new())), module);

@@ -17,7 +17,7 @@ use super::view::{ConfigView, ModuleFacts, NodeView, ReportView};
 pub(super) const KERNEL: &str = "6.1.0-1-amd64";
 pub(super) const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-/// A ready node without labels and taints.
+/// A node without labels and taints.
 pub(super) fn a_node() -> NodeView {
     NodeView {
         uid: "node-uid".into(),
@@ -26,7 +26,6 @@ pub(super) fn a_node() -> NodeView {
         kernel: KernelVersion::parse(KERNEL),
         boot_id: "boot-1".into(),
         runtime: String::new(),
-        ready: true,
         released: false,
     }
 }
@@ -124,5 +123,6 @@ pub(super) fn a_config(entries: Vec<NodeModuleSpec>, reports: Vec<NodeModuleStat
         labels: super::node::labels_of(&spec, &reports),
         spec,
         report: ReportView { boot_id: Some("boot-1".into()), observed_generation: Some(3), modules: reports },
+        unreadable: None,
     }
 }

@@ -1,6 +1,6 @@
 //! The watches, and who is woken by what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -9,6 +9,7 @@ use kube::core::Resource;
 use kube::{Api, Client};
 use kube_runtime::watcher::Config;
 
+use crate::api::ImageState;
 use crate::api::names::{
     DEVICE_PLUGIN_ROLE, DRA_ROLE, MODULE_NAME_LABEL, NAMESPACE_CONTAINS_MODULES_LABEL, PULL_SECRETS_ROLE, ROLE_LABEL,
     WORKER_DAEMON_SET,
@@ -157,17 +158,18 @@ pub(super) fn watches(
 
 impl Wakes {
     fn node_changed(&self, change: &Change<NodeView>) {
+        self.teller.tell_release(change);
         self.queues.nodes.add(change.key.name.clone());
         if self.kernels.change(change.old.as_deref(), change.new.as_deref()) {
             self.queues.claims.add(ONLY.to_owned());
         }
     }
 
-    fn module_changed(&self, change: &Change<ModuleView>) {
-        self.queues.wake_module(&change.key);
+    pub(super) fn module_changed(&self, change: &Change<ModuleView>) {
         let facts = |view: &Option<Arc<ModuleView>>| view.as_ref().map(|view| Arc::clone(&view.facts));
         let (old, new) = (facts(&change.old), facts(&change.new));
         if old == new {
+            self.queues.wake_module(&change.key);
             return;
         }
         self.queues.namespaces.add(change.key.namespace.clone());
@@ -175,16 +177,18 @@ impl Wakes {
         if either.iter().any(|facts| facts.publishes()) {
             self.queues.worker.add(ONLY.to_owned());
         }
-        let mut nodes = BTreeSet::new();
-        self.stores.nodes.for_each(|key, node| {
-            if either.iter().any(|facts| facts.selects(node)) {
-                nodes.insert(key.name.clone());
-            }
-        });
+        let mut nodes = self.stores.selected_by(&either);
         {
-            let totals = self.tally.lock();
-            nodes.extend(either.iter().flat_map(|facts| totals.nodes_of(&facts.uid)));
+            let mut totals = self.tally.lock();
+            if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
+                nodes.extend(totals.module_gone(&old.uid));
+            }
+            if let Some(new) = new {
+                nodes = totals.module_changed(&new, nodes);
+            }
         }
+        // Whoever is woken finds that the nodes have still to be planned.
+        self.queues.wake_module(&change.key);
         for node in nodes {
             self.queues.nodes.add(node);
         }
@@ -227,18 +231,67 @@ impl Wakes {
 
     fn images_changed(&self, change: &Change<ImagesView>) {
         self.queues.wake_module(&change.key);
-        let known =
-            |view: &Option<Arc<ImagesView>>| view.as_ref().map(|view| (view.owner.clone(), view.states.clone()));
-        if known(&change.old) == known(&change.new) {
-            return;
-        }
+        let Some(kernels) = changed_kernels(change.old.as_deref(), change.new.as_deref()) else { return };
         let Some(module) = self.stores.modules.get(&ObjectKey::new(&*change.key.namespace, &*change.key.name)) else {
             return;
         };
         self.stores.nodes.for_each(|key, node| {
-            if module.facts.selects(node) {
+            let concerned = kernels.is_empty() || node.kernel.as_ref().is_ok_and(|it| kernels.contains(it.trimmed()));
+            if concerned && module.facts.selects(node) {
                 self.queues.nodes.add(key.name.clone());
             }
         });
+    }
+}
+
+/// Kernels of whose images something else is known on the two sides, `None` if of no image; empty if of every kernel's.
+fn changed_kernels(old: Option<&ImagesView>, new: Option<&ImagesView>) -> Option<BTreeSet<String>> {
+    let head = |view: Option<&ImagesView>| view.map(|view| (view.owner.clone(), view.trigger));
+    let states = |view: Option<&ImagesView>| -> BTreeMap<(Option<String>, String), ImageState> {
+        let states = view.map(|view| view.states.clone()).unwrap_or_default();
+        // Of two states of one image the first counts.
+        states.into_iter().rev().map(|state| ((state.kernel_version.clone(), state.image.clone()), state)).collect()
+    };
+    if head(old) != head(new) {
+        return Some(BTreeSet::new());
+    }
+    let (old, new) = (states(old), states(new));
+    let keys: BTreeSet<_> = old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).collect();
+    if keys.is_empty() {
+        return None;
+    }
+    let kernels: Option<BTreeSet<String>> = keys.into_iter().map(|(kernel, _)| kernel.clone()).collect();
+    Some(kernels.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::ImageStatus;
+
+    #[test]
+    fn what_is_found_out_about_an_image_concerns_nodes_with_its_kernel_only() {
+        let state = |kernel: Option<&str>, status| ImageState {
+            kernel_version: kernel.map(str::to_owned),
+            image: "r.example/gpu:v1".into(),
+            status,
+            ..ImageState::default()
+        };
+        let view = |states: Vec<ImageState>| ImagesView { owner: Some("u".into()), states, ..ImagesView::default() };
+        let (asked, found) = (ImageStatus::Unknown, ImageStatus::Exists);
+        let old = view(vec![state(Some("a"), asked), state(Some("b"), asked)]);
+        let set = |kernels: &[&str]| Some(kernels.iter().map(|kernel| (*kernel).to_owned()).collect());
+        for (what, new, expected) in [
+            ("nothing", old.clone(), None),
+            ("of one", view(vec![state(Some("a"), found), state(Some("b"), asked)]), set(&["a"])),
+            ("one less", view(vec![state(Some("a"), asked)]), set(&["b"])),
+            ("one more", view([old.states.clone(), vec![state(Some("c"), asked)]].concat()), set(&["c"])),
+            ("of all", view([old.states.clone(), vec![state(None, asked)]].concat()), set(&[])),
+            ("another owner", ImagesView { owner: None, ..old.clone() }, set(&[])),
+            ("another trigger", ImagesView { trigger: Some(1), ..old.clone() }, set(&[])),
+        ] {
+            assert_eq!(changed_kernels(Some(&old), Some(&new)), expected, "{what}");
+        }
+        assert_eq!(changed_kernels(Some(&old), None), set(&[]));
     }
 }

@@ -8,6 +8,7 @@ mod support;
 
 mod admission;
 mod consumers;
+mod eviction;
 mod hub;
 mod hub_bed;
 mod images;

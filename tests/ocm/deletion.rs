@@ -8,7 +8,8 @@ use serde_json::json;
 
 use crate::ocm::OcmOptions;
 use crate::ocm::kinds::{applied_manifest_works, condition_status, list, managed_clusters, text};
-use crate::world::{World, manifest_condition, manifests, merge};
+use crate::support::eventually;
+use crate::world::{SOON, World, manifest_condition, manifests, merge};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_work_ends_only_when_its_objects_are_really_gone() -> Result<()> {
@@ -132,4 +133,24 @@ async fn deleting_a_cluster_deletes_its_works_first() -> Result<()> {
     world.wait_gone(&managed_clusters(&world.hub), "departing").await?;
     assert!(world.works().get_opt("departing-work").await?.is_none());
     world.wait_gone(&world.config_maps(), "local").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_applied_for_a_work_that_the_hub_has_lost_is_evicted_after_the_grace_period() -> Result<()> {
+    let grace = Duration::from_secs(4);
+    let mut world = World::join("losing", OcmOptions { eviction_grace: grace, ..OcmOptions::quick() }).await?;
+    world.put_work("losing-work", &manifests(&[world.config_map("evicted", "1")])).await?;
+    world.wait_for("losing-work", "Available", "True").await?;
+    world.ocm.pause();
+    world.works().delete("losing-work", &DeleteParams::default()).await?;
+    merge(&world.works(), "losing-work", json!({"metadata": {"finalizers": []}})).await?;
+    world.wait_gone(&world.works(), "losing-work").await?;
+    world.ocm.resume().await?;
+    eventually(SOON, "the beginning of the eviction", || async {
+        let record = world.record("losing-work").await?;
+        Ok((!text(&record, "/status/evictionStartTime").is_empty()).then_some(()))
+    })
+    .await?;
+    assert!(world.config_maps().get_opt("evicted").await?.is_some(), "the grace period has not passed");
+    world.wait_gone(&world.config_maps(), "evicted").await
 }

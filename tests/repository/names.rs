@@ -83,7 +83,7 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(ModuleState, "Pending Pulling Loading Loaded Failed Unloading UnloadFailed Orphaned Unknown");
     assert_list!(UnloadReason, "Deleted NoModuleLoader NotSelected Changed Unknown");
     assert_list!(ImageStatus, "Exists DoesNotExist NeedsBuilding NeedsSigning Unknown");
-    assert_list!(names::ConditionType, "Ready Applied ImagesResolved Progressing Degraded Valid");
+    assert_list!(names::ConditionType, "Ready Covered Applied ImagesResolved Progressing Degraded Valid");
     assert_list!(
         names::ImageReason,
         "Pending Resolved NotFound Unauthorized Forbidden RateLimited RegistryError InvalidResponse Timeout Unreachable
@@ -108,7 +108,7 @@ fn states_and_reasons_are_the_documented_ones() {
     );
     assert_list!(
         names::ModuleReason,
-        "AllNodesReady NoMatchingNodes NoMatchingKernel SomeKernelsUnmapped NoModuleLoader ImagesNotReady
+        "AllNodesReady AllNodesCovered NoMatchingNodes NoMatchingKernel SomeKernelsUnmapped NodesTainted NoModuleLoader ImagesNotReady
          ImagesResolved NodesNotReady NodesFailing NodesWaitingForReboot NodesSilent WaitingForConsumers Unloading
          UnloadBlocked InvalidSpec Unreadable Settled"
     );
@@ -121,7 +121,7 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::EventReason,
         "ModuleLoaded ModuleUnloaded ModuleLoadFailed ModuleUnloadFailed ModuleInUse ModuleOrphaned ModuleFileDiffers
-         ModuleKept ModuleWaitsForReboot ModuleMissing
+         ModuleKept ModuleEvicted ModuleWaitsForReboot ModuleMissing
          ImagesResolved ImageNotFound ImageLookupFailed ImageTagMoved Ready NotReady ClusterNotApplied
          WorkOwnedByOther ClaimsOverflow InvalidSpec NodeReleased"
     );

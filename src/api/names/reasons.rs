@@ -9,15 +9,18 @@ closed_list! {
     pub enum ConditionType {
         /// Everything is as wanted. Present on every kind; the other conditions say what is missing.
         Ready,
+        /// Every selected node is one that gets the module: its kernel has a mapping and an image, and its taints are
+        /// tolerated.
+        Covered,
         /// The Module was applied to every selected cluster.
         Applied,
         /// Every image that is needed is there and its digest known.
         ImagesResolved,
         /// Something is still on its way.
         Progressing,
-        /// Something failed and does not go away by waiting alone.
+        /// Something failed and does not go away by waiting alone. Nobody writes it yet.
         Degraded,
-        /// The specification can be carried out.
+        /// The specification can be carried out. Nobody writes it yet.
         Valid,
     }
 }
@@ -234,12 +237,16 @@ closed_list! {
     pub enum ModuleReason {
         /// Every node that wants it has it.
         AllNodesReady,
+        /// Every selected node is one that gets it.
+        AllNodesCovered,
         /// No node matches the selector.
         NoMatchingNodes,
         /// No matching node runs a kernel of its mappings.
         NoMatchingKernel,
-        /// Some matching nodes run a kernel of no mapping; the others have it.
+        /// Some matching nodes run a kernel of no mapping.
         SomeKernelsUnmapped,
+        /// Taints keep it off matching nodes.
+        NodesTainted,
         /// It has no `moduleLoader`: there is nothing to load.
         NoModuleLoader,
         /// An image is missing, or cannot be looked up.
@@ -342,6 +349,8 @@ closed_list! {
         ModuleFileDiffers,
         /// A module is not wanted any more and stays in the kernel of a node until that boots again.
         ModuleKept,
+        /// OCM's agent deletes a Module because its Hub is lost, restored or another one: its kernel modules stay.
+        ModuleEvicted,
         /// A module that is to be replaced stays in the kernel of a node until that boots again.
         ModuleWaitsForReboot,
         /// Somebody else took a module out of the kernel of a node, and it is not loaded again.

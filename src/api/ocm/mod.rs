@@ -4,10 +4,12 @@
 //! objects are therefore never replaced by what was read, only applied or patched.
 //! Source: `open-cluster-management.io/api`, `cluster/v1`, `cluster/v1alpha1` and `work/v1`.
 
+mod applied_manifest_work;
 mod cluster_claim;
 mod managed_cluster;
 mod manifest_work;
 
+pub use applied_manifest_work::{AppliedManifestWork, AppliedManifestWorkSpec, AppliedManifestWorkStatus};
 pub use cluster_claim::{ClusterClaim, ClusterClaimSpec};
 pub use managed_cluster::{
     ManagedCluster, ManagedClusterClaim, ManagedClusterSpec, ManagedClusterStatus, ManagedClusterTaint,

@@ -1,11 +1,15 @@
 //! Carries out the plan for claims.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Api, Client, Resource};
 use serde_json::json;
 
 use crate::api::names::field_manager::CLAIMS;
+use crate::api::names::{EventReason, KERNEL_CLAIM};
 use crate::api::ocm::ClusterClaim;
+use crate::core::claims::TooMany;
 use crate::runtime::client::{self, ApiError, delete};
+use crate::runtime::events::{Events, Severity};
 
 use super::plan::Action;
 
@@ -27,4 +31,17 @@ pub(super) async fn apply(client: &Client, actions: Vec<Action>) -> Result<(), A
         }
     }
     Ok(())
+}
+
+/// Tells that the kernels do not fit into claims, on the first of these.
+pub(super) async fn overflows(events: &Events, error: &TooMany) {
+    let about = ObjectReference {
+        api_version: Some(ClusterClaim::api_version(&()).into_owned()),
+        kind: Some(ClusterClaim::kind(&()).into_owned()),
+        name: Some(KERNEL_CLAIM.to_owned()),
+        uid: Some(KERNEL_CLAIM.to_owned()),
+        ..ObjectReference::default()
+    };
+    let note = format!("the Hub is not told the kernels of new nodes: {error}");
+    events.publish(&about, Severity::Warning, EventReason::ClaimsOverflow.as_str(), "Claim", &note).await;
 }

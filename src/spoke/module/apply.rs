@@ -19,6 +19,7 @@ use crate::runtime::store::{ObjectKey, Store};
 use crate::spoke::view::{Belongs, ModuleFacts, NodeView};
 
 use super::plan::{ImagesAction, Plan};
+use super::status::CONDITIONS;
 
 /// Objects in one answer of the API server.
 const PAGE: u32 = 100;
@@ -68,10 +69,13 @@ async fn wanted_on(client: &Client, nodes: &Store<NodeView>, facts: &ModuleFacts
     loop {
         let action = || format!("list the NodeModulesConfigs with entries of Module {}", facts.key);
         let page = within(action, api.list(&params)).await?;
-        let configs = page.items.into_iter().filter_map(|config| config.0.ok());
-        let mut named = configs
-            .filter(|config| config.spec.modules.iter().any(|entry| entry.belongs_to(facts)))
-            .filter_map(|config| config.metadata.name);
+        // One that cannot be read may have an entry: nobody can say that it has none.
+        let wants = |config: Guarded<NodeModulesConfig>| match config.0 {
+            Ok(config) if config.spec.modules.iter().any(|entry| entry.belongs_to(facts)) => config.metadata.name,
+            Ok(_) => None,
+            Err(unreadable) => unreadable.metadata.name,
+        };
+        let mut named = page.items.into_iter().filter_map(wants);
         // That of a node that is gone goes by its owner reference, whatever it says.
         let counts = |node: &NodeView| !node.released;
         if let Some(node) = named.find(|node| nodes.get(&ObjectKey::cluster(&**node)).is_some_and(|node| counts(&node)))
@@ -160,21 +164,25 @@ fn replacement(spec: &ModuleImagesConfigSpec) -> Value {
     }})
 }
 
-/// Writes the fields of the status that the Module controller owns, in the place of `old`. Of the answer only metadata is
-/// read, because the object may be one that cannot be decoded.
+/// Writes the fields of the status that the Module controller owns, in the place of `old`; conditions of other writers are
+/// theirs. Of the answer only metadata is read, because the object may be one that cannot be decoded.
 pub(super) async fn write_status(
     client: &Client,
-    key: &ObjectKey,
+    facts: &ModuleFacts,
     old: &ModuleStatus,
     status: &ModuleStatus,
 ) -> Result<(), ApiError> {
+    let key = &facts.key;
+    let conditions: Vec<_> =
+        status.conditions.iter().filter(|is| CONDITIONS.iter().any(|ours| ours.as_str() == is.type_)).collect();
     let api: Api<PartialObjectMeta<Module>> = Api::namespaced(client.clone(), &key.namespace);
     let mut body = json!({
         "apiVersion": Module::api_version(&()),
         "kind": Module::kind(&()),
-        "metadata": { "name": key.name },
+        // The uid makes the server refuse where another Module has taken the name.
+        "metadata": { "name": key.name, "uid": &*facts.uid },
         "status": {
-            "conditions": status.conditions,
+            "conditions": conditions,
             "moduleLoader": status.module_loader,
             "nodesFailing": status.nodes_failing,
             "observedGeneration": status.observed_generation,
@@ -190,7 +198,7 @@ pub(super) async fn write_status(
     // What another writer counted is not removed by server-side apply.
     let left = |of: &ModuleStatus| (of.device_plugin.is_some(), of.dra.is_some());
     if written.is_ok() && left(old) != left(status) {
-        let body = json!({ "status": { "devicePlugin": status.device_plugin, "dra": status.dra } });
+        let body = json!({ "metadata": { "uid": &*facts.uid }, "status": { "devicePlugin": status.device_plugin, "dra": status.dra } });
         written = merge_status(&api, &key.name, MODULE_STATUS, &body).await;
     }
     match written {

@@ -9,7 +9,6 @@ use crate::api::{ImageStatus, ModuleImageSpec, ModuleImagesConfigSpec, TLSOption
 use crate::core::image::ImageRef;
 use crate::core::kernel::KernelVersion;
 use crate::core::pin::KEPT;
-use crate::spoke::tally::ModuleTotals;
 use crate::spoke::view::{ImagesView, ModuleFacts, Resolved};
 
 use super::observe::Observed;
@@ -57,7 +56,7 @@ fn finalizers(observed: &Observed) -> Option<Vec<String>> {
             list.push(MODULE_FINALIZER.to_owned());
             Some(list)
         }
-        (true, true) if is_over(observed.totals.as_ref()?) => {
+        (true, true) if is_over(observed) => {
             list.retain(|finalizer| finalizer != MODULE_FINALIZER);
             Some(list)
         }
@@ -65,9 +64,10 @@ fn finalizers(observed: &Observed) -> Option<Vec<String>> {
     }
 }
 
-/// Whether every node has lost the Module, and every planner of a node knows that it must.
-fn is_over(totals: &ModuleTotals) -> bool {
-    totals.holders.is_empty() && totals.unaware == 0
+/// Whether every node has lost the Module, and each was planned by whoever knew that it must, and whose wish that is.
+fn is_over(observed: &Observed) -> bool {
+    let free = observed.totals.as_ref().is_some_and(|totals| totals.holders.is_empty());
+    free && observed.counted && observed.deletion.is_some()
 }
 
 fn images(observed: &Observed) -> ImagesAction {

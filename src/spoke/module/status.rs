@@ -5,28 +5,33 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::api::names::{ConditionType, ModuleReason};
+use crate::api::names::{ConditionType, ImageReason, ModuleReason, ready_label, version_ready_label};
 use crate::api::{DaemonSetStatus, FailingNode, ModuleStatus};
 use crate::core::conditions::{self, State, Wanted};
 use crate::core::label;
 use crate::spoke::outcome::Trouble;
-use crate::spoke::tally::ModuleTotals;
+use crate::spoke::tally::{Counted, ModuleTotals};
 use crate::spoke::view::ModuleFacts;
 
+/// The conditions that this controller writes.
+pub(super) const CONDITIONS: [ConditionType; 4] =
+    [ConditionType::Covered, ConditionType::ImagesResolved, ConditionType::Progressing, ConditionType::Ready];
 /// Most nodes that are named.
 const NAMED_NODES: usize = 10;
+/// Most causes that are named for which nodes do not get the module.
+const NAMED_CAUSES: usize = 5;
 /// Longest message about one node, in characters.
 const NODE_MESSAGE_MAX: usize = 512;
 const SILENT: &str = "no worker has reported since the node started";
 
 /// The status as it should be, `None` if it is already so.
 pub(super) fn plan_status(
-    facts: &ModuleFacts,
+    counted: &Counted,
     old: &ModuleStatus,
-    totals: &ModuleTotals,
     trigger: Option<i64>,
     now: Timestamp,
 ) -> Option<ModuleStatus> {
+    let (facts, totals) = (counted.facts(), counted.totals());
     let mut new = old.clone();
     // Of nodes that nobody knows there is no number.
     new.module_loader = facts.spec_known.then(|| DaemonSetStatus {
@@ -40,18 +45,40 @@ pub(super) fn plan_status(
     new.observed_generation = Some(facts.generation);
     new.rendered_hash.clone_from(&facts.rendered_hash);
     new.image_rebuild_trigger_generation = trigger.or(old.image_rebuild_trigger_generation);
-    let (ready, images) = (ready(facts, totals), images(facts, totals));
+    let (ready, covered) = (ready(facts, totals), covered(facts, totals));
+    let because = |of: &Verdict| Verdict { state: State::True, reason: of.reason.clone(), message: of.message.clone() };
     let progress = if is_moving(facts, totals) {
-        Verdict { state: State::True, reason: ready.reason.clone(), message: ready.message.clone() }
+        because(&ready)
+    } else if totals.awaiting > 0 {
+        because(&covered)
     } else {
         Verdict::new(State::False, ModuleReason::Settled, "nothing is on its way")
     };
     let wanted = [
-        (ConditionType::ImagesResolved, images),
+        (ConditionType::Covered, covered),
+        (ConditionType::ImagesResolved, images(facts, totals)),
         (ConditionType::Progressing, progress),
         (ConditionType::Ready, ready),
     ]
     .map(|(type_, is)| Wanted::new(type_.as_str(), is.state, &*is.reason, is.message));
+    let _ = conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
+    (new != *old).then_some(new)
+}
+
+/// The status while so many nodes have still to be planned with the Module as it is now, `None` if it is already so.
+///
+/// Numbers, the generation that they were counted for and the Hub's hash stay as they were told last.
+pub(super) fn while_counting(
+    facts: &ModuleFacts,
+    old: &ModuleStatus,
+    nodes: usize,
+    now: Timestamp,
+) -> Option<ModuleStatus> {
+    let mut new = old.clone();
+    let message = format!("{nodes} nodes are still to be looked at since the Module changed");
+    let (ready, moving) = (ConditionType::Ready.as_str(), ConditionType::Progressing.as_str());
+    let wanted = [(moving, State::True), (ready, State::False)]
+        .map(|(type_, state)| Wanted::new(type_, state, ModuleReason::NodesNotReady.as_str(), &*message));
     let _ = conditions::set(&mut new.conditions, &wanted, Some(facts.generation), now);
     (new != *old).then_some(new)
 }
@@ -144,31 +171,79 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
     if totals.waiting_for_reboot > 0 {
         return not(ModuleReason::NodesWaitingForReboot, format!("{of}{waiting}"));
     }
-    let unlabelled = match facts.version().filter(|version| !label::is_value(version)) {
+    let unlabelled = unlabelled(facts);
+    let kept = clause(totals.kept, "keep it until they boot again") + &unlabelled;
+    if totals.matching == 0 {
+        return Verdict::new(State::True, ModuleReason::NoMatchingNodes, format!("no node matches the selector{kept}"));
+    }
+    let uncovered = clause(totals.matching.saturating_sub(totals.desired), "match the selector and do not get it");
+    let reason = if totals.desired == 0 { uncovered_by(totals) } else { None };
+    let reason = reason.unwrap_or(ModuleReason::AllNodesReady);
+    Verdict::new(State::True, reason, format!("{of}{uncovered}{kept}"))
+}
+
+/// Which labels nodes do not get, and why: pods that select nodes by them would wait for ever.
+fn unlabelled(facts: &ModuleFacts) -> String {
+    let (namespace, name) = (&facts.key.namespace, &facts.key.name);
+    if !label::is_key(&ready_label(namespace, name)) {
+        let label = "namespace and name together are too long for the label of nodes that have the module, so none has it";
+        return format!("; {label}");
+    }
+    let keyed = label::is_key(&version_ready_label(namespace, name));
+    match facts.version().filter(|version| !keyed || !label::is_value(version)) {
+        Some(_) if !keyed => "; namespace and name together are too long for the version's label, so no node has it".to_owned(),
         Some(version) => {
             format!("; moduleLoader.container.version `{version}` cannot be a label of nodes, so none has it")
         }
         None => String::new(),
-    };
-    let kept = clause(totals.kept, "keep it until they boot again") + &unlabelled;
-    let unmapped = totals.unmapped;
-    match (totals.matching, totals.desired) {
-        (0, _) => {
-            Verdict::new(State::True, ModuleReason::NoMatchingNodes, format!("no node matches the selector{kept}"))
-        }
-        (matching, 0) if unmapped > 0 => {
-            not(ModuleReason::NoMatchingKernel, format!("no kernel mapping fits any of {matching} matching nodes"))
-        }
-        (matching, 0) => {
-            let message = format!("taints keep the module off all of {matching} matching nodes");
-            Verdict::new(State::True, ModuleReason::NoMatchingNodes, message)
-        }
-        _ if unmapped > 0 => {
-            let message = format!("{of}; no kernel mapping fits {unmapped} more matching nodes{unlabelled}");
-            Verdict::new(State::True, ModuleReason::SomeKernelsUnmapped, message)
-        }
-        _ => Verdict::new(State::True, ModuleReason::AllNodesReady, format!("{of}{kept}")),
     }
+}
+
+/// Whether every selected node is one that gets the module.
+fn covered(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
+    if facts.deleting {
+        return Verdict::new(State::False, ModuleReason::Unloading, "it is being deleted");
+    }
+    if let Some(error) = &facts.unreadable {
+        return Verdict::new(State::Unknown, ModuleReason::Unreadable, error);
+    }
+    if facts.spec.module_loader.is_none() {
+        return Verdict::new(State::True, ModuleReason::NoModuleLoader, "there is nothing to load");
+    }
+    if let Some(error) = facts.invalid() {
+        return Verdict::new(State::False, ModuleReason::InvalidSpec, error);
+    }
+    match uncovered_by(totals) {
+        Some(reason) => Verdict::new(State::False, reason, uncovered(totals)),
+        None if totals.matching == 0 => {
+            Verdict::new(State::True, ModuleReason::NoMatchingNodes, "no node matches the selector")
+        }
+        None => {
+            let message = format!("all of {} matching nodes get the module", totals.matching);
+            Verdict::new(State::True, ModuleReason::AllNodesCovered, message)
+        }
+    }
+}
+
+/// Why a matching node does not get the module, the most telling reason of all nodes.
+fn uncovered_by(totals: &ModuleTotals) -> Option<ModuleReason> {
+    match totals.unmapped.values().sum::<usize>() {
+        0 if !totals.without_image.is_empty() => Some(ModuleReason::ImagesNotReady),
+        0 if !totals.tainted.is_empty() => Some(ModuleReason::NodesTainted),
+        0 => None,
+        unmapped if unmapped == totals.matching => Some(ModuleReason::NoMatchingKernel),
+        _ => Some(ModuleReason::SomeKernelsUnmapped),
+    }
+}
+
+/// Kernels without mapping or image, and taints, each with the number of its nodes.
+fn uncovered(totals: &ModuleTotals) -> String {
+    let told = |(why, nodes): (&'_ Arc<Trouble>, &'_ usize)| (why.message.clone(), *nodes);
+    let imageless = totals.imageless.iter().map(|(kernel, nodes)| (format!("no image for kernel {}", kernel.trimmed()), *nodes));
+    let all: Vec<_> = totals.unmapped.iter().map(told).chain(imageless).chain(totals.tainted.iter().map(told)).collect();
+    let named = all.iter().take(NAMED_CAUSES).map(|(what, nodes)| format!("{what} ({nodes} nodes)"));
+    let more = all.len().saturating_sub(NAMED_CAUSES);
+    named.chain((more > 0).then(|| format!("and {more} more causes"))).collect::<Vec<_>>().join("; ")
 }
 
 fn deleting(totals: &ModuleTotals) -> Verdict {
@@ -187,7 +262,9 @@ fn deleting(totals: &ModuleTotals) -> Verdict {
 }
 
 fn is_moving(facts: &ModuleFacts, totals: &ModuleTotals) -> bool {
-    let failed = totals.failing.len() + totals.without_image.len();
+    let is_pending = |trouble: &&Arc<Trouble>| trouble.reason == ImageReason::Pending.as_str();
+    let pending = totals.without_image.values().filter(is_pending).count();
+    let failed = totals.failing.len() + totals.without_image.len() - pending;
     let on_their_way = totals.desired.saturating_sub(totals.available + totals.waiting_for_reboot + failed);
     on_their_way > 0 || totals.leaving > 0 || (facts.deleting && !totals.holders.is_empty())
 }

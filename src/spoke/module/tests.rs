@@ -1,5 +1,6 @@
 //! Decisions about a Module besides nodes.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -20,15 +21,15 @@ use crate::api::{
 use crate::runtime::guarded::Guarded;
 use crate::runtime::queue::Outcome;
 use crate::runtime::store::{Projection, store};
-use crate::spoke::outcome::Trouble;
-use crate::spoke::tally::ModuleTotals;
+use crate::spoke::outcome::{Deletion, Trouble};
+use crate::spoke::tally::{Counted, ModuleTotals};
 use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_module, an_entry};
-use crate::spoke::view::{ImagesView, ModuleView, NodeView};
+use crate::spoke::view::{ImagesView, ModuleFacts, ModuleView, NodeView};
 
 use super::apply::apply;
 use super::observe::Observed;
 use super::plan::{ImagesAction, Plan, plan, wanted_images};
-use super::status::plan_status;
+use super::status;
 
 fn gpu() -> ModuleBuilder {
     a_module("drivers", "gpu", "u1")
@@ -50,8 +51,31 @@ fn totals(edit: impl FnOnce(&mut ModuleTotals)) -> ModuleTotals {
     totals
 }
 
+fn plan_status(
+    facts: &Arc<ModuleFacts>,
+    old: &ModuleStatus,
+    totals: &ModuleTotals,
+    trigger: Option<i64>,
+    now: Timestamp,
+) -> Option<ModuleStatus> {
+    status::plan_status(&Counted::new(Arc::clone(facts), totals.clone()), old, trigger, now)
+}
+
+fn observed_with(module: ModuleBuilder, images: Option<ImagesView>, totals: Option<ModuleTotals>) -> Observed {
+    let (images, deletion) = (images.map(Arc::new), Some(Deletion::Ordered));
+    Observed { facts: module.build(), images, pull_secrets: vec![], totals, counted: true, deletion }
+}
+
+#[test]
+fn a_module_does_not_end_before_every_node_was_planned_by_who_knows_whose_wish_that_is() {
+    let leaving = || observed_with(gpu().deleting(), None, Some(ModuleTotals::default()));
+    assert_eq!(plan(&leaving()).finalizers, Some(vec![]));
+    assert_eq!(plan(&Observed { counted: false, ..leaving() }).finalizers, None);
+    assert_eq!(plan(&Observed { deletion: None, ..leaving() }).finalizers, None);
+}
+
 fn finalizers(module: ModuleBuilder, totals: Option<ModuleTotals>) -> Option<Vec<String>> {
-    plan(&Observed { facts: module.build(), images: None, pull_secrets: vec![], totals }).finalizers
+    plan(&observed_with(module, None, totals)).finalizers
 }
 
 #[test]
@@ -70,7 +94,6 @@ fn the_finalizer_comes_first_and_goes_when_every_node_has_lost_the_module() {
         ("nothing is known yet", None, None),
         ("no node has it", Some(ModuleTotals::default()), over),
         ("a node has it", Some(totals(|t| t.holders = ["n".to_owned()].into())), None),
-        ("a node's planner does not know yet", Some(totals(|t| t.unaware = 1)), None),
     ];
     for (what, totals, expected) in table {
         assert_eq!(finalizers(leaving(), totals), expected, "{what}");
@@ -79,11 +102,8 @@ fn the_finalizer_comes_first_and_goes_when_every_node_has_lost_the_module() {
 
 #[test]
 fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing() {
-    let observed = |module: ModuleBuilder, images: Option<ImagesView>| Observed {
-        facts: module.build(),
-        images: images.map(Arc::new),
-        pull_secrets: vec![],
-        totals: Some(totals(|_| {})),
+    let observed = |module: ModuleBuilder, images: Option<ImagesView>| {
+        observed_with(module, images, Some(totals(|_| {})))
     };
     let ImagesAction::Create(wanted) = plan(&observed(tagged(), None)).images else { panic!("nothing is asked for") };
     let asked: Vec<_> = wanted.images.iter().map(|image| (&*image.kernel_version, &*image.image)).collect();
@@ -178,6 +198,49 @@ fn the_condition_about_images_says_why_the_first_of_them_is_missing() {
     }
 }
 
+fn cause(message: &str) -> BTreeMap<Arc<Trouble>, usize> {
+    [(Trouble::new("", message), 2)].into()
+}
+
+#[test]
+fn covered_names_kernels_without_mapping_or_image_and_taints_and_what_waits_for_them_is_on_its_way() {
+    let said = |edit: fn(&mut ModuleTotals)| {
+        let status = plan_status(&gpu().build(), &ModuleStatus::default(), &totals(edit), None, Timestamp::UNIX_EPOCH);
+        let conditions = status.expect("a first status").conditions;
+        let of = |type_: &str| {
+            let is = conditions.iter().find(|condition| condition.type_ == type_).expect("a condition");
+            format!("{} {} {}", is.status, is.reason, is.message)
+        };
+        [of("Ready"), of("Covered"), of("Progressing")]
+    };
+    let images = |t: &mut ModuleTotals, reason: &str| {
+        (t.available, t.imageless) = (2, [("7.0".parse().unwrap(), 1)].into());
+        t.without_image = [("n".to_owned(), Trouble::new(reason, "image"))].into();
+    };
+    let settled = "False Settled nothing is on its way";
+    assert_eq!(said(|_| {})[1..], ["True AllNodesCovered all of 3 matching nodes get the module", settled]);
+    let unmapped = said(|t| (t.matching, t.unmapped, t.awaiting) = (5, cause("no kernel mapping fits 7.0"), 1));
+    assert!(unmapped[0].starts_with("True AllNodesReady"), "{unmapped:?}");
+    let covered = "SomeKernelsUnmapped no kernel mapping fits 7.0 (2 nodes)";
+    assert_eq!(unmapped[1..], [format!("False {covered}"), format!("True {covered}")]);
+    let never = said(|t| (t.matching, t.unmapped, t.tainted) = (5, cause("m"), cause("t")));
+    assert_eq!(never[1..], ["False SomeKernelsUnmapped m (2 nodes); t (2 nodes)", settled]);
+    let tainted = said(|t| (t.matching, t.tainted) = (5, cause("taint k:NoSchedule")));
+    assert_eq!(tainted[1..], ["False NodesTainted taint k:NoSchedule (2 nodes)", settled]);
+    let table = [("Pending", "True"), ("NotFound", "False")].map(|(reason, moving)| {
+        let mut totals = totals(|_| {});
+        images(&mut totals, reason);
+        (totals, moving)
+    });
+    for (totals, moving) in &table {
+        let status = plan_status(&gpu().build(), &ModuleStatus::default(), totals, None, Timestamp::UNIX_EPOCH);
+        let conditions = status.expect("a first status").conditions;
+        let of = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_).expect("a condition");
+        assert_eq!(of("Covered").message, "no image for kernel 7.0 (1 nodes)");
+        assert_eq!((&*of("Ready").status, &*of("Progressing").status), ("False", *moving));
+    }
+}
+
 #[test]
 fn the_status_answers_what_is_missing_where_and_why() {
     type Edit = fn(&mut ModuleTotals);
@@ -190,8 +253,23 @@ fn the_status_answers_what_is_missing_where_and_why() {
     nothing.spec.module_loader = None;
     let mut odd = gpu();
     odd.container().version = Some("1.2+deb12".into());
+    let long = a_module("drivers", &"g".repeat(60), "u1");
+    let mut versioned = a_module("drivers", &"g".repeat(45), "u1");
+    versioned.container().version = Some("1.0".into());
     let zero = ModuleTotals::default();
     let table = vec![
+        (
+            long,
+            with(|_| {}),
+            "True AllNodesReady 3 of 3 nodes have the module; namespace and name together are too long for the label of nodes \
+             that have the module, so none has it",
+        ),
+        (
+            versioned,
+            with(|_| {}),
+            "True AllNodesReady 3 of 3 nodes have the module; namespace and name together are too long for the version's label, \
+             so no node has it",
+        ),
         (gpu(), with(|_| {}), "True AllNodesReady 3 of 3 nodes have the module"),
         (gpu(), with(|t| t.available = 1), "False NodesNotReady 1 of 3 nodes have the module"),
         (gpu(), troubled.clone(), "False NodesFailing 2 of 3 nodes have the module; n2: used by 2"),
@@ -207,18 +285,18 @@ fn the_status_answers_what_is_missing_where_and_why() {
         ),
         (
             gpu(),
-            with(|t| t.unmapped = 2),
-            "True SomeKernelsUnmapped 3 of 3 nodes have the module; no kernel mapping fits 2 more matching nodes",
+            with(|t| t.matching = 5),
+            "True AllNodesReady 3 of 3 nodes have the module; 2 more match the selector and do not get it",
         ),
         (
             gpu(),
-            ModuleTotals { matching: 2, unmapped: 2, ..zero.clone() },
-            "False NoMatchingKernel no kernel mapping fits any of 2 matching nodes",
+            ModuleTotals { matching: 2, unmapped: cause("no kernel mapping fits 7.0"), ..zero.clone() },
+            "True NoMatchingKernel 0 of 0 nodes have the module; 2 more match the selector and do not get it",
         ),
         (
             gpu(),
-            ModuleTotals { matching: 2, tainted: 2, ..zero.clone() },
-            "True NoMatchingNodes taints keep the module off all of 2 matching nodes",
+            ModuleTotals { matching: 2, tainted: cause("taint k:NoSchedule"), ..zero.clone() },
+            "True NodesTainted 0 of 0 nodes have the module; 2 more match the selector and do not get it",
         ),
         (gpu(), zero.clone(), "True NoMatchingNodes no node matches the selector"),
         (
@@ -313,12 +391,16 @@ fn a_module_that_was_never_read_says_so_and_ends_when_every_node_has_lost_it() {
     assert_eq!(status.module_loader, None, "nobody knows how many nodes it selects");
     let said: Vec<_> = status.conditions.iter().map(|is| (&*is.type_, &*is.status, &*is.message)).collect();
     let ready = "what nodes have stays; the object cannot be read: bad";
-    let rest = [("ImagesResolved", "False", "bad"), ("Progressing", "False", "nothing is on its way")];
-    assert_eq!(said, [rest[0], rest[1], ("Ready", "False", ready)]);
+    let rest = [
+        ("Covered", "Unknown", "bad"),
+        ("ImagesResolved", "False", "bad"),
+        ("Progressing", "False", "nothing is on its way"),
+    ];
+    assert_eq!(said, [rest[0], rest[1], rest[2], ("Ready", "False", ready)]);
 
     let finalizers = |module: ModuleBuilder, totals| {
         let facts = never_read(module);
-        plan(&Observed { facts, images: None, pull_secrets: vec![], totals: Some(totals) }).finalizers
+        plan(&Observed { facts, ..observed_with(gpu(), None, Some(totals)) }).finalizers
     };
     assert_eq!(finalizers(gpu().deleting(), totals(|t| t.holders = ["n".to_owned()].into())), None);
     assert_eq!(finalizers(gpu().deleting(), zero.clone()), Some(vec![]));

@@ -11,13 +11,19 @@ use crate::runtime::client::{self, ApiError, create, delete_unchanged, merge};
 
 use super::plan::{ConfigAction, Plan};
 
-/// Writes what the plan says; a failure of one object does not keep the other from being written.
-///
-/// The labels come first: no pod that needs one is placed any more when a worker hears of an order.
+/// Writes what the plan says. The labels come first: no pod that needs one is placed any more when a worker hears of an
+/// order. Without them no order is given; else a failure of one object does not keep the other from being written.
 pub(super) async fn apply(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
     let labels = if plan.labels.is_empty() { Ok(()) } else { write_labels(client, name, plan).await };
+    if labels.is_err() && orders(&plan.config) {
+        return labels;
+    }
     let config = write_config(client, name, &plan.config).await;
     config.and(labels)
+}
+
+fn orders(action: &ConfigAction) -> bool {
+    matches!(action, ConfigAction::Apply { spec, .. } if !spec.unload.is_empty())
 }
 
 async fn write_config(client: &Client, name: &str, action: &ConfigAction) -> Result<(), ApiError> {
@@ -84,10 +90,62 @@ fn node_owner(name: &str, uid: &str) -> OwnerReference {
 
 async fn write_labels(client: &Client, name: &str, plan: &Plan) -> Result<(), ApiError> {
     let api: Api<Node> = Api::all(client.clone());
-    let body = json!({ "metadata": { "labels": plan.labels } });
+    // The uid makes the server refuse where another Node has taken the name: labels are a memory of what was loaded.
+    let body = json!({ "metadata": { "uid": plan.node, "labels": plan.labels } });
     match merge(&api, name, LABELS, &body).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::body::to_bytes;
+    use axum::extract::Request;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+
+    use super::*;
+    use crate::api::UnloadIntent;
+
+    #[tokio::test]
+    async fn no_order_is_given_while_the_label_that_pods_need_cannot_be_taken_and_labels_are_those_of_one_node() {
+        for (unload, written) in [(vec![UnloadIntent::default()], 0), (vec![], 1)] {
+            let asked = Arc::new(Mutex::new(Vec::new()));
+            let seen = Arc::clone(&asked);
+            let server = Router::new().fallback(move |request: Request| {
+                let seen = Arc::clone(&seen);
+                async move {
+                    let path = request.uri().path().to_owned();
+                    let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
+                    let body: Value = serde_json::from_slice(&body).unwrap();
+                    let refused = path.ends_with("/nodes/n");
+                    seen.lock().unwrap().push((path, body));
+                    let status = if refused { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+                    let object = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "n"}});
+                    (status, object.to_string()).into_response()
+                }
+            });
+            let plan = Plan {
+                config: ConfigAction::Apply {
+                    resource_version: Some("1".into()),
+                    owner: "node-uid".into(),
+                    labels: std::collections::BTreeMap::new(),
+                    stale_labels: vec![],
+                    spec: NodeModulesConfigSpec { unload, ..NodeModulesConfigSpec::default() },
+                },
+                node: "node-uid".into(),
+                labels: [("a".to_owned(), None)].into(),
+                outcomes: None,
+            };
+            apply(&Client::new(server, "default"), "n", &plan).await.expect_err("the label was not taken");
+            let asked = asked.lock().unwrap();
+            assert_eq!(asked.iter().filter(|(path, _)| path.contains("nodemodulesconfigs")).count(), written);
+            assert_eq!(asked[0].1, json!({"metadata": {"uid": "node-uid", "labels": {"a": null}}}));
+        }
     }
 }

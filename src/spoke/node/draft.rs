@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::api::names::ModuleReason;
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::core::kernel::KernelVersion;
-use crate::core::taints::{effective_tolerations, first_untolerated};
+use crate::core::taints::{effective_tolerations, first_untolerated, written};
 use crate::spoke::outcome::{Outcome, Standing, Trouble};
 use crate::spoke::view::ModuleFacts;
 
 use super::here::{Here, Part, Present};
 use super::observe::{ModuleHere, Want};
-use super::removal::removed;
+use super::removal::{kept, removed};
 use super::replace::{Situation, next_entry};
 use super::share::Share;
 use super::standing::standing;
@@ -35,9 +38,9 @@ impl<'a> Draft<'a> {
         let present = here.present(facts);
         let part = part(here, facts, &module.want, present);
         let kernel = match (&module.want, &part.standing) {
-            (Want::Here(_) | Want::NoImage(_), Standing::Tainted) => None,
+            (Want::Here(_) | Want::NoImage(_), Standing::Tainted(_)) => None,
             (Want::Here(_) | Want::NoImage(_), _) => here.node.kernel.as_ref().ok().cloned(),
-            (Want::Gone(_) | Want::Unmapped | Want::Unclear | Want::Invalid(_), _) => None,
+            (Want::Gone(_) | Want::Evicted | Want::Unmapped(_) | Want::Unclear | Want::Invalid(_), _) => None,
         };
         // What is kept by the policy is nobody's any more: its report holds nothing up.
         let reported = present.report.is_some() && part.standing != Standing::Kept;
@@ -52,7 +55,6 @@ impl<'a> Draft<'a> {
         Outcome {
             kernel: self.kernel,
             holds: !here.node.released && named,
-            saw_deletion: self.facts.deleting,
             standing: held.map_or(self.part.standing, waiting),
         }
     }
@@ -61,6 +63,7 @@ impl<'a> Draft<'a> {
 fn part(here: Here<'_>, facts: &ModuleFacts, want: &Want, present: Present<'_>) -> Part {
     match want {
         Want::Gone(reason) => removed(here, facts, *reason, present),
+        Want::Evicted => kept(here, facts, present),
         Want::Here(wanted) => match first_placement(here, facts, present) {
             Some(standing) => Part::nothing(standing),
             None => placed(here, facts, wanted, present),
@@ -68,17 +71,26 @@ fn part(here: Here<'_>, facts: &ModuleFacts, want: &Want, present: Present<'_>) 
         Want::Unclear => {
             Part { entry: present.entry.cloned(), intent: present.intent.cloned(), standing: Standing::Elsewhere }
         }
-        Want::Unmapped if present.entry.is_none() && present.report.is_none() => Part::nothing(Standing::Unmapped),
-        Want::Unmapped => {
-            let kernel = here.node.kernel.as_ref().map(KernelVersion::as_str).unwrap_or_default();
-            let message = format!("no kernel mapping fits {kernel}; what is loaded stays");
-            keep(present, Standing::Failing(Trouble::new("NoMatchingKernel", message)))
+        Want::Unmapped(why) => {
+            let loaded = here.in_this_boot() && present.report.is_some_and(|report| report.config.is_some());
+            let standing = Standing::Unmapped { awaits: !loaded && !present.is_nothing(), why: Arc::clone(why) };
+            kept_once_placed(here, facts, present, standing)
         }
-        Want::Invalid(why) => keep(present, Standing::Failing(Trouble::new("InvalidSpec", why))),
-        Want::NoImage(trouble) => match first_placement(here, facts, present) {
-            Some(standing) => Part::nothing(standing),
-            None => keep(present, Standing::NoImage(trouble.clone())),
-        },
+        Want::Invalid(why) => {
+            let why = Trouble::new(ModuleReason::InvalidSpec.as_str(), why);
+            let never = present.is_nothing();
+            let standing = if never { Standing::Unmapped { awaits: false, why } } else { Standing::Failing(why) };
+            kept_once_placed(here, facts, present, standing)
+        }
+        Want::NoImage(why) => kept_once_placed(here, facts, present, Standing::NoImage(Arc::clone(why))),
+    }
+}
+
+/// Leaves what stands as it is where nothing better is known, once the node may have the module at all.
+fn kept_once_placed(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>, standing: Standing) -> Part {
+    match first_placement(here, facts, present) {
+        Some(standing) => Part::nothing(standing),
+        None => keep(present, standing),
     }
 }
 
@@ -87,11 +99,21 @@ fn first_placement(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>) ->
     if !present.is_nothing() || here.may_have_lost(facts) {
         return None;
     }
-    let tolerations = effective_tolerations(Some(&facts.spec.tolerations));
-    if first_untolerated(&here.node.taints, &tolerations).is_some() {
-        return Some(Standing::Tainted);
+    let mut tolerations = effective_tolerations(Some(&facts.spec.tolerations));
+    tolerations.extend_from_slice(here.tolerations);
+    if let Some(taint) = first_untolerated(&here.node.taints, &tolerations) {
+        return Some(Standing::Tainted(tainted(taint)));
     }
-    (!here.node.ready || !facts.has_finalizer()).then_some(Standing::Waiting)
+    (!facts.has_finalizer()).then_some(Standing::Waiting)
+}
+
+fn tainted(taint: &Taint) -> Arc<Trouble> {
+    let written = written(taint);
+    let message = format!(
+        "taint {written} is not tolerated: tolerate it in spec.tolerations, or for every Module with --tolerations \
+         (KMM_TOLERATIONS) {written} of the manager"
+    );
+    Trouble::new(ModuleReason::NodesTainted.as_str(), message)
 }
 
 fn placed(here: Here<'_>, facts: &ModuleFacts, wanted: &NodeModuleSpec, present: Present<'_>) -> Part {

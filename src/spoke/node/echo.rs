@@ -79,7 +79,7 @@ mod tests {
 
     fn plan(config: ConfigAction, labels: &[&str]) -> Plan {
         let labels = labels.iter().map(|key| ((*key).to_owned(), Some(String::new()))).collect();
-        Plan { config, labels, outcomes: None }
+        Plan { config, node: String::new(), labels, outcomes: None }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! The node, and what stands about it: what every decision about one of its Modules looks at.
 
+use k8s_openapi::api::core::v1::Toleration;
+
 use crate::api::names::ready_label;
 use crate::api::{NodeModuleSpec, NodeModuleStatus, UnloadIntent};
 use crate::spoke::outcome::Standing;
@@ -12,6 +14,8 @@ pub(super) struct Here<'a> {
     pub node: &'a NodeView,
     /// Its NodeModulesConfig; not that of an earlier Node of the name.
     pub config: Option<&'a ConfigView>,
+    /// Tolerations of every Module of the cluster, besides its own.
+    pub tolerations: &'a [Toleration],
 }
 
 /// What stands about one Module.

@@ -15,6 +15,7 @@ mod removal;
 mod replace;
 mod share;
 mod standing;
+mod unreadable;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ pub(super) use labels::of_config as labels_of;
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Toleration;
 use kube::Client;
 use tokio::time::Instant;
 
@@ -41,13 +43,20 @@ pub(super) struct Controller {
     stores: Stores,
     queues: Queues,
     tally: Tally,
+    tolerations: Arc<[Toleration]>,
     echo: Echo,
 }
 
 impl Controller {
-    /// A controller that has written nothing yet.
-    pub(super) fn new(client: Client, stores: Stores, queues: Queues, tally: Tally) -> Self {
-        Self { client, stores, queues, tally, echo: Echo::default() }
+    /// A controller that has written nothing yet; `tolerations` are those of every Module of the cluster.
+    pub(super) fn new(
+        client: Client,
+        stores: Stores,
+        queues: Queues,
+        tally: Tally,
+        tolerations: Arc<[Toleration]>,
+    ) -> Self {
+        Self { client, stores, queues, tally, tolerations, echo: Echo::default() }
     }
 
     /// One pass over one node.
@@ -63,7 +72,7 @@ impl Controller {
     fn decide(&self, name: &str) -> Plan {
         let (plan, changed) = {
             let mut totals = self.tally.lock();
-            let plan = plan(&observe(&self.stores, name));
+            let plan = plan(&observe(&self.stores, &totals, &self.tolerations, name));
             let changed = totals.record(name, plan.outcomes.clone());
             (plan, changed)
         };

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::LocalObjectReference;
+use k8s_openapi::api::core::v1::{LocalObjectReference, Toleration};
 
+use crate::api::names::ModuleReason;
 use crate::api::{NodeModuleSpec, UnloadReason};
 use crate::runtime::store::ObjectKey;
-use crate::spoke::outcome::Trouble;
+use crate::spoke::outcome::{Deletion, Trouble};
 use crate::spoke::stores::Stores;
+use crate::spoke::tally::Totals;
 use crate::spoke::view::{Belongs, ConfigView, ConsumerView, ImageFact, ImagesView, ModuleFacts, NodeView, Resolved};
 
 use super::entry::build_entry;
@@ -23,6 +25,8 @@ pub(super) struct Observed {
     pub modules: Vec<ModuleHere>,
     /// Pods on the node that use kernel modules, ordered by name.
     pub consumers: Vec<Consumer>,
+    /// Tolerations of every Module of the cluster, besides its own.
+    pub tolerations: Arc<[Toleration]>,
 }
 
 /// One Module, as seen from this node.
@@ -39,13 +43,15 @@ pub(super) struct ModuleHere {
 pub(super) enum Want {
     /// Not to be here.
     Gone(UnloadReason),
-    /// To be here, but no mapping fits the kernel.
-    Unmapped,
-    /// To be here, but the mapping cannot be carried out.
+    /// Nothing any more, and what is loaded stays: its Hub is lost, and nobody ordered it to go.
+    Evicted,
+    /// To be here, but no mapping can be carried out for the node's kernel, and why.
+    Unmapped(Arc<Trouble>),
+    /// To be here, but the Module cannot be carried out on any node, and why.
     Invalid(String),
     /// To be here, but the image's digest is not known.
     NoImage(Arc<Trouble>),
-    /// It cannot be told, because the Module cannot be read.
+    /// It cannot be told: the Module cannot be read, or nobody knows yet whose wish its deletion is.
     Unclear,
     /// To be here, like this; the generation of the entry is still open.
     Here(Box<NodeModuleSpec>),
@@ -62,8 +68,8 @@ pub(super) struct Consumer {
     pub deleting: bool,
 }
 
-/// Everything about one node. Only stores are read.
-pub(super) fn observe(stores: &Stores, name: &str) -> Observed {
+/// Everything about one node. Only stores are read, and whose wish the deletion of a Module is.
+pub(super) fn observe(stores: &Stores, totals: &Totals, tolerations: &Arc<[Toleration]>, name: &str) -> Observed {
     let key = ObjectKey::cluster(name);
     let (node, config) = (stores.nodes.get(&key), stores.configs.get(&key));
     let mut modules = Vec::new();
@@ -73,7 +79,13 @@ pub(super) fn observe(stores: &Stores, name: &str) -> Observed {
         for (key, facts) in all {
             let images = stores.images.get(&key).filter(|images| images.owner.as_deref() == Some(&*facts.uid));
             let standing = config.iter().flat_map(|config| &config.spec.modules).find(|entry| entry.belongs_to(&facts));
-            let want = want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts), standing);
+            let want = match totals.deletion(&facts) {
+                Some(Deletion::Ordered) => {
+                    want(&facts, node, images.as_deref(), &stores.pull_secrets(&facts), standing)
+                }
+                Some(Deletion::Evicted) => Want::Evicted,
+                None => Want::Unclear,
+            };
             modules.push(ModuleHere { facts, want });
         }
     }
@@ -83,7 +95,11 @@ pub(super) fn observe(stores: &Stores, name: &str) -> Observed {
         deleting: pod.deleting,
     };
     let consumers = stores.consumers.on(name).into_iter().map(consumer).collect();
-    Observed { node, config, modules, consumers }
+    Observed { node, config, modules, consumers, tolerations: Arc::clone(tolerations) }
+}
+
+fn unmapped(reason: ModuleReason, message: String) -> Want {
+    Want::Unmapped(Trouble::new(reason.as_str(), message))
 }
 
 /// What a Module wants on a node; `pull_secrets` are those of its service account, `standing` is its entry there.
@@ -109,12 +125,17 @@ pub(super) fn want(
     }
     let kernel = match &node.kernel {
         Ok(kernel) => kernel,
-        Err(error) => return Want::Invalid(error.to_string()),
+        Err(error) => return unmapped(ModuleReason::NoMatchingKernel, format!("the node's kernel is not known: {error}")),
     };
     let Some(resolved) = module.resolve(kernel) else { return Want::Gone(UnloadReason::NoModuleLoader) };
     let image = match &*resolved {
         Resolved::Image(image) => image,
-        Resolved::Unmapped => return Want::Unmapped,
+        Resolved::Unmapped => {
+            return unmapped(ModuleReason::NoMatchingKernel, format!("no kernel mapping fits {}", kernel.trimmed()));
+        }
+        Resolved::Invalid(why) if module.invalid().is_none() => {
+            return unmapped(ModuleReason::InvalidSpec, format!("kernel {}: {why}", kernel.trimmed()));
+        }
         Resolved::Invalid(why) => return Want::Invalid(why.clone()),
     };
     let in_use = standing

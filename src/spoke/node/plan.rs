@@ -18,12 +18,15 @@ use super::labels;
 use super::left_behind;
 use super::observe::{Observed, Want};
 use super::share::Shares;
+use super::unreadable;
 
 /// What is to be written about a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Plan {
     /// The NodeModulesConfig.
     pub config: ConfigAction,
+    /// `metadata.uid` of the Node, empty if it is gone.
+    pub node: String,
     /// Changes of the Node's labels: a value, or `None` for removal. Empty if nothing changes.
     pub labels: BTreeMap<String, Option<String>>,
     /// What the node means for each Module that it concerns, by UID. `None` if the node is gone.
@@ -64,7 +67,14 @@ pub(super) fn plan(observed: &Observed) -> Plan {
     // An object of an earlier Node of this name is on its way out and says nothing about this one.
     let foreign = observed.config.as_deref().filter(|config| config.owner.as_ref().is_some_and(|uid| *uid != node.uid));
     let config = if foreign.is_some() { None } else { observed.config.as_deref() };
-    let here = Here { node, config };
+    if let Some(config) = config
+        && let Some(error) = &config.unreadable
+    {
+        let outcomes = unreadable::outcomes(node, config, error, &observed.modules);
+        let (config, labels) = (ConfigAction::Nothing, BTreeMap::new());
+        return Plan { config, node: node.uid.clone(), labels, outcomes: Some(outcomes) };
+    }
+    let here = Here { node, config, tolerations: &observed.tolerations };
 
     let mut drafts: Vec<Draft> = observed.modules.iter().map(|module| Draft::of(here, module)).collect();
     let mut shares = Shares::default();
@@ -97,7 +107,7 @@ pub(super) fn plan(observed: &Observed) -> Plan {
     let lost = lost.map(|module| &*module.facts).filter(|facts| here.may_have_lost(facts));
     let lost = lost.map(|facts| (facts.key.namespace.as_str(), facts.key.name.as_str())).collect();
     let labels = labels::changes(node, config, &spec, &held, &lost, exists);
-    Plan { config: action, labels, outcomes: Some(outcomes) }
+    Plan { config: action, node: node.uid.clone(), labels, outcomes: Some(outcomes) }
 }
 
 /// A node that is gone loads nothing. Its object goes by its owner reference; one that has no owner would stay for ever.
@@ -108,7 +118,7 @@ fn without_node(config: Option<&ConfigView>) -> Plan {
         }
         Some(_) | None => ConfigAction::Nothing,
     };
-    Plan { config: action, labels: BTreeMap::new(), outcomes: None }
+    Plan { config: action, node: String::new(), labels: BTreeMap::new(), outcomes: None }
 }
 
 fn config_action(here: Here<'_>, spec: NodeModulesConfigSpec) -> ConfigAction {

@@ -35,7 +35,7 @@ fn on_removal(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>) -> Opti
 }
 
 /// The kernel module stays: nothing is asked for and nothing ordered.
-fn kept(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>) -> Part {
+pub(super) fn kept(here: Here<'_>, facts: &ModuleFacts, present: Present<'_>) -> Part {
     if let Some(entry) = present.entry.filter(|_| facts.spec.module_loader.is_none() && !here.is_settled()) {
         // Nothing but the worker's record will know the policy, so it has to be there first.
         return Part { entry: Some(entry.clone()), intent: None, standing: Standing::Leaving };

@@ -12,17 +12,19 @@ use tokio_util::sync::CancellationToken;
 use crate::runtime::events::Events;
 use crate::runtime::store::Change;
 
-use super::view::ConfigView;
+use super::view::{ConfigView, NodeView};
 use plan::{Transition, transitions};
 
 /// Most transitions that wait to be told; more at once are dropped, since events are for people.
 const BACKLOG: usize = 1000;
 
-/// A transition and the node on which it happened.
+/// Something that happened on a node.
 #[derive(Debug)]
-struct Told {
-    node: String,
-    transition: Transition,
+enum Told {
+    /// To a module.
+    Transition { node: String, transition: Transition },
+    /// A person released it.
+    Released { node: String },
 }
 
 /// Takes transitions in without waiting.
@@ -33,6 +35,14 @@ pub(super) struct Teller {
 }
 
 impl Teller {
+    /// Tells that a person released a node, if this replica leads.
+    pub(super) fn tell_release(&self, change: &Change<NodeView>) {
+        let is = |node: &Option<Arc<NodeView>>| node.as_ref().map(|node| node.released);
+        if self.leading.load(Ordering::SeqCst) && (is(&change.old), is(&change.new)) == (Some(false), Some(true)) {
+            let _ = self.sender.try_send(Told::Released { node: change.key.name.clone() });
+        }
+    }
+
     /// Tells what happened between two states of a NodeModulesConfig, if this replica leads.
     pub(super) fn tell(&self, change: &Change<ConfigView>) {
         if !self.leading.load(Ordering::SeqCst) {
@@ -41,7 +51,7 @@ impl Teller {
         let node = &change.key.name;
         for transition in transitions(node, change.old.as_deref(), change.new.as_deref()) {
             // A full channel means thousands of transitions within seconds, whose events nobody could read.
-            let _ = self.sender.try_send(Told { node: node.clone(), transition });
+            let _ = self.sender.try_send(Told::Transition { node: node.clone(), transition });
         }
     }
 }
@@ -68,13 +78,40 @@ impl Publisher {
                 next = self.told.recv() => next,
                 () = shutdown.cancelled() => None,
             };
-            let Some(Told { node, transition }) = next else { return };
-            apply::publish(&events, node, &transition).await;
+            match next {
+                None => return,
+                Some(Told::Transition { node, transition }) => apply::publish(&events, node, &transition).await,
+                Some(Told::Released { node }) => apply::publish_release(&events, node).await,
+            }
         }
     }
 
     /// From now on there is something to tell: this replica leads.
     pub(super) fn begin(&self) {
         self.leading.store(true, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::store::ObjectKey;
+    use crate::spoke::testing::a_node;
+
+    #[test]
+    fn a_node_that_a_person_releases_is_told_once_and_by_the_leader_only() {
+        let node = |released| Some(Arc::new(NodeView { released, ..a_node() }));
+        let (teller, mut publisher) = reports();
+        let change = |old, new| Change { key: ObjectKey::cluster("n"), old, new };
+        let released = change(node(false), node(true));
+        teller.tell_release(&released);
+        assert!(publisher.told.try_recv().is_err(), "another replica leads");
+        publisher.begin();
+        for silent in [change(None, node(true)), change(node(true), node(true)), change(node(true), node(false))] {
+            teller.tell_release(&silent);
+        }
+        teller.tell_release(&released);
+        assert!(matches!(publisher.told.try_recv(), Ok(Told::Released { node }) if node == "n"));
+        assert!(publisher.told.try_recv().is_err());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
 use crate::api::{NodeModuleStatus, NodeModulesConfig, NodeModulesConfigSpec};
 use crate::runtime::store::Projection;
 
@@ -22,6 +24,8 @@ pub struct ConfigView {
     pub spec: NodeModulesConfigSpec,
     /// What the worker said.
     pub report: ReportView,
+    /// Why the object cannot be read, if it never could be: then nobody knows what it asks for and orders.
+    pub unreadable: Option<String>,
 }
 
 /// What a worker said, the conditions apart.
@@ -54,6 +58,17 @@ impl Projection for ConfigView {
                 observed_generation: status.observed_generation,
                 modules: status.modules,
             },
+            unreadable: None,
         }
+    }
+
+    /// An object that became unreadable counts as it was. One that never was readable is there all the same.
+    fn unreadable(meta: &ObjectMeta, error: &str, last: Option<&Self>) -> Option<Self> {
+        if last.is_some_and(|last| last.unreadable.is_none() && Some(&last.uid) == meta.uid.as_ref()) {
+            return None;
+        }
+        let mut view = Self::project(NodeModulesConfig { metadata: meta.clone(), ..NodeModulesConfig::default() });
+        view.unreadable = Some(error.to_owned());
+        Some(view)
     }
 }

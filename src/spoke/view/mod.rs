@@ -16,6 +16,6 @@ pub use config::{ConfigView, ReportView};
 pub use consumer::ConsumerView;
 pub use daemon_set::{DaemonSetView, HOST_MODULES};
 pub use images::{ImageFact, ImagesView};
-pub use module::{ModuleFacts, ModuleView, Resolved};
+pub use module::{AppliedBy, ModuleFacts, ModuleView, Resolved};
 pub use namespaced::{NamespaceView, RoleBindingView, RoleView, ServiceAccountView};
 pub use node::NodeView;

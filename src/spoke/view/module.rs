@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
 
 use crate::api::names::{DEFAULT_SERVICE_ACCOUNT, MODULE_FINALIZER, RENDERED_HASH_ANNOTATION};
+use crate::api::ocm::AppliedManifestWork;
 use crate::api::{Module, ModuleSpec, ModuleStatus};
 use crate::core::kernel::KernelVersion;
 use crate::core::mapping::{Mappings, Resolution};
@@ -36,6 +39,8 @@ pub struct ModuleFacts {
     pub deleting: bool,
     /// `metadata.finalizers`, in order.
     pub finalizers: Vec<String>,
+    /// The AppliedManifestWork that owns it, if OCM's agent applied it.
+    pub applied_by: Option<AppliedBy>,
     /// The Hub's hash of what it sent, copied into the status.
     pub rendered_hash: Option<String>,
     /// The specification; empty if [`spec_known`](Self::spec_known) is not set.
@@ -53,17 +58,37 @@ impl PartialEq for ModuleFacts {
     fn eq(&self, other: &Self) -> bool {
         let plain = |facts: &Self| {
             let Self { key, uid, generation, deleting, finalizers, rendered_hash, spec_known, unreadable, .. } = facts;
+            let applied_by = facts.applied_by.clone();
             (
                 key.clone(),
                 uid.clone(),
                 *generation,
                 (*deleting, *spec_known),
-                finalizers.clone(),
+                (finalizers.clone(), applied_by),
                 rendered_hash.clone(),
                 unreadable.clone(),
             )
         };
         plain(self) == plain(other) && self.spec == other.spec
+    }
+}
+
+/// An AppliedManifestWork that owns a Module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedBy {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+}
+
+impl AppliedBy {
+    fn of(owners: Option<Vec<OwnerReference>>) -> Option<Self> {
+        let is = |owner: &OwnerReference| {
+            owner.kind == AppliedManifestWork::kind(&())
+                && owner.api_version.starts_with(&format!("{}/", AppliedManifestWork::group(&())))
+        };
+        owners?.into_iter().find(is).map(|owner| Self { name: owner.name, uid: owner.uid })
     }
 }
 
@@ -87,12 +112,25 @@ impl ModuleFacts {
             generation: meta.generation.unwrap_or_default(),
             deleting: meta.deletion_timestamp.is_some(),
             finalizers: meta.finalizers.unwrap_or_default(),
+            applied_by: AppliedBy::of(meta.owner_references),
             rendered_hash: meta.annotations.and_then(|mut all| all.remove(RENDERED_HASH_ANNOTATION)),
             spec,
             spec_known: true,
             unreadable: None,
             mappings: OnceLock::new(),
             resolved: Mutex::default(),
+        }
+    }
+
+    /// The Module, for an event about it.
+    pub fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(Module::api_version(&()).into_owned()),
+            kind: Some(Module::kind(&()).into_owned()),
+            namespace: Some(self.key.namespace.clone()),
+            name: Some(self.key.name.clone()),
+            uid: Some(self.uid.to_string()),
+            ..ObjectReference::default()
         }
     }
 

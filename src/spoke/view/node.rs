@@ -8,7 +8,7 @@ use crate::api::names::RELEASE_NODE_ANNOTATION;
 use crate::core::kernel::{self, KernelVersion};
 use crate::runtime::store::Projection;
 
-/// What is read of a Node. Heartbeats change none of it.
+/// What is read of a Node. Heartbeats change none of it; whether it is ready counts through its taints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeView {
     /// `metadata.uid`; another one means that the Node was made again.
@@ -23,8 +23,6 @@ pub struct NodeView {
     pub boot_id: String,
     /// `status.nodeInfo.containerRuntimeVersion`, for instance `containerd://2.1.4`; empty until the kubelet told it.
     pub runtime: String,
-    /// Whether the condition Ready is True.
-    pub ready: bool,
     /// Whether a person said that the node will not come back.
     pub released: bool,
 }
@@ -34,7 +32,6 @@ impl Projection for NodeView {
 
     fn project(node: Node) -> Self {
         let status = node.status.unwrap_or_default();
-        let conditions = status.conditions.unwrap_or_default();
         let info = status.node_info.unwrap_or_default();
         Self {
             uid: node.metadata.uid.unwrap_or_default(),
@@ -44,7 +41,6 @@ impl Projection for NodeView {
             kernel: KernelVersion::parse(&info.kernel_version),
             boot_id: info.boot_id,
             runtime: info.container_runtime_version,
-            ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         }
     }
 }

@@ -150,6 +150,7 @@ mod tests {
             worker_service_account: "worker".into(),
             worker_health_port: 8081,
             worker_variables: vec![("HTTPS_PROXY", "http://proxy:3128".into())],
+            tolerations: Vec::new(),
             instance: "test".into(),
         }
     }

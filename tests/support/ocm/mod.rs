@@ -8,8 +8,8 @@
 //! The stand-in has the properties that hurt: it writes with the agent's rights and no more, a CRD that
 //! appears later does not wake it, failures are tried again after 5 ms doubling up to 1000 s, drift is seen
 //! only at the resync, claims beyond the twentieth are dropped without a word, and with the agent offline
-//! nothing moves. It lacks condition rules in CEL, `ignoreFields`, executors and eviction; a work that asks
-//! for one of those is not applied, and says so.
+//! nothing moves. It lacks condition rules in CEL, `ignoreFields` and executors; a work that asks for one of
+//! those is not applied, and says so.
 //!
 //! A test crate takes this in beside the bed: `#[path = "../support/ocm/mod.rs"] mod ocm;`. For many
 //! clusters without agents see [`fake`], for judging a work see [`check`].
@@ -20,6 +20,7 @@ pub mod apply;
 pub mod check;
 pub mod config;
 pub mod delete;
+pub mod evict;
 pub mod fake;
 pub mod feedback;
 pub mod hub;
@@ -129,6 +130,8 @@ pub struct OcmOptions {
     pub max_custom_claims: usize,
     /// Names with these endings do not count against the limit.
     pub reserved_claim_suffixes: Vec<String>,
+    /// Time from the loss of a work, or of the hub, to the end of what was applied for it.
+    pub eviction_grace: Duration,
     /// Feedback of objects, lists and floats as JSON text.
     pub raw_feedback: bool,
 }
@@ -145,6 +148,7 @@ impl Default for OcmOptions {
             lease_duration: Duration::from_mins(1),
             max_custom_claims: 20,
             reserved_claim_suffixes: Vec::new(),
+            eviction_grace: Duration::from_hours(1),
             raw_feedback: false,
         }
     }

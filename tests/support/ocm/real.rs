@@ -65,6 +65,7 @@ impl Setup<'_> {
             "--disable-leader-election".to_owned(),
             format!("--listen=127.0.0.1:{}", self.ports.0),
             format!("--status-sync-interval={}ms", self.options.status_sync_interval.as_millis()),
+            format!("--appliedmanifestwork-eviction-grace-period={}ms", self.options.eviction_grace.as_millis()),
             format!("--feature-gates=RawFeedbackJsonString={}", self.options.raw_feedback),
         ]
     }

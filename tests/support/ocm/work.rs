@@ -23,7 +23,7 @@ use super::kinds::{
     WORK_FINALIZER, condition_status, finalizer_patch, has_finalizer, is_deleting, list, manifest_works, text, to_json,
 };
 use super::scrape::Watches;
-use super::{OcmOptions, delete, reconcile, status};
+use super::{OcmOptions, delete, evict, reconcile, status};
 
 /// As many works are handled at the same time.
 const WORKERS: usize = 10;
@@ -68,8 +68,13 @@ impl WorkAgent {
         }
     }
 
-    /// Follows the works of the cluster until dropped.
+    /// Follows the works of the cluster, and evicts what belongs to none, until dropped.
     pub async fn run(self: Arc<Self>) {
+        let records = Arc::clone(&self);
+        tokio::join!(self.follow(), evict::run(&records));
+    }
+
+    async fn follow(self: Arc<Self>) {
         let works = manifest_works(&self.hub, &self.cluster);
         let events = watcher(works, watcher::Config::default()).default_backoff();
         pin_mut!(events);

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
+use kube::api::ObjectMeta;
 
 use crate::api::{ModuleState, NodeModulesConfigSpec, UnloadIntent, UnloadReason};
 use crate::core::kernel::KernelVersion;
-use crate::spoke::outcome::{Outcome, Standing};
-use crate::spoke::testing::{DIGEST, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
+use crate::core::taints::parse_toleration;
+use crate::spoke::outcome::{Outcome, Standing, Trouble};
+use crate::spoke::testing::{DIGEST, KERNEL, ModuleBuilder, a_config, a_module, a_node, an_entry, loaded};
 use crate::spoke::view::{ConfigView, ImageFact, ModuleFacts, NodeView};
 
 use super::*;
@@ -18,7 +20,7 @@ fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFact
     let here =
         |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
-    plan(&Observed { node: Some(Arc::new(node)), config: config.map(Arc::new), modules, consumers: Vec::new() })
+    plan(&Observed { node: Some(Arc::new(node)), config: config.map(Arc::new), modules, consumers: Vec::new(), tolerations: Arc::default() })
 }
 
 /// The specification that the plan leads to: what is written, else what stands.
@@ -41,6 +43,10 @@ fn intent(reason: UnloadReason, generation: i64) -> UnloadIntent {
 
 fn taint() -> Taint {
     Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() }
+}
+
+fn not_ready() -> Taint {
+    Taint { key: "node.kubernetes.io/not-ready".into(), effect: "NoSchedule".into(), ..Taint::default() }
 }
 
 #[test]
@@ -77,10 +83,9 @@ fn a_wanted_module_with_a_pinned_image_gets_an_entry_and_the_node_its_worker() {
 #[test]
 fn whatever_cannot_be_told_leaves_a_loaded_module_alone() {
     type Edit = fn(&mut NodeView, &mut ModuleBuilder);
-    let table: [(&str, Edit); 9] = [
+    let table: [(&str, Edit); 8] = [
         ("nothing happened", |_, _| {}),
-        ("cordon or taint", |node, _| node.taints.push(taint())),
-        ("NotReady", |node, _| node.ready = false),
+        ("cordon or taint", |node, _| node.taints.extend([taint(), not_ready()])),
         ("no mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("^7".into())),
         ("bad mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("(".into())),
         ("no digest", |_, module| module.container().kernel_mappings[0].container_image = "r.example/gpu:v2".into()),
@@ -109,14 +114,69 @@ fn what_is_kept_without_a_digest_or_mapping_is_told() {
     assert!(matches!(standing_of(&image, "u1"), Standing::NoImage(why) if why.message.contains("r.example/gpu:v2")));
     module.container().kernel_mappings[0].regexp = Some("^7".into());
     let mapping = planned(a_node(), Some(running()), &[module.build()]);
-    assert!(matches!(standing_of(&mapping, "u1"), Standing::Failing(why) if why.reason == "NoMatchingKernel"));
+    let loaded = Standing::Unmapped { awaits: false, why: no_mapping(KERNEL) };
+    assert_eq!(standing_of(&mapping, "u1"), loaded, "what is loaded stays, and nothing is waited for");
+}
+
+fn no_mapping(kernel: &str) -> Arc<Trouble> {
+    Trouble::new("NoMatchingKernel", format!("no kernel mapping fits {kernel}"))
+}
+
+#[test]
+fn a_node_that_boots_a_kernel_for_which_nothing_is_ready_waits_and_does_not_fail() {
+    let booted = |boot: &str| NodeView {
+        kernel: KernelVersion::parse("7.0.0"),
+        boot_id: boot.into(),
+        ..a_node()
+    };
+    let plan = planned(booted("boot-2"), Some(running()), &[gpu().build()]);
+    assert_eq!(standing_of(&plan, "u1"), Standing::Unmapped { awaits: true, why: no_mapping("7.0.0") });
+    assert_eq!(plan.config, ConfigAction::Nothing);
+}
+
+#[test]
+fn a_node_that_was_never_asked_does_not_fail() {
+    type Edit = fn(&mut NodeView, &mut ModuleBuilder);
+    let table: [(&str, Edit); 3] = [
+        ("no kernel told", |node, _| node.kernel = KernelVersion::parse("")),
+        ("no release in the kernel", |node, module| {
+            node.kernel = KernelVersion::parse("custom");
+            let mapping = &mut module.container().kernel_mappings[0];
+            mapping.regexp = Some("custom".into());
+            mapping.container_image = "r.example/gpu:${KERNEL_X}".into();
+        }),
+        ("bad mapping", |_, module| module.container().kernel_mappings[0].regexp = Some("(".into())),
+    ];
+    for (what, edit) in table {
+        let (mut node, mut module) = (a_node(), gpu());
+        edit(&mut node, &mut module);
+        let module = module.build();
+        let standing = |node| standing_of(&planned(node, None, std::slice::from_ref(&module)), "u1");
+        assert!(matches!(standing(node.clone()), Standing::Unmapped { awaits: false, .. }), "{what}: {:?}", standing(node));
+        node.taints.push(taint());
+        assert!(matches!(standing(node), Standing::Tainted(_)), "{what}");
+    }
 }
 
 #[test]
 fn the_first_placement_waits_for_what_later_makes_no_difference() {
     type Edit = fn(&mut NodeView, &mut ModuleBuilder);
-    let table: [(&str, Edit, Standing); 6] = [
-        ("taint", |node, _| node.taints.push(taint()), Standing::Tainted),
+    let tainted = |taint: &str| {
+        let way_out = format!("or for every Module with --tolerations (KMM_TOLERATIONS) {taint} of the manager");
+        let message = format!("taint {taint} is not tolerated: tolerate it in spec.tolerations, {way_out}");
+        Standing::Tainted(Trouble::new("NodesTainted", message))
+    };
+    let table: [(&str, Edit, Standing); 7] = [
+        ("taint", |node, _| node.taints.push(taint()), tainted("node.kubernetes.io/unschedulable:NoSchedule")),
+        ("not ready", |node, _| node.taints.push(not_ready()), tainted("node.kubernetes.io/not-ready:NoSchedule")),
+        (
+            "not ready, tolerated taint",
+            |node, module| {
+                node.taints.push(not_ready());
+                module.spec.tolerations = vec![parse_toleration("node.kubernetes.io/not-ready").unwrap()];
+            },
+            Standing::Waiting,
+        ),
         (
             "tolerated taint",
             |node, module| {
@@ -133,9 +193,8 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
             },
             Standing::Waiting,
         ),
-        ("NotReady", |node, _| node.ready = false, Standing::Waiting),
         ("no finalizer", |_, module| module.meta.finalizers = None, Standing::Waiting),
-        ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped),
+        ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped { awaits: false, why: no_mapping("7.0.0") }),
     ];
     for (what, edit, standing) in table {
         let (mut node, mut module) = (a_node(), gpu());
@@ -147,6 +206,24 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
             (what.contains("tolerated") || what == "pressure", standing),
             "{what}"
         );
+    }
+}
+
+#[test]
+fn a_taint_that_the_manager_tolerates_for_all_modules_keeps_none_off() {
+    let start_up = Taint { key: "example.org/starting".into(), effect: "NoSchedule".into(), ..Taint::default() };
+    let node = Arc::new(NodeView { taints: vec![start_up], ..a_node() });
+    let facts = gpu().build();
+    for (tolerated, placed) in [("example.org/starting:NoSchedule", true), ("example.org/starting:NoExecute", false)] {
+        let want = want(&facts, &node, None, &[], None);
+        let plan = plan(&Observed {
+            node: Some(Arc::clone(&node)),
+            config: None,
+            modules: vec![ModuleHere { facts: Arc::clone(&facts), want }],
+            consumers: Vec::new(),
+            tolerations: [parse_toleration(tolerated).unwrap()].into(),
+        });
+        assert_eq!(matches!(plan.config, ConfigAction::Apply { .. }), placed, "{tolerated}");
     }
 }
 
@@ -173,6 +250,34 @@ fn only_a_module_that_is_there_and_does_not_want_the_node_makes_an_intent() {
         assert!(plan.outcomes.as_ref().unwrap()["u1"].holds);
         assert_eq!(planned(a_node(), None, &[module]).config, ConfigAction::Nothing, "{reason}, nothing to lose");
     }
+}
+
+#[test]
+fn a_module_that_is_evicted_leaves_the_kernel_alone_and_one_whose_deletion_is_not_understood_yet_too() {
+    let facts = gpu().deleting().build();
+    let planned = |want: Want| {
+        plan(&Observed {
+            node: Some(Arc::new(a_node())),
+            config: Some(Arc::new(running())),
+            modules: vec![ModuleHere { facts: Arc::clone(&facts), want }],
+            consumers: Vec::new(),
+            tolerations: Arc::default(),
+        })
+    };
+    let unclear = planned(Want::Unclear);
+    assert_eq!(unclear.config, ConfigAction::Nothing);
+    assert!(unclear.outcomes.unwrap()["u1"].holds, "its end waits");
+    let evicted = planned(Want::Evicted);
+    assert_eq!((spec(&evicted, None), standing_of(&evicted, "u1")), (NodeModulesConfigSpec::default(), Standing::Kept));
+    let told = a_config(Vec::new(), vec![loaded(&entry())]);
+    let after = plan(&Observed {
+        node: Some(Arc::new(a_node())),
+        config: Some(Arc::new(told)),
+        modules: vec![ModuleHere { facts, want: Want::Evicted }],
+        consumers: Vec::new(),
+        tolerations: Arc::default(),
+    });
+    assert!(!after.outcomes.unwrap()["u1"].holds, "and then waits for nobody");
 }
 
 #[test]
@@ -359,6 +464,30 @@ fn a_module_that_was_never_read_keeps_what_it_has_and_its_deletion_takes_it_from
 }
 
 #[test]
+fn an_object_that_was_never_readable_is_left_alone_and_what_it_may_name_waits() {
+    let in_use = "beta.kmm.node.kubernetes.io/drivers.gpu.module-in-use";
+    let never_read = |labels: &[&str]| {
+        let meta = ObjectMeta {
+            uid: Some("config-uid".into()),
+            labels: Some(labels.iter().map(|key| ((*key).to_owned(), String::new())).collect()),
+            ..ObjectMeta::default()
+        };
+        <ConfigView as crate::runtime::store::Projection>::unreadable(&meta, "bad", None)
+    };
+    let holds = |plan: &Plan| plan.outcomes.as_ref().is_some_and(|all| all.values().any(|outcome| outcome.holds));
+    let wanted = planned(a_node(), never_read(&[]), &[gpu().build()]);
+    assert_eq!((&wanted.config, wanted.labels.len()), (&ConfigAction::Nothing, 0));
+    assert!(matches!(standing_of(&wanted, "u1"), Standing::Failing(why) if why.reason == "Unreadable"));
+    for (labels, held) in [(&[in_use][..], true), (&[][..], false)] {
+        let gone = planned(a_node(), never_read(labels), &[gpu().deleting().build()]);
+        assert_eq!((&gone.config, holds(&gone)), (&ConfigAction::Nothing, held), "{labels:?}");
+    }
+    let unreadable = <ConfigView as crate::runtime::store::Projection>::unreadable;
+    let meta = ObjectMeta { uid: Some("config-uid".into()), ..ObjectMeta::default() };
+    assert_eq!(unreadable(&meta, "bad", Some(&running())), None, "it counts as it was read last");
+}
+
+#[test]
 fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_owner() {
     let mut node = a_node();
     node.uid = "node-2".into();
@@ -366,7 +495,7 @@ fn an_object_of_an_earlier_node_is_removed_and_one_of_a_gone_node_left_to_its_ow
     assert_eq!(planned(node, Some(running()), &[gpu().build()]).config, removed);
     let without_node = |config: ConfigView| {
         let config = Some(Arc::new(config));
-        plan(&Observed { node: None, config, modules: Vec::new(), consumers: Vec::new() })
+        plan(&Observed { node: None, config, modules: Vec::new(), consumers: Vec::new(), tolerations: Arc::default() })
     };
     assert_eq!(without_node(running()).config, ConfigAction::Nothing);
     assert_eq!(without_node(ConfigView { owner: None, ..running() }).config, removed);
@@ -392,6 +521,7 @@ fn a_failure_is_told_with_the_words_of_the_worker() {
         config: Some(Arc::new(config)),
         modules: vec![ModuleHere { facts: gpu().deleting().build(), want: Want::Gone(UnloadReason::Deleted) }],
         consumers: Vec::new(),
+        tolerations: Arc::default(),
     });
     assert!(matches!(standing_of(&stuck, "u1"), Standing::Stuck(why) if why.reason == "InUse"));
 }

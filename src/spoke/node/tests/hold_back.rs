@@ -30,7 +30,7 @@ fn planned(config: Option<&ConfigView>, labels: &[&str], module: &ModuleBuilder,
     let facts = module.clone().build();
     let modules = vec![ModuleHere { want: want(&facts, &node, None, &[], None), facts }];
     let config = config.cloned().map(Arc::new);
-    plan(&Observed { node: Some(Arc::new(node)), config, modules, consumers })
+    plan(&Observed { node: Some(Arc::new(node)), config, modules, consumers, tolerations: Arc::default() })
 }
 
 fn spec(plan: &Plan, config: &ConfigView) -> NodeModulesConfigSpec {

@@ -1,5 +1,6 @@
 //! The planner of nodes: decisions one by one, what policies allow, pods that leave first, and random histories.
 
+mod counting;
 mod decisions;
 mod hold_back;
 mod policies;

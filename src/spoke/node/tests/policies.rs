@@ -58,6 +58,7 @@ fn planned(config: &ConfigView, modules: &[Arc<ModuleFacts>]) -> Plan {
         config: Some(Arc::new(config.clone())),
         modules,
         consumers: Vec::new(),
+        tolerations: Arc::default(),
     })
 }
 

@@ -17,6 +17,7 @@ use crate::core::kernel::KernelVersion;
 use crate::core::load::same_in_kernel;
 use crate::runtime::store::ObjectKey;
 use crate::spoke::module;
+use crate::spoke::outcome::Deletion;
 use crate::spoke::tally::Tally;
 use crate::spoke::testing::{KERNEL, ModuleBuilder, a_module, a_node};
 use crate::spoke::view::{ConfigView, NodeView, ReportView};
@@ -98,6 +99,7 @@ impl World {
             config: self.config.clone().map(Arc::new),
             modules: self.modules.iter().map(here).collect(),
             consumers: self.pods.keys().map(|(namespace, name)| consumer(namespace, name)).collect(),
+            tolerations: Arc::default(),
         }
     }
 
@@ -149,6 +151,8 @@ impl World {
                 facts: Arc::clone(&facts),
                 images: None,
                 pull_secrets: Vec::new(),
+                counted: true,
+                deletion: Some(Deletion::Ordered),
             };
             facts.deleting && module::plan(&observed).finalizers.is_some()
         };
@@ -284,8 +288,7 @@ impl World {
             0 => self.node.labels.extend([("gpu".to_owned(), "no".to_owned())]),
             1 | 2 => self.node.labels.extend([("gpu".to_owned(), "yes".to_owned())]),
             3 => self.node.taints = vec![Taint { key: "t".into(), effect: "NoExecute".into(), ..Taint::default() }],
-            4 => self.node.taints.clear(),
-            5 => self.node.ready = !self.node.ready,
+            4 | 5 => self.node.taints.clear(),
             6 => self.reboot(KERNEL),
             7 => self.reboot(&kernel(dice.roll(3))),
             8 => {
@@ -398,7 +401,7 @@ impl World {
                     let known = held.filter(|_| !kept && !self.unheard.contains(&*facts.uid));
                     assert_eq!(known, None, "{reason}: {:?}", self.config);
                 }
-                Want::Unmapped | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
+                Want::Evicted | Want::Unmapped(_) | Want::Invalid(_) | Want::NoImage(_) | Want::Unclear => {}
             }
         }
         let empty = self
@@ -456,7 +459,6 @@ fn every_history_ends_with_what_modules_want_and_never_unloads_without_an_order(
             }
         }
         world.node.taints.clear();
-        world.node.ready = true;
         world.in_use = false;
         world.pods.values_mut().for_each(|stays| *stays = false);
         world.settle();

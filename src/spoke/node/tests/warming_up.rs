@@ -23,7 +23,7 @@ async fn when_the_last_node_was_planned_every_module_is_looked_at_again_whoever_
     writers.modules.update(Event::Apply(Guarded(Ok(module))));
     let (queues, tally) = (Queues::new(&Metrics::default()), Tally::default());
     let client = Client::new(Router::new(), "default");
-    let controller = Controller::new(client, stores, queues.clone(), tally.clone());
+    let controller = Controller::new(client, stores, queues.clone(), tally.clone(), Arc::default());
     for (name, woken) in [("n1", 0), ("n2", 1)] {
         // A pass over a Module before the last node leaves again without having decided: the wake comes after it.
         assert!(!tally.is_warm(), "{name}");
