@@ -115,7 +115,7 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::ClusterReason,
         "Ready NoClaims ClaimsInvalid NoMatchingKernel SomeKernelsUnmapped ImagesNotReady ImagesResolved NotAccepted
-         Unavailable WaitingForApply NotApplied Applied WaitingForStatus StaleStatus NodesNotReady NoMatchingNodes
+         Unavailable ClusterMissing WaitingForApply NotApplied Applied WaitingForStatus StaleStatus NodesNotReady NoMatchingNodes
          ClustersNotReady NoMatchingClusters OwnedByOther InvalidSpec WorkRefused Deleting Unreadable Settled"
     );
     assert_list!(

@@ -285,6 +285,8 @@ closed_list! {
         NotAccepted,
         /// The cluster's agent is not heard of.
         Unavailable,
+        /// There is a work for a cluster, and its ManagedCluster is missing or cannot be read.
+        ClusterMissing,
         /// The work is there, the cluster's agent has not applied it yet.
         WaitingForApply,
         /// The cluster's agent could not apply the work.

@@ -12,6 +12,12 @@ impl Standing {
         Self::new(Phase::Waiting, ClusterReason::WaitingForApply, "not looked at yet")
     }
 
+    /// There is a work, and no ManagedCluster of its namespace's name can be read.
+    pub fn cluster_missing() -> Self {
+        let message = "no ManagedCluster of this name can be read; its work stays as it is";
+        Self::new(Phase::Unknown, ClusterReason::ClusterMissing, message)
+    }
+
     /// The work is on its way out.
     pub fn deleting() -> Self {
         let message = "the work is being deleted; a new one follows once it is gone";

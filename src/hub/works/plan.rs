@@ -73,10 +73,17 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         return Ok(Plan::nothing(None));
     };
     let work = observed.work.as_deref();
-    let cluster = observed.cluster.as_deref().filter(|cluster| !cluster.deleting && module.selects(&cluster.labels));
-    let Some(cluster) = cluster else {
-        return Ok(deselected(module, work));
+    let Some(cluster) = observed.cluster.as_deref() else {
+        // What is not there says nothing: OCM removes the works of clusters that leave.
+        let has_work = work.is_some_and(|work| is_ours(module, work) && !work.deleting);
+        return Ok(Plan::nothing(has_work.then(Standing::cluster_missing)));
     };
+    if cluster.deleting {
+        return Ok(Plan::nothing(None));
+    }
+    if !module.selects(&cluster.labels) {
+        return Ok(deselected(module, work));
+    }
     if let Some(work) = work.filter(|work| !is_usable(module, work)) {
         return Ok(Plan::nothing(Some(Standing::foreign(module, &work.owner))));
     }
@@ -144,11 +151,16 @@ fn is_usable(module: &FleetModule, work: &Work) -> bool {
     }
 }
 
-/// A work in a cluster that is not selected goes, if it is certainly ours.
+/// Whether the work is certainly that of the ManagedClusterModule.
+fn is_ours(module: &FleetModule, work: &Work) -> bool {
+    matches!(&work.owner, Owner::Module { uid, .. } if *uid == module.uid)
+}
+
+/// A work in a cluster that is there and not selected goes, if it is certainly ours.
 fn deselected(module: &FleetModule, work: Option<&Work>) -> Plan {
-    let ours = |work: &&Work| matches!(&work.owner, Owner::Module { uid, .. } if *uid == module.uid);
     // While the specification could never be read, nobody knows what is selected.
-    let action = match work.filter(ours).filter(|work| !work.deleting && module.spec.is_some()) {
+    let goes = |work: &&Work| is_ours(module, work) && !work.deleting && module.spec.is_some();
+    let action = match work.filter(goes) {
         Some(work) => Action::Delete { uid: work.uid.clone() },
         None => Action::Nothing,
     };

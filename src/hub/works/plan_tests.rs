@@ -488,21 +488,32 @@ fn only_a_work_of_ours_is_touched() {
 }
 
 #[test]
-fn a_cluster_that_is_gone_or_not_selected_loses_its_work_once() {
+fn only_a_cluster_that_is_there_and_not_selected_loses_its_work_and_once() {
     let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
     let server = || work(stored(applied(&first)));
-    let mut going = cluster(&["6.1.0-a"]);
-    going.deleting = true;
+    let not_selected = || cluster_of(&json!({"gpu": "no"}), &json!([]));
     let delete = Plan { action: Action::Delete { uid: "uid-of-work".into() }, ..Plan::nothing(None) };
-    let gone = Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(server())) };
-    for seen in [gone, observed(module(&spec()), going, None, Some(server()))] {
-        assert_eq!(plan(&seen).unwrap(), delete);
+    assert_eq!(plan(&observed(module(&spec()), not_selected(), None, Some(server()))).unwrap(), delete);
+
+    // OCM removes the works of a cluster that leaves; one that vanished may come back.
+    for mut going in [cluster(&["6.1.0-a"]), not_selected()] {
+        going.deleting = true;
+        assert_eq!(plan(&observed(module(&spec()), going, None, Some(server()))).unwrap(), Plan::nothing(None));
     }
+    let gone = |work| Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, work) };
+    let missing = plan(&gone(Some(server()))).unwrap();
+    assert_eq!(missing.action, Action::Nothing);
+    assert_eq!((standing(&missing).0, standing(&missing).1), (Phase::Unknown, ClusterReason::ClusterMissing));
+    assert_eq!(plan(&gone(None)).unwrap(), Plan::nothing(None));
+
     let mut deleting = stored(applied(&first));
     deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    let seen =
-        Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(work(deleting.clone()))) };
-    assert_eq!(plan(&seen).unwrap().action, Action::Nothing);
+    for seen in [
+        gone(Some(work(deleting.clone()))),
+        observed(module(&spec()), not_selected(), None, Some(work(deleting.clone()))),
+    ] {
+        assert_eq!(plan(&seen).unwrap(), Plan::nothing(None));
+    }
     let back =
         plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(deleting)))).unwrap();
     assert_eq!((back.action.clone(), standing(&back).1), (Action::Nothing, ClusterReason::Deleting));
