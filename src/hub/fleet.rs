@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::intern;
 use super::standing::{Standing, Tally};
 use super::target::Target;
-use super::view::{Cluster, FleetModule, Images, Work};
+use super::view::{Cluster, FleetModule, Images, Revision, Work};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::{ObjectKey, Store, Writer, store};
@@ -119,9 +119,10 @@ impl Fleet {
         names
     }
 
-    /// Records how a cluster stands, `None` if it is not selected, and wakes the status if that is news.
-    pub(super) fn stands(&self, target: &Target, standing: Option<Standing>) {
-        if self.tally.put(&target.module, &target.cluster, standing) {
+    /// Records how a cluster stands with this revision, `None` if it is not selected, and wakes the status if that is
+    /// news.
+    pub(super) fn stands(&self, target: &Target, revision: &Revision, standing: Option<Standing>) {
+        if self.tally.put(&target.module, revision, &target.cluster, standing) {
             self.status_queue.add(Arc::clone(&target.module));
         }
     }

@@ -21,6 +21,8 @@ mod target;
 mod testing;
 pub mod view;
 mod watches;
+#[cfg(test)]
+mod watches_tests;
 mod works;
 
 use std::sync::Arc;

@@ -250,7 +250,8 @@ async fn what_is_missing_holds_back_itself_alone_and_what_was_sent_stays() -> Re
 
     // The whole cluster goes: its work is OCM's to remove, here nobody does.
     managed_clusters(&bed.admin).delete("c1", &DeleteParams::default()).await?;
-    let missing = |s: &kmm::api::ManagedClusterModuleStatus| reasons(s).get("c1").is_some_and(|r| r == "ClusterMissing");
+    let missing =
+        |s: &kmm::api::ManagedClusterModuleStatus| reasons(s).get("c1").is_some_and(|r| r == "ClusterMissing");
     bed.status("y", "the cluster that is missing", missing).await?;
     bed.settled(2).await?;
     let left = bed.work("c1", "y").await?.context("the work of a cluster that is gone went too")?;

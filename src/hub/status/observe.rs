@@ -39,10 +39,10 @@ pub(super) struct Missing {
 /// Kernels that a message names.
 const NAMED: usize = 3;
 
-/// Reads stores and totals; `None` if there is nothing to say, or nobody can say it yet.
+/// Reads stores and totals; `None` if there is nothing to say, or nobody can say it yet of this revision.
 pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
     let module = fleet.modules.get(&ObjectKey::cluster(&**name)).filter(|module| !module.deleting)?;
-    let totals = fleet.tally.totals(name)?;
+    let totals = fleet.tally.totals(name, &module.revision())?;
     let images = fleet.images.get(&fleet.images_key(name)).filter(|images| images.is_owned_by(&module.uid));
     let missing = totals.held_back.iter().take(NAMED).map(|(kernel, clusters)| {
         let image = module.resolve(kernel).map(|resolved| resolved.image).unwrap_or_default();

@@ -39,8 +39,9 @@ pub(super) fn plan(
             vec![ready, images_resolved(missing, totals, refused.as_deref()), applied(totals)]
         }
     };
-    new.observed_generation = Some(module.generation);
-    let changed = conditions::set(&mut new.conditions, &wanted, Some(module.generation), now);
+    // Whatever the store holds by now: the status speaks of what was counted.
+    new.observed_generation = Some(totals.generation);
+    let changed = conditions::set(&mut new.conditions, &wanted, Some(totals.generation), now);
     (changed || new != ours).then_some(new)
 }
 

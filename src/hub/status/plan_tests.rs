@@ -29,13 +29,14 @@ fn at(phase: Phase, reason: ClusterReason, message: &str) -> Standing {
 }
 
 fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -> Observed {
-    let (tally, name) = (Tally::default(), Arc::from(MODULE));
+    let (tally, name, revision) = (Tally::default(), Arc::from(MODULE), module.revision());
+    tally.begin(&name, revision.clone(), Vec::new);
     for (index, standing) in clusters.iter().enumerate() {
         let mut standing = standing.clone();
         standing.held_back = missing.iter().map(|missing| missing.kernel.clone()).collect();
-        tally.put(&name, &format!("c{index}").into(), Some(standing));
+        tally.put(&name, &revision, &format!("c{index}").into(), Some(standing));
     }
-    Observed { module: Arc::new(module), totals: tally.totals(MODULE).unwrap(), missing, refused: None }
+    Observed { module: Arc::new(module), totals: tally.totals(MODULE, &revision).unwrap(), missing, refused: None }
 }
 
 fn missing(reason: &str) -> Vec<Missing> {

@@ -36,6 +36,15 @@ pub struct FleetModule {
     mappings: Option<Arc<Mappings>>,
 }
 
+/// Which specification of which ManagedClusterModule something speaks of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+}
+
 /// Why nothing can be rendered. What was rendered before stays as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -61,6 +70,11 @@ impl FleetModule {
             && self.deleting == other.deleting
             && self.spec == other.spec
             && self.fault == other.fault
+    }
+
+    /// What it wants at present, to be told from what it wanted before and from an earlier one of its name.
+    pub fn revision(&self) -> Revision {
+        Revision { uid: Arc::clone(&self.uid), generation: self.generation }
     }
 
     /// Whether a cluster with these labels is selected. Nothing is selected while the specification is unknown.
