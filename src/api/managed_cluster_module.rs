@@ -70,6 +70,9 @@ pub struct ManagedClusterModuleStatus {
     /// Clusters to which the Module was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number_applied: Option<i32>,
+    /// Clusters that are not selected any more and keep the Module until that is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number_awaiting_removal: Option<i32>,
     /// Clusters that report a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number_degraded: Option<i32>,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::fleet::{Fleet, Writers};
-use super::standing::{Phase, Standing, Totals};
+use super::standing::{Held, Phase, Removal, RemovalGuard, Standing, Totals};
 use super::target::Target;
 use super::testing::{MODULE, UID, claims, cluster_object, digest, images_object, kernel, module_object, owner, spec};
 use super::view::{FleetModule, Kernels, Revision};
@@ -28,13 +28,18 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (fleet, writers) = Fleet::new("kmm".to_owned(), &Metrics::default());
+        let (fleet, writers) =
+            Fleet::new("kmm".to_owned(), RemovalGuard { share: 50, minimum: 2 }, &Metrics::default());
         Self { fleet, writers }
     }
 
     /// The ManagedClusterModule comes into the store.
     fn put_module(&mut self, generation: i64, spec: &Value) -> Vec<Change<FleetModule>> {
-        let object = module_object(&json!({"name": MODULE, "uid": UID, "generation": generation}), spec);
+        self.put_module_of(&json!({"name": MODULE, "uid": UID, "generation": generation}), spec)
+    }
+
+    fn put_module_of(&mut self, metadata: &Value, spec: &Value) -> Vec<Change<FleetModule>> {
+        let object = module_object(metadata, spec);
         self.writers.modules.update(Event::Apply(Guarded(Ok(object))))
     }
 
@@ -82,6 +87,11 @@ impl World {
         let target = Target { module: MODULE.into(), cluster: cluster.into() };
         let revision = Revision { uid: UID.into(), generation };
         self.fleet.stands(&target, &revision, Some(Standing::new(Phase::Ready, ClusterReason::Ready, "")));
+    }
+
+    fn removal(&self) -> Removal {
+        let module = self.fleet.modules.get(&ObjectKey::cluster(MODULE)).unwrap();
+        self.fleet.removals.of(MODULE, &module.revision())
     }
 
     fn totals(&self) -> Option<Totals> {
@@ -234,4 +244,63 @@ async fn an_image_wakes_the_clusters_that_have_its_kernel_or_cannot_tell() {
     let _ = world.woken().await;
     world.images(&[fact("6.1.0-a", Err("Pending"))]);
     assert_eq!(world.woken().await, (clusters(&["b"]), true, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_from_most_clusters_is_held_before_any_pass_until_it_is_confirmed_or_taken_back() {
+    let held = |having, leaving, first: &[&str]| {
+        Removal::Held(Held { having, leaving, first: first.iter().map(|name| Arc::from(*name)).collect() })
+    };
+    let mut other = spec();
+    other["selector"] = json!({"gpu": "typo"});
+    let fleet_with_works = || async {
+        let mut world = fleet_of_three().await;
+        for name in ["a", "b", "gone"] {
+            world.work(name);
+        }
+        let _ = world.woken().await;
+        assert_eq!(world.removal(), Removal::Free);
+        world
+    };
+
+    let mut world = fleet_with_works().await;
+    let changes = world.put_module(2, &other);
+    // A pass that comes before the event may take nothing away.
+    assert_eq!(world.removal(), Removal::Unknown);
+    module_changed(&world.fleet, &changes[0]);
+    assert_eq!(world.removal(), held(3, 2, &["a", "b"]));
+    assert_eq!(world.woken().await, (clusters(&["a", "b"]), true, true));
+    // A cluster that is selected newly is looked at again when it is decided.
+    world.cluster("d", "typo", &[]);
+    let _ = world.woken().await;
+    for (confirmed, removal, woken) in [("1", held(3, 2, &["a", "b"]), false), ("2", Removal::Free, true)] {
+        let annotations = json!({"kmm.node.kubernetes.io/confirm-removal": confirmed});
+        let metadata = json!({"name": MODULE, "uid": UID, "generation": 2, "annotations": annotations});
+        for change in world.put_module_of(&metadata, &other) {
+            module_changed(&world.fleet, &change);
+        }
+        assert_eq!(world.removal(), removal, "{confirmed}");
+        let names = if woken { clusters(&["a", "b", "d"]) } else { clusters(&[]) };
+        assert_eq!(world.woken().await, (names, false, woken), "{confirmed}");
+    }
+    assert_eq!(world.totals().map(|totals| totals.generation), Some(2));
+
+    // By labels, one after the other; a manager that starts anew sees the same.
+    let mut world = fleet_with_works().await;
+    world.cluster("a", "no", &["6.1.0-a"]);
+    assert_eq!(world.removal(), Removal::Free);
+    world.cluster("b", "no", &["6.1.0-b"]);
+    assert_eq!(world.woken().await, (clusters(&["a", "b"]), false, true));
+    assert_eq!(world.removal(), held(3, 2, &["a", "b"]));
+    world.fleet.removals.forget(MODULE);
+    begin_to_lead(&world.fleet);
+    assert_eq!(world.removal(), held(3, 2, &["a", "b"]));
+    let _ = world.woken().await;
+    world.cluster("b", "yes", &["6.1.0-b"]);
+    assert_eq!(world.removal(), Removal::Free);
+    assert_eq!(world.woken().await, (clusters(&["a", "b"]), false, true));
+    // Clusters that are not there, or are going, are no removal.
+    world.cluster_gone("a");
+    world.cluster_gone("b");
+    assert_eq!(world.removal(), Removal::Free);
 }

@@ -13,6 +13,8 @@ closed_list! {
         Applied,
         /// Every image that is needed is there and its digest known.
         ImagesResolved,
+        /// No cluster that is not selected any more keeps the Module until somebody confirms that it is to lose it.
+        RemovalConfirmed,
         /// Something is still on its way.
         Progressing,
         /// Something failed and does not go away by waiting alone.
@@ -307,6 +309,8 @@ closed_list! {
         NoMatchingClusters,
         /// A work of that name belongs to somebody else.
         OwnedByOther,
+        /// Many clusters are not selected any more: whether they are to lose the module waits for a confirmation.
+        AwaitingConfirmation,
         /// The specification cannot be carried out.
         InvalidSpec,
         /// The API server refused the work, for instance because it is too large.
@@ -359,6 +363,8 @@ closed_list! {
         ClusterNotApplied,
         /// A work of that name belongs to somebody else.
         WorkOwnedByOther,
+        /// Many clusters are not selected any more and keep the Module until somebody confirms that they are to lose it.
+        RemovalAwaitsConfirmation,
         /// The kernels of a cluster do not fit into the claims that reach a Hub.
         ClaimsOverflow,
         /// The specification cannot be carried out.

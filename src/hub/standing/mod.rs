@@ -3,9 +3,11 @@
 mod cluster;
 mod gaps;
 mod obstacle;
+mod removal;
 mod report;
 mod tally;
 
 pub use cluster::{Nodes, Phase, Standing};
 pub use gaps::Gaps;
+pub use removal::{Held, Removal, RemovalGuard, Removals, Side, Turn};
 pub use tally::{Tally, Totals};

@@ -47,6 +47,7 @@ fn transition(
         }
         (ConditionType::Applied, "NotApplied") => EventReason::ClusterNotApplied,
         (ConditionType::Applied, "OwnedByOther") => EventReason::WorkOwnedByOther,
+        (ConditionType::RemovalConfirmed, "AwaitingConfirmation") => EventReason::RemovalAwaitsConfirmation,
         _ => return None,
     };
     let good = matches!(reason, EventReason::Ready | EventReason::ImagesResolved);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::observe::{Missing, Observed};
-use crate::api::names::{ClusterReason, ConditionType};
+use crate::api::names::{CONFIRM_REMOVAL_ANNOTATION, ClusterReason, ConditionType};
 use crate::api::{FailingCluster, ManagedClusterModuleStatus, NodeTotals};
 use crate::core::conditions::{self, State, Wanted};
-use crate::hub::standing::{Standing, Totals};
+use crate::hub::standing::{Held, Standing, Totals};
 
 /// The types of conditions that are written here.
-pub(super) const TYPES: [ConditionType; 3] =
-    [ConditionType::Ready, ConditionType::ImagesResolved, ConditionType::Applied];
+pub(super) const TYPES: [ConditionType; 4] =
+    [ConditionType::Ready, ConditionType::ImagesResolved, ConditionType::Applied, ConditionType::RemovalConfirmed];
 /// Why works are not applied, from what somebody must act upon to what passes.
 const NOT_APPLIED: [ClusterReason; 3] =
     [ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
@@ -23,7 +23,7 @@ pub(super) fn plan(
     observed: &Observed,
     now: Timestamp,
 ) -> Option<ManagedClusterModuleStatus> {
-    let Observed { module, totals, missing, refused } = observed;
+    let Observed { module, totals, held, missing, refused } = observed;
     let mut ours = old.clone();
     ours.conditions.retain(|condition| TYPES.iter().any(|type_| type_.as_str() == condition.type_));
     let mut new = ours.clone();
@@ -32,11 +32,15 @@ pub(super) fn plan(
         (Some(fault), None) => vec![ready(State::False, fault.reason, &fault.message)],
         (fault, _) => {
             count(&mut new, totals);
-            let ready = match fault {
-                Some(fault) => ready(State::False, fault.reason, &fault.message),
-                None => ready_of(totals),
+            new.number_awaiting_removal = Some(number(held.as_ref().map_or(0, |held| held.leaving)));
+            let asked = held.as_ref().map(|held| question(&module.name, held, totals));
+            let ready = match (fault, &asked) {
+                (Some(fault), _) => ready(State::False, fault.reason, &fault.message),
+                (None, Some(asked)) => ready(State::False, ClusterReason::AwaitingConfirmation, asked),
+                (None, None) => ready_of(totals),
             };
-            vec![ready, images_resolved(missing, totals, refused.as_deref()), applied(totals)]
+            let images = images_resolved(missing, totals, refused.as_deref());
+            vec![ready, images, applied(totals), removal_confirmed(asked)]
         }
     };
     // Whatever the store holds by now: the status speaks of what was counted.
@@ -45,14 +49,17 @@ pub(super) fn plan(
     (changed || new != ours).then_some(new)
 }
 
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
 fn count(status: &mut ManagedClusterModuleStatus, totals: &Totals) {
-    let number = |count: usize| Some(i32::try_from(count).unwrap_or(i32::MAX));
-    status.number_desired = number(totals.desired);
-    status.number_applied = number(totals.applied);
-    status.number_degraded = number(totals.degraded);
-    status.number_ready = number(totals.ready);
-    status.number_waiting = number(totals.waiting);
-    status.number_unknown = number(totals.unknown);
+    status.number_desired = Some(number(totals.desired));
+    status.number_applied = Some(number(totals.applied));
+    status.number_degraded = Some(number(totals.degraded));
+    status.number_ready = Some(number(totals.ready));
+    status.number_waiting = Some(number(totals.waiting));
+    status.number_unknown = Some(number(totals.unknown));
     status.nodes = Some(NodeTotals {
         matching: Some(totals.nodes.matching),
         desired: Some(totals.nodes.desired),
@@ -81,6 +88,28 @@ fn ready_of(totals: &Totals) -> Wanted {
             let message = format!("{count} of {desired} clusters are ready; {}", named(name, standing));
             ready(State::False, ClusterReason::ClustersNotReady, &message)
         }
+    }
+}
+
+/// What waits for a confirmation, and what to do about it.
+fn question(module: &str, held: &Held, totals: &Totals) -> String {
+    let Held { having, leaving, first } = held;
+    let more = leaving - first.len();
+    let tail = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!(
+        "{leaving} of {having} clusters that have the module are not selected any more: {}{tail}; they keep it, and no \
+         other cluster gets it, until you confirm that they lose it: kubectl annotate managedclustermodule {module} \
+         --overwrite {CONFIRM_REMOVAL_ANNOTATION}={}; or put spec.selector or the labels of the clusters right",
+        first.join(", "),
+        totals.generation
+    )
+}
+
+fn removal_confirmed(asked: Option<String>) -> Wanted {
+    let type_ = ConditionType::RemovalConfirmed.as_str();
+    match asked {
+        Some(asked) => Wanted::new(type_, State::False, ClusterReason::AwaitingConfirmation.as_str(), asked),
+        None => Wanted::new(type_, State::True, ClusterReason::Settled.as_str(), "nothing waits for a confirmation"),
     }
 }
 

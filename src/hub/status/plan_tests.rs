@@ -8,7 +8,7 @@ use super::observe::{Missing, Observed};
 use super::plan::plan;
 use crate::api::ManagedClusterModuleStatus;
 use crate::api::names::{ClusterReason, EventReason};
-use crate::hub::standing::{Nodes, Phase, Standing, Tally};
+use crate::hub::standing::{Held, Nodes, Phase, Standing, Tally};
 use crate::hub::testing::{MODULE, kernel, module, spec};
 use crate::hub::view::{Fault, FleetModule};
 
@@ -36,7 +36,8 @@ fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -
         standing.held_back = missing.iter().map(|missing| missing.kernel.clone()).collect();
         tally.put(&name, &revision, &format!("c{index}").into(), Some(standing));
     }
-    Observed { module: Arc::new(module), totals: tally.totals(MODULE, &revision).unwrap(), missing, refused: None }
+    let totals = tally.totals(MODULE, &revision).unwrap();
+    Observed { module: Arc::new(module), totals, held: None, missing, refused: None }
 }
 
 fn missing(reason: &str) -> Vec<Missing> {
@@ -72,7 +73,7 @@ fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
     value.as_object_mut().unwrap().remove("conditions");
     let cluster = |name: &str, reason: &str, message: &str| json!({"name": name, "reason": reason, "message": message});
     let expected = json!({
-        "numberDesired": 4, "numberApplied": 2, "numberDegraded": 1, "numberReady": 1, "numberWaiting": 1, "numberUnknown": 1,
+        "numberAwaitingRemoval": 0, "numberDesired": 4, "numberApplied": 2, "numberDegraded": 1, "numberReady": 1, "numberWaiting": 1, "numberUnknown": 1,
         "nodes": {"matching": 12, "desired": 8, "available": 4},
         "observedGeneration": 1,
         "clusters": [
@@ -93,6 +94,7 @@ fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
             ),
             ("ImagesResolved", "True", "ImagesResolved", "every image that is needed is known"),
             ("Ready", "False", "ClustersNotReady", "1 of 4 clusters are ready; c1 (NodesNotReady: NodesNotReady: n1)"),
+            ("RemovalConfirmed", "True", "Settled", "nothing waits for a confirmation"),
         ]
     );
 }
@@ -202,4 +204,26 @@ fn images_that_cannot_be_asked_for_are_no_silence() {
     let message =
         "images cannot be asked for: the ModuleImagesConfig cannot be written: etcdserver: request is too large";
     assert_eq!(images, ("ImagesResolved", "False", "ImagesNotReady", message));
+}
+
+#[test]
+fn a_removal_that_waits_says_how_many_clusters_which_and_what_to_do() {
+    let first = ["c00", "c01", "c02"].map(Arc::from).to_vec();
+    let held = Some(Held { having: 20, leaving: 12, first });
+    let ready = at(Phase::Ready, ClusterReason::Ready, "");
+    let before = observed(module(&spec()), &[ready], vec![]);
+    let old = from_nothing(&before);
+    let new = plan(&old, &Observed { held, ..before.clone() }, time(LATER)).unwrap();
+    assert_eq!((new.number_awaiting_removal, new.number_desired), (Some(12), Some(1)));
+    let message = "12 of 20 clusters that have the module are not selected any more: c00, c01, c02 and 9 more; they keep \
+        it, and no other cluster gets it, until you confirm that they lose it: kubectl annotate managedclustermodule gpu \
+        --overwrite kmm.node.kubernetes.io/confirm-removal=1; or put spec.selector or the labels of the clusters right";
+    for (index, type_) in [(2, "Ready"), (3, "RemovalConfirmed")] {
+        assert_eq!(conditions(&new)[index], (type_, "False", "AwaitingConfirmation", message));
+    }
+    let told: Vec<EventReason> = news(&old, &new).into_iter().map(|News { reason, .. }| reason).collect();
+    assert_eq!(told, [EventReason::NotReady, EventReason::RemovalAwaitsConfirmation]);
+    let after = plan(&new, &before, time(LATER)).unwrap();
+    assert_eq!(conditions(&after), conditions(&old));
+    assert_eq!(after.number_awaiting_removal, Some(0));
 }

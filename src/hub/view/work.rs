@@ -133,6 +133,13 @@ fn controller(owners: Option<&[OwnerReference]>) -> Option<&OwnerReference> {
     owners.unwrap_or_default().iter().find(|owner| owner.controller == Some(true))
 }
 
+impl Work {
+    /// Whether it is certainly that of the ManagedClusterModule with this uid, and not on its way out.
+    pub fn is_held_by(&self, uid: &str) -> bool {
+        !self.deleting && matches!(&self.owner, Owner::Module { uid: owner, .. } if **owner == *uid)
+    }
+}
+
 impl Owner {
     /// The controller among the owner references.
     pub fn of(owners: Option<&[OwnerReference]>) -> Self {

@@ -1,14 +1,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use super::plan::{Action, GRACE, LONGEST, Plan, plan};
+use super::plan::{Action, GRACE, LONGEST, Plan, SETTLE, plan};
 use super::waits::Waited;
 use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
-use crate::hub::standing::Phase;
+use crate::hub::standing::{Held, Phase, Removal};
 use crate::hub::testing::{
     MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, kernel, module, module_of, owner, reported,
     spec, stored, target, work,
@@ -22,6 +23,7 @@ fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work:
         cluster: Some(Arc::new(cluster)),
         images: images.map(Arc::new),
         work,
+        removal: Removal::Free,
         waited: None,
     }
 }
@@ -442,7 +444,8 @@ fn only_a_work_of_ours_is_touched() {
     let selected = |work| plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), work)).unwrap();
     let deselected = |work| {
         let other = cluster_of(&json!({"gpu": "no"}), &json!([]));
-        plan(&observed(module(&spec()), other, Some(two_images()), work)).unwrap()
+        let waited = Some(Waited { generation: 1, unanswered: 0, in_all: SETTLE, still: SETTLE });
+        plan(&Observed { waited, ..observed(module(&spec()), other, Some(two_images()), work) }).unwrap()
     };
     let touched = |plan: &Plan| plan.action != Action::Nothing;
     let table = [
@@ -492,8 +495,18 @@ fn only_a_cluster_that_is_there_and_not_selected_loses_its_work_and_once() {
     let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
     let server = || work(stored(applied(&first)));
     let not_selected = || cluster_of(&json!({"gpu": "no"}), &json!([]));
-    let delete = Plan { action: Action::Delete { uid: "uid-of-work".into() }, ..Plan::nothing(None) };
-    assert_eq!(plan(&observed(module(&spec()), not_selected(), None, Some(server()))).unwrap(), delete);
+    let waited = |still| Waited { generation: 1, unanswered: 0, in_all: still, still };
+    let left = |before| {
+        plan(&Observed { waited: before, ..observed(module(&spec()), not_selected(), None, Some(server())) }).unwrap()
+    };
+    let half = SETTLE / 2;
+    for (before, so_far, rest) in [(None, Duration::ZERO, SETTLE), (Some(waited(half)), half, half)] {
+        let waits = Some(waited(so_far));
+        assert_eq!(left(before), Plan { waits, again: Some(rest), ..Plan::nothing(None) });
+    }
+    let action = Action::Delete { uid: "uid-of-work".into() };
+    let over = Some(waited(SETTLE));
+    assert_eq!(left(over), Plan { action, waits: over, ..Plan::nothing(None) });
 
     // OCM removes the works of a cluster that leaves; one that vanished may come back.
     for mut going in [cluster(&["6.1.0-a"]), not_selected()] {
@@ -517,6 +530,30 @@ fn only_a_cluster_that_is_there_and_not_selected_loses_its_work_and_once() {
     let back =
         plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(deleting)))).unwrap();
     assert_eq!((back.action.clone(), standing(&back).1), (Action::Nothing, ClusterReason::Deleting));
+}
+
+#[test]
+fn while_a_removal_waits_for_a_confirmation_no_cluster_loses_the_module_or_gets_it_newly() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let server = || Some(work(stored(applied(&first))));
+    let not_selected = || cluster_of(&json!({"gpu": "no"}), &json!([]));
+    let waited = Some(Waited { generation: 1, unanswered: 0, in_all: SETTLE, still: SETTLE });
+    let held = Removal::Held(Held { having: 20, leaving: 11, first: vec!["c1".into()] });
+    for (removal, reason) in
+        [(held, ClusterReason::AwaitingConfirmation), (Removal::Unknown, ClusterReason::WaitingForApply)]
+    {
+        let planned = |module, cluster, work| {
+            let seen = observed(module, cluster, Some(two_images()), work);
+            plan(&Observed { removal: removal.clone(), waited, ..seen }).unwrap()
+        };
+        assert_eq!(planned(module(&spec()), not_selected(), server()), Plan::nothing(None));
+        let new = planned(module(&spec()), cluster(&["6.1.0-a"]), None);
+        assert_eq!((&new.action, standing(&new).1), (&Action::Nothing, reason));
+        // Who is selected and has it gets what changed.
+        let mut changed = spec();
+        changed["moduleSpec"]["moduleLoader"]["container"]["modprobe"]["parameters"] = json!(["debug=1"]);
+        assert_eq!(sent(&planned(module(&changed), cluster(&["6.1.0-a"]), server())), [pair("6.1.0-a", 'a')]);
+    }
 }
 
 #[test]
