@@ -35,6 +35,7 @@ use super::wire::null_as_default;
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.desired"),
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.nodes.available"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Covered", type_ = "string", json_path = ".status.conditions[?(@.type==\"Covered\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

@@ -39,6 +39,7 @@ fn ready(work: &Value) -> WorkReport {
         ("renderedHash", hash),
         ("ready.status", json!("True")),
         ("ready.reason", json!("AllNodesReady")),
+        ("covered.status", json!("True")),
         ("moduleLoader.nodesMatchingSelectorNumber", json!(2)),
         ("moduleLoader.desiredNumber", json!(2)),
         ("moduleLoader.availableNumber", json!(2)),
@@ -108,6 +109,7 @@ async fn a_fleet_of_different_clusters_is_right_in_one_pass_and_then_rests() -> 
     }
     let all_ready = bed.status("gpu", "ready", |s| s.number_ready == Some(51)).await?;
     assert_eq!(condition(&all_ready, "Ready"), ("True", "Ready"));
+    assert_eq!(condition(&all_ready, "Covered"), ("True", "Covered"));
     assert_eq!(condition(&all_ready, "Applied"), ("True", "Applied"));
     assert_eq!(condition(&all_ready, "ImagesResolved"), ("True", "ImagesResolved"));
     let nodes = all_ready.nodes.unwrap_or_default();

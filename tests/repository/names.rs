@@ -84,7 +84,10 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(ModuleState, "Pending Pulling Loading Loaded Failed Unloading UnloadFailed Orphaned Unknown");
     assert_list!(UnloadReason, "Deleted NoModuleLoader NotSelected Changed Unknown");
     assert_list!(ImageStatus, "Exists DoesNotExist NeedsBuilding NeedsSigning Unknown");
-    assert_list!(names::ConditionType, "Ready Applied ImagesResolved RemovalConfirmed Progressing Degraded Valid");
+    assert_list!(
+        names::ConditionType,
+        "Ready Covered Applied ImagesResolved RemovalConfirmed Progressing Degraded Valid"
+    );
     assert_list!(
         names::ImageReason,
         "Pending Resolved NotFound Unauthorized Forbidden RateLimited RegistryError InvalidResponse Timeout Unreachable
@@ -116,8 +119,8 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::ClusterReason,
         "Ready NoClaims ClaimsInvalid NoMatchingKernel SomeKernelsUnmapped ImagesNotReady ImagesResolved NotAccepted
-         Unavailable ClusterMissing WaitingForApply NotApplied Applied WaitingForStatus StaleStatus NodesNotReady NoMatchingNodes
-         ClustersNotReady NoMatchingClusters OwnedByOther AwaitingConfirmation InvalidSpec WorkRefused Deleting Unreadable Settled"
+         Unavailable ClusterMissing WaitingForApply NotApplied Applied WaitingForStatus StaleStatus NodesNotReady
+         Covered NodesNotCovered ClustersNotCovered CoverageUnknown NoMatchingNodes ClustersNotReady NoMatchingClusters OwnedByOther AwaitingConfirmation InvalidSpec WorkRefused Deleting Unreadable Settled"
     );
     assert_list!(
         names::EventReason,

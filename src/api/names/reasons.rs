@@ -9,6 +9,9 @@ closed_list! {
     pub enum ConditionType {
         /// Everything is as wanted. Present on every kind; the other conditions say what is missing.
         Ready,
+        /// Every selected node is one that gets the module: its kernel has a mapping and an image, and its taints are
+        /// tolerated.
+        Covered,
         /// The Module was applied to every selected cluster.
         Applied,
         /// Every image that is needed is there and its digest known.
@@ -301,6 +304,14 @@ closed_list! {
         StaleStatus,
         /// The cluster reports nodes that are not ready.
         NodesNotReady,
+        /// Every selected node is one that gets the module.
+        Covered,
+        /// The cluster reports selected nodes that do not get the module.
+        NodesNotCovered,
+        /// Some clusters have selected nodes that do not get the module; the first is named.
+        ClustersNotCovered,
+        /// Some clusters have not told whether every selected node gets the module.
+        CoverageUnknown,
         /// No node of the cluster matches.
         NoMatchingNodes,
         /// Some clusters are not ready; the first are named.

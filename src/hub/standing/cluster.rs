@@ -15,6 +15,8 @@ pub struct Standing {
     pub reason: ClusterReason,
     /// Why, in one sentence; empty where the reason says it all.
     pub message: Arc<str>,
+    /// Whether every selected node is one that gets the module.
+    pub coverage: Coverage,
     /// The present generation of its work was applied.
     pub applied: bool,
     /// Its nodes, zero unless it reports on what it was sent.
@@ -26,7 +28,7 @@ pub struct Standing {
 /// The counters that a cluster can be in; each cluster is in exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// The module is loaded on every node that wants it.
+    /// The module is loaded on every node that gets it.
     Ready,
     /// It is on its way, or waits for somebody.
     Waiting,
@@ -34,6 +36,23 @@ pub enum Phase {
     Unknown,
     /// Something failed.
     Degraded,
+}
+
+/// Whether every node of a cluster that the Module selects is one that gets it: its kernel has a mapping and an image, and
+/// its taints are tolerated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// Every one.
+    Covered,
+    /// Not every one.
+    NotCovered {
+        /// Why, in one word.
+        reason: ClusterReason,
+        /// Why, in one sentence.
+        message: Arc<str>,
+    },
+    /// Nobody can tell.
+    Unknown,
 }
 
 /// Nodes of a cluster.
@@ -54,6 +73,7 @@ impl Standing {
             phase,
             reason,
             message: intern::text(message),
+            coverage: Coverage::Unknown,
             applied: false,
             nodes: Nodes::default(),
             held_back: intern::kernels(&[]),

@@ -7,7 +7,7 @@ mod removal;
 mod report;
 mod tally;
 
-pub use cluster::{Nodes, Phase, Standing};
+pub use cluster::{Coverage, Nodes, Phase, Standing};
 pub use gaps::Gaps;
 pub use removal::{Held, Removal, RemovalGuard, Removals, Side, Turn};
 pub use tally::{Tally, Totals};

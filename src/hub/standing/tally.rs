@@ -7,7 +7,7 @@ use crate::api::names::ClusterReason;
 use crate::core::kernel::KernelVersion;
 use crate::hub::view::Revision;
 
-use super::cluster::{Nodes, Phase, Standing};
+use super::cluster::{Coverage, Nodes, Phase, Standing};
 
 /// The counts of all `ManagedClusterModules`; an event about one cluster costs the same in any fleet.
 #[derive(Debug, Default)]
@@ -26,6 +26,10 @@ struct Counts {
     not_ready: BTreeSet<Arc<str>>,
     /// The same by reason.
     by_reason: BTreeMap<ClusterReason, BTreeSet<Arc<str>>>,
+    /// Clusters in [`Coverage::Covered`].
+    covered: usize,
+    /// Clusters in [`Coverage::NotCovered`], by name.
+    not_covered: BTreeSet<Arc<str>>,
     /// Kernels without an image, with the number of clusters that wait for it.
     held_back: BTreeMap<KernelVersion, usize>,
     /// Clusters that were not looked at since this process leads: until there are none, nothing is told.
@@ -55,6 +59,12 @@ pub struct Totals {
     pub first: Vec<(Arc<str>, Standing)>,
     /// For each reason why clusters are not ready: how many, and the first by name.
     pub reasons: BTreeMap<ClusterReason, (usize, Arc<str>, Standing)>,
+    /// Clusters in [`Coverage::Covered`].
+    pub covered: usize,
+    /// Clusters in [`Coverage::NotCovered`].
+    pub not_covered: usize,
+    /// The first of them by name.
+    pub first_not_covered: Option<(Arc<str>, Standing)>,
     /// Kernels without an image, with the number of clusters that wait for it.
     pub held_back: BTreeMap<KernelVersion, usize>,
 }
@@ -79,6 +89,12 @@ impl Counts {
         step(self.phases.entry(standing.phase).or_default());
         if standing.applied {
             step(&mut self.applied);
+        }
+        match (&standing.coverage, add) {
+            (Coverage::Covered, _) => step(&mut self.covered),
+            (Coverage::NotCovered { .. }, true) => _ = self.not_covered.insert(Arc::clone(cluster)),
+            (Coverage::NotCovered { .. }, false) => _ = self.not_covered.remove(cluster),
+            (Coverage::Unknown, _) => {}
         }
         let sign = if add { 1 } else { -1 };
         self.nodes.matching += sign * standing.nodes.matching;
@@ -128,6 +144,9 @@ impl Counts {
                     Some((*reason, (clusters.len(), first, standing)))
                 })
                 .collect(),
+            covered: self.covered,
+            not_covered: self.not_covered.len(),
+            first_not_covered: self.not_covered.first().and_then(named),
             held_back: self.held_back.clone(),
         }
     }
@@ -210,6 +229,11 @@ mod tests {
         Standing {
             applied: phase == Phase::Ready,
             nodes: Nodes { matching: 3, desired: 2, available },
+            coverage: match phase {
+                Phase::Ready => Coverage::Covered,
+                Phase::Waiting => Coverage::NotCovered { reason, message: "why".into() },
+                Phase::Unknown | Phase::Degraded => Coverage::Unknown,
+            },
             held_back: intern::kernels(&held_back),
             ..Standing::new(phase, reason, "why")
         }

@@ -8,11 +8,16 @@ use super::observe::{Missing, Observed};
 use crate::api::names::{CONFIRM_REMOVAL_ANNOTATION, ClusterReason, ConditionType};
 use crate::api::{FailingCluster, ManagedClusterModuleStatus, NodeTotals};
 use crate::core::conditions::{self, State, Wanted};
-use crate::hub::standing::{Held, Standing, Totals};
+use crate::hub::standing::{Coverage, Held, Standing, Totals};
 
 /// The types of conditions that are written here.
-pub(super) const TYPES: [ConditionType; 4] =
-    [ConditionType::Ready, ConditionType::ImagesResolved, ConditionType::Applied, ConditionType::RemovalConfirmed];
+pub(super) const TYPES: [ConditionType; 5] = [
+    ConditionType::Ready,
+    ConditionType::Covered,
+    ConditionType::ImagesResolved,
+    ConditionType::Applied,
+    ConditionType::RemovalConfirmed,
+];
 /// Why works are not applied, from what somebody must act upon to what passes.
 const NOT_APPLIED: [ClusterReason; 3] =
     [ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
@@ -40,7 +45,7 @@ pub(super) fn plan(
                 (None, None) => ready_of(totals),
             };
             let images = images_resolved(missing, totals, refused.as_deref());
-            vec![ready, images, applied(totals), removal_confirmed(asked)]
+            vec![ready, covered(totals), images, applied(totals), removal_confirmed(asked)]
         }
     };
     // Whatever the store holds by now: the status speaks of what was counted.
@@ -87,6 +92,34 @@ fn ready_of(totals: &Totals) -> Wanted {
         Some((name, standing)) => {
             let message = format!("{count} of {desired} clusters are ready; {}", named(name, standing));
             ready(State::False, ClusterReason::ClustersNotReady, &message)
+        }
+    }
+}
+
+fn covered(totals: &Totals) -> Wanted {
+    let wanted = |state, reason: ClusterReason, message: String| {
+        Wanted::new(ConditionType::Covered.as_str(), state, reason.as_str(), message)
+    };
+    let Totals { desired, covered, not_covered, .. } = totals;
+    match &totals.first_not_covered {
+        _ if *desired == 0 => {
+            wanted(State::False, ClusterReason::NoMatchingClusters, "no cluster matches the selector".to_owned())
+        }
+        Some((name, Standing { coverage: Coverage::NotCovered { reason, message }, .. })) => {
+            let message = format!(
+                "{not_covered} of {desired} clusters have selected nodes that do not get the module; {name} ({reason}: \
+                 {message})"
+            );
+            wanted(State::False, ClusterReason::ClustersNotCovered, message)
+        }
+        _ if covered == desired => {
+            let message = format!("every selected node of all {desired} clusters gets the module");
+            wanted(State::True, ClusterReason::Covered, message)
+        }
+        _ => {
+            let unknown = desired.saturating_sub(*covered);
+            let message = format!("{unknown} of {desired} clusters have not told it of their nodes");
+            wanted(State::Unknown, ClusterReason::CoverageUnknown, message)
         }
     }
 }

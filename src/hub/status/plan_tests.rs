@@ -8,7 +8,7 @@ use super::observe::{Missing, Observed};
 use super::plan::plan;
 use crate::api::ManagedClusterModuleStatus;
 use crate::api::names::{ClusterReason, EventReason};
-use crate::hub::standing::{Held, Nodes, Phase, Standing, Tally};
+use crate::hub::standing::{Coverage, Held, Nodes, Phase, Standing, Tally};
 use crate::hub::testing::{MODULE, kernel, module, spec};
 use crate::hub::view::{Fault, FleetModule};
 
@@ -22,6 +22,7 @@ fn time(text: &str) -> Timestamp {
 fn at(phase: Phase, reason: ClusterReason, message: &str) -> Standing {
     let applied = matches!(phase, Phase::Ready | Phase::Unknown);
     Standing {
+        coverage: if phase == Phase::Ready { Coverage::Covered } else { Coverage::Unknown },
         applied,
         nodes: Nodes { matching: 3, desired: 2, available: 1 },
         ..Standing::new(phase, reason, message)
@@ -54,6 +55,10 @@ fn missing(reason: &str) -> Vec<Missing> {
 fn conditions(status: &ManagedClusterModuleStatus) -> Vec<(&str, &str, &str, &str)> {
     let all = status.conditions.iter();
     all.map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str(), c.message.as_str())).collect()
+}
+
+fn condition<'a>(status: &'a ManagedClusterModuleStatus, type_: &str) -> (&'a str, &'a str, &'a str, &'a str) {
+    conditions(status).into_iter().find(|condition| condition.0 == type_).unwrap()
 }
 
 fn from_nothing(observed: &Observed) -> ManagedClusterModuleStatus {
@@ -92,6 +97,7 @@ fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
                 "NotApplied",
                 "applied on 2 of 4 clusters; 1 failed, the first is c2 (NotApplied: forbidden)"
             ),
+            ("Covered", "Unknown", "CoverageUnknown", "3 of 4 clusters have not told it of their nodes"),
             ("ImagesResolved", "True", "ImagesResolved", "every image that is needed is known"),
             ("Ready", "False", "ClustersNotReady", "1 of 4 clusters are ready; c1 (NodesNotReady: NodesNotReady: n1)"),
             ("RemovalConfirmed", "True", "Settled", "nothing waits for a confirmation"),
@@ -116,10 +122,35 @@ fn the_same_again_is_no_write_and_zeros_are_written() {
 fn ready_means_every_selected_cluster_and_no_cluster_is_not_ready() {
     let ready = at(Phase::Ready, ClusterReason::Ready, "");
     let all = from_nothing(&observed(module(&spec()), &[ready.clone(), ready], vec![]));
-    assert_eq!(conditions(&all)[2], ("Ready", "True", "Ready", "all 2 clusters are ready"));
-    assert_eq!(conditions(&all)[0], ("Applied", "True", "Applied", "applied on all 2 clusters"));
+    assert_eq!(condition(&all, "Ready"), ("Ready", "True", "Ready", "all 2 clusters are ready"));
+    assert_eq!(condition(&all, "Applied"), ("Applied", "True", "Applied", "applied on all 2 clusters"));
     let none = from_nothing(&observed(module(&spec()), &[], vec![]));
-    assert_eq!(conditions(&none)[2], ("Ready", "False", "NoMatchingClusters", "no cluster matches the selector"));
+    assert_eq!(condition(&none, "Ready"), ("Ready", "False", "NoMatchingClusters", "no cluster matches the selector"));
+}
+
+#[test]
+fn covered_is_every_selected_node_of_every_cluster_whether_ready_or_not() {
+    let cluster = |phase, coverage| Standing { coverage, ..at(phase, ClusterReason::NodesNotReady, "n1") };
+    let not = |reason, message: &str| Coverage::NotCovered { reason, message: message.into() };
+    let covered = || cluster(Phase::Waiting, Coverage::Covered);
+    let partly = cluster(Phase::Ready, not(ClusterReason::SomeKernelsUnmapped, "no usable mapping for kernel x"));
+    let unknown = || cluster(Phase::Unknown, Coverage::Unknown);
+    let table = [
+        (vec![], "False", "NoMatchingClusters", "no cluster matches the selector"),
+        (vec![covered(), covered()], "True", "Covered", "every selected node of all 2 clusters gets the module"),
+        (vec![covered(), unknown()], "Unknown", "CoverageUnknown", "1 of 2 clusters have not told it of their nodes"),
+        (
+            vec![covered(), unknown(), partly],
+            "False",
+            "ClustersNotCovered",
+            "1 of 3 clusters have selected nodes that do not get the module; c2 (SomeKernelsUnmapped: no usable mapping \
+             for kernel x)",
+        ),
+    ];
+    for (clusters, status, reason, message) in table {
+        let new = from_nothing(&observed(module(&spec()), &clusters, vec![]));
+        assert_eq!(condition(&new, "Covered"), ("Covered", status, reason, message));
+    }
 }
 
 #[test]
@@ -133,7 +164,7 @@ fn a_missing_image_is_named_with_what_the_registry_said() {
     for (said, reason, why) in table {
         let new = from_nothing(&observed(module(&spec()), &waiting, missing(said)));
         let message = format!("kernel 6.1.0-a on 1 cluster waits for registry.test/gpu:6.1.0-a ({why})");
-        assert_eq!(conditions(&new)[1], ("ImagesResolved", "False", reason, &*message));
+        assert_eq!(condition(&new, "ImagesResolved"), ("ImagesResolved", "False", reason, &*message));
     }
 }
 
@@ -143,7 +174,7 @@ fn a_wish_that_cannot_be_carried_out_is_said_and_one_never_read_keeps_its_number
     broken["moduleSpec"]["moduleLoader"]["container"]["kernelMappings"][0]["regexp"] = json!("[");
     let clusters = [at(Phase::Waiting, ClusterReason::InvalidSpec, "")];
     let new = from_nothing(&observed(module(&broken), &clusters, vec![]));
-    let ready = conditions(&new)[2];
+    let ready = condition(&new, "Ready");
     assert_eq!((ready.1, ready.2), ("False", "InvalidSpec"));
     assert!(
         ready.3.starts_with("spec.moduleSpec.moduleLoader.container: kernelMappings[0].regexp \"[\""),
@@ -200,7 +231,7 @@ fn images_that_cannot_be_asked_for_are_no_silence() {
     let clusters = [at(Phase::Waiting, ClusterReason::ImagesNotReady, "")];
     let refused = Some("etcdserver: request is too large".to_owned());
     let new = from_nothing(&Observed { refused, ..observed(module(&spec()), &clusters, missing("")) });
-    let images = conditions(&new).into_iter().find(|condition| condition.0 == "ImagesResolved").unwrap();
+    let images = condition(&new, "ImagesResolved");
     let message =
         "images cannot be asked for: the ModuleImagesConfig cannot be written: etcdserver: request is too large";
     assert_eq!(images, ("ImagesResolved", "False", "ImagesNotReady", message));
@@ -218,8 +249,8 @@ fn a_removal_that_waits_says_how_many_clusters_which_and_what_to_do() {
     let message = "12 of 20 clusters that have the module are not selected any more: c00, c01, c02 and 9 more; they keep \
         it, and no other cluster gets it, until you confirm that they lose it: kubectl annotate managedclustermodule gpu \
         --overwrite kmm.node.kubernetes.io/confirm-removal=1; or put spec.selector or the labels of the clusters right";
-    for (index, type_) in [(2, "Ready"), (3, "RemovalConfirmed")] {
-        assert_eq!(conditions(&new)[index], (type_, "False", "AwaitingConfirmation", message));
+    for type_ in ["Ready", "RemovalConfirmed"] {
+        assert_eq!(condition(&new, type_), (type_, "False", "AwaitingConfirmation", message));
     }
     let told: Vec<EventReason> = news(&old, &new).into_iter().map(|News { reason, .. }| reason).collect();
     assert_eq!(told, [EventReason::NotReady, EventReason::RemovalAwaitsConfirmation]);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, RENDERED_HASH_ANNOTATION, SENT_IMAGES_ANNOTATION};
 use crate::api::ocm::{FieldValue, ManifestStatus, ManifestWork, ManifestWorkStatus, values};
+use crate::core::conditions::State;
 use crate::core::hash;
 use crate::core::kernel::KernelVersion;
 use crate::core::pin::source_id;
@@ -84,12 +85,21 @@ pub struct Report {
     pub desired: i64,
     /// Nodes that have it.
     pub available: i64,
-    /// Status of the Module's condition `Ready`: `True`, `False`, `Unknown`; empty if it has none.
-    pub ready: Arc<str>,
+    /// The Module's condition `Ready`, if it has one.
+    pub ready: Option<Said>,
+    /// The Module's condition `Covered`, if it has one.
+    pub covered: Option<Said>,
+}
+
+/// A condition as a cluster reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Its status.
+    pub state: State,
     /// Its reason.
     pub reason: Arc<str>,
-    /// Its message.
-    pub message: Arc<str>,
+    /// Its reason and message, for people.
+    pub why: Arc<str>,
 }
 
 /// Hash of the Module in a work, without the annotation that holds this hash.
@@ -229,6 +239,10 @@ impl Feedback {
         };
         let string = |name: &str| found(name).and_then(|value| value.string.as_deref()).unwrap_or_default();
         let number = |name: String| found(&name).and_then(|value: &FieldValue| value.integer).unwrap_or_default();
+        let said = |condition: &str| {
+            let part = |field: &str| string(&format!("{condition}.{field}"));
+            Said::of(part(feedback::STATUS), part(feedback::REASON), part(feedback::MESSAGE))
+        };
         let sent = module
             .and_then(|module| module["metadata"]["annotations"][RENDERED_HASH_ANNOTATION].as_str())
             .unwrap_or_default();
@@ -243,10 +257,17 @@ impl Feedback {
             matching: number(format!("{part}.{}", feedback::MATCHING)),
             desired: number(format!("{part}.{}", feedback::DESIRED)),
             available: number(format!("{part}.{}", feedback::AVAILABLE)),
-            ready: intern::text(string(feedback::READY_STATUS)),
-            reason: intern::text(string(feedback::READY_REASON)),
-            message: intern::text(string(feedback::READY_MESSAGE)),
+            ready: said(feedback::READY),
+            covered: said(feedback::COVERED),
         }))
+    }
+}
+
+impl Said {
+    fn of(status: &str, reason: &str, message: &str) -> Option<Self> {
+        let state = [State::True, State::False, State::Unknown].into_iter().find(|state| state.as_str() == status)?;
+        let why: Vec<&str> = [reason, message].into_iter().filter(|text| !text.is_empty()).collect();
+        Some(Self { state, reason: intern::text(reason), why: intern::text(&why.join(": ")) })
     }
 }
 

@@ -9,7 +9,7 @@ use super::plan::{Action, GRACE, LONGEST, Plan, SETTLE, plan};
 use super::waits::Waited;
 use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
-use crate::hub::standing::{Held, Phase, Removal};
+use crate::hub::standing::{Coverage, Held, Phase, Removal};
 use crate::hub::testing::{
     MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, kernel, module, module_of, owner, reported,
     spec, stored, target, work,
@@ -83,6 +83,9 @@ fn the_work_holds_a_namespace_and_a_trimmed_module_with_one_literal_mapping_per_
             rule("ready.status", ".status.conditions[?(@.type==\"Ready\")].status"),
             rule("ready.reason", ".status.conditions[?(@.type==\"Ready\")].reason"),
             rule("ready.message", ".status.conditions[?(@.type==\"Ready\")].message"),
+            rule("covered.status", ".status.conditions[?(@.type==\"Covered\")].status"),
+            rule("covered.reason", ".status.conditions[?(@.type==\"Covered\")].reason"),
+            rule("covered.message", ".status.conditions[?(@.type==\"Covered\")].message"),
         ])
         .collect();
     let sources = rendered["metadata"]["annotations"]["kmm.node.kubernetes.io/sent-images"].clone();
@@ -671,6 +674,75 @@ fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
             "silence is not {reason}"
         );
     }
+}
+
+#[test]
+fn whether_every_selected_node_gets_the_module_is_what_the_cluster_says_and_else_what_the_hub_knows() {
+    let facts = || {
+        images(&[
+            ("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a'))),
+            ("6.1.0-b", "registry.test/gpu:6.1.0-b", Err("NotFound")),
+        ])
+    };
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(facts()), None)).unwrap();
+    assert_eq!(first.standing.as_ref().unwrap().coverage, Coverage::Unknown, "just sent");
+    let server = stored(applied(&first));
+    let report = |covered: Option<(&str, &str)>| {
+        let mut values = vec![
+            ("renderedHash", hash_in(&server)),
+            ("ready.status", json!("True")),
+            ("ready.reason", json!("AllNodesReady")),
+        ];
+        if let Some((status, reason)) = covered {
+            values.extend(
+                [("covered.status", status), ("covered.reason", reason), ("covered.message", "n1")]
+                    .map(|(name, value)| (name, json!(value))),
+            );
+        }
+        reported(server.clone(), &values)
+    };
+    let not = |reason, message: &str| Coverage::NotCovered { reason, message: message.into() };
+    let image =
+        || not(ClusterReason::ImagesNotReady, "no image yet for kernel 6.1.0-b (registry.test/gpu:6.1.0-b: NotFound)");
+    let mapping = || not(ClusterReason::SomeKernelsUnmapped, "no usable mapping for kernel x86");
+    let no = |reason| Some(("False", reason));
+    let waits = (Phase::Waiting, ClusterReason::ImagesNotReady);
+    let ready = (Phase::Ready, ClusterReason::Ready);
+    let (a, b, x) = (&["6.1.0-a"][..], &["6.1.0-a", "6.1.0-b"][..], &["6.1.0-a", "x86"][..]);
+    let table = [
+        (a, report(None), ready, Coverage::Covered),
+        (a, report(Some(("True", "Covered"))), ready, Coverage::Covered),
+        (a, report(Some(("Unknown", "NodesSilent"))), ready, Coverage::Unknown),
+        (a, report(no("SomethingNew")), ready, not(ClusterReason::NodesNotCovered, "SomethingNew: n1")),
+        (a, report(no("NoMatchingKernel")), ready, not(ClusterReason::NoMatchingKernel, "NoMatchingKernel: n1")),
+        // A node booted a kernel whose image is not there yet: that is no failure, and the Hub knows the cause.
+        (b, report(None), waits, image()),
+        (b, report(no("SomeKernelsUnmapped")), waits, image()),
+        // No node that the Module selects has it.
+        (b, report(Some(("True", "Covered"))), ready, Coverage::Covered),
+        (x, report(None), ready, mapping()),
+        (
+            x,
+            report(no("SomeKernelsUnmapped")),
+            ready,
+            not(ClusterReason::SomeKernelsUnmapped, "SomeKernelsUnmapped: n1"),
+        ),
+        (x, report(Some(("True", "Covered"))), ready, Coverage::Covered),
+        (a, server.clone(), (Phase::Waiting, ClusterReason::WaitingForApply), Coverage::Unknown),
+        (x, server.clone(), (Phase::Waiting, ClusterReason::WaitingForApply), mapping()),
+    ];
+    for (index, (kernels, server, phase, coverage)) in table.into_iter().enumerate() {
+        let seen = observed(module(&spec()), cluster(kernels), Some(facts()), Some(work(server)));
+        let standing = plan(&seen).unwrap().standing.unwrap();
+        assert_eq!(((standing.phase, standing.reason), standing.coverage), (phase, coverage), "case {index}");
+    }
+    let none = plan(&observed(module(&spec()), cluster(&["x86"]), Some(facts()), None)).unwrap().standing.unwrap();
+    assert_eq!((none.phase, none.reason), (Phase::Waiting, ClusterReason::NoMatchingKernel));
+    assert_eq!(none.coverage, not(ClusterReason::NoMatchingKernel, "no usable mapping for kernel x86"));
+    let mut silent = cluster(&["6.1.0-a"]);
+    silent.silent = true;
+    let silent = observed(module(&spec()), silent, Some(facts()), Some(work(report(Some(("True", "Covered"))))));
+    assert_eq!(plan(&silent).unwrap().standing.unwrap().coverage, Coverage::Unknown);
 }
 
 #[test]
