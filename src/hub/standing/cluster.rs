@@ -13,7 +13,7 @@ pub struct Standing {
     pub phase: Phase,
     /// Why, in one word.
     pub reason: ClusterReason,
-    /// Why, in one sentence; empty where the reason says it all.
+    /// Why, in one sentence of at most [`MESSAGE_MAX`](intern::MESSAGE_MAX) characters; empty where the reason says it all.
     pub message: Arc<str>,
     /// Whether every selected node is one that gets the module.
     pub coverage: Coverage,
@@ -72,7 +72,7 @@ impl Standing {
         Self {
             phase,
             reason,
-            message: intern::text(message),
+            message: intern::message(message),
             coverage: Coverage::Unknown,
             applied: false,
             nodes: Nodes::default(),
@@ -83,6 +83,6 @@ impl Standing {
     /// Another reason for the same cluster; what is known of its work stays.
     #[must_use]
     pub fn because(self, phase: Phase, reason: ClusterReason, message: &str) -> Self {
-        Self { phase, reason, message: intern::text(message), ..self }
+        Self { phase, reason, message: intern::message(message), ..self }
     }
 }

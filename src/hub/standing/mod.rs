@@ -6,6 +6,8 @@ mod obstacle;
 mod removal;
 mod report;
 mod tally;
+#[cfg(test)]
+mod tally_size_tests;
 
 pub use cluster::{Coverage, Nodes, Phase, Standing};
 pub use gaps::Gaps;

@@ -125,7 +125,7 @@ fn coverage(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps) -> Coverage {
         Some(State::Unknown) => return Coverage::Unknown,
         Some(State::False) | None => {}
     }
-    let not_covered = |reason, message: &str| Coverage::NotCovered { reason, message: intern::text(message) };
+    let not_covered = |reason, message: &str| Coverage::NotCovered { reason, message: intern::message(message) };
     if let Some(message) = gaps.without_image() {
         return not_covered(ClusterReason::ImagesNotReady, &message);
     }

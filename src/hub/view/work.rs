@@ -224,7 +224,7 @@ impl Applied {
             .iter()
             .filter_map(|manifest| condition(&manifest.conditions, values::WORK_APPLIED))
             .find(|condition| condition.status != "True");
-        Self::Failed(intern::text(&failed.unwrap_or(applied).message))
+        Self::Failed(intern::message(&failed.unwrap_or(applied).message))
     }
 }
 
@@ -267,7 +267,7 @@ impl Said {
     fn of(status: &str, reason: &str, message: &str) -> Option<Self> {
         let state = [State::True, State::False, State::Unknown].into_iter().find(|state| state.as_str() == status)?;
         let why: Vec<&str> = [reason, message].into_iter().filter(|text| !text.is_empty()).collect();
-        Some(Self { state, reason: intern::text(reason), why: intern::text(&why.join(": ")) })
+        Some(Self { state, reason: intern::message(reason), why: intern::message(&why.join(": ")) })
     }
 }
 
