@@ -302,6 +302,8 @@ closed_list! {
         WaitingForStatus,
         /// The cluster reports on something older than what was applied.
         StaleStatus,
+        /// The cluster reports numbers of nodes and nothing that says of which version, as KMM does.
+        CountersOnly,
         /// The cluster reports nodes that are not ready.
         NodesNotReady,
         /// Every selected node is one that gets the module.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::api::names::ClusterReason;
 use crate::core::kernel::KernelVersion;
 use crate::hub::intern;
+use crate::hub::view::Nodes;
 
 /// The part of the status that one cluster contributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Standing {
     pub coverage: Coverage,
     /// The present generation of its work was applied.
     pub applied: bool,
-    /// Its nodes, zero unless it reports on what it was sent.
+    /// Its nodes, zero unless it reports on what it was sent, or counts alone.
     pub nodes: Nodes,
     /// Kernels that have a mapping and no image yet.
     pub held_back: Arc<[KernelVersion]>,
@@ -53,17 +54,6 @@ pub enum Coverage {
     },
     /// Nobody can tell.
     Unknown,
-}
-
-/// Nodes of a cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nodes {
-    /// Nodes that match the Module's selector.
-    pub matching: i64,
-    /// Nodes that are to have the module.
-    pub desired: i64,
-    /// Nodes that have it.
-    pub available: i64,
 }
 
 impl Standing {

@@ -9,7 +9,7 @@ mod tally;
 #[cfg(test)]
 mod tally_size_tests;
 
-pub use cluster::{Coverage, Nodes, Phase, Standing};
+pub use cluster::{Coverage, Phase, Standing};
 pub use gaps::Gaps;
 pub use removal::{Held, Removal, RemovalGuard, Removals, Side, Turn};
 pub use tally::{Tally, Totals};

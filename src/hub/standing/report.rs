@@ -3,9 +3,9 @@
 use crate::api::names::{ClusterReason, ModuleReason};
 use crate::core::conditions::State;
 use crate::hub::intern;
-use crate::hub::view::{Applied, Feedback, Kernels, Report, Said, Work};
+use crate::hub::view::{Applied, Feedback, Kernels, Nodes, Said, Work};
 
-use super::cluster::{Coverage, Nodes, Phase, Standing};
+use super::cluster::{Coverage, Phase, Standing};
 use super::gaps::Gaps;
 
 impl Standing {
@@ -76,16 +76,21 @@ impl Standing {
                     Feedback::Stale => {
                         Self::new(Phase::Unknown, ClusterReason::StaleStatus, "the cluster reports on an older version")
                     }
-                    Feedback::Current(report) => Self::of_report(report),
+                    Feedback::CountersOnly(nodes) => Self::of_counters(*nodes),
+                    Feedback::Current(report) => Self { nodes: report.nodes, ..Self::of_ready(report.ready.as_ref()) },
                 };
                 Self { applied: true, ..standing }
             }
         }
     }
 
-    fn of_report(report: &Report) -> Self {
-        let nodes = Nodes { matching: report.matching, desired: report.desired, available: report.available };
-        Self { nodes, ..Self::of_ready(report.ready.as_ref()) }
+    /// A cluster in which KMM runs: its numbers may lag behind what it was sent, so they get a reason of their own.
+    fn of_counters(nodes: Nodes) -> Self {
+        let Nodes { desired, available, .. } = nodes;
+        let phase = if available >= desired { Phase::Ready } else { Phase::Waiting };
+        let message =
+            format!("{available} of {desired} nodes have the module; the cluster does not tell of which version");
+        Self { nodes, ..Self::new(phase, ClusterReason::CountersOnly, &message) }
     }
 
     fn of_ready(ready: Option<&Said>) -> Self {
@@ -115,11 +120,11 @@ impl Standing {
 /// Whether every selected node gets the module. The cluster knows; of one that does not tell, what is missing on the Hub
 /// decides.
 fn coverage(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps) -> Coverage {
-    let report = match work.map(|work| (&work.applied, &work.feedback)) {
-        Some((Applied::Yes, Feedback::Current(report))) => Some(report),
+    let feedback = work.filter(|work| work.applied == Applied::Yes).map(|work| &work.feedback);
+    let said = match feedback {
+        Some(Feedback::Current(report)) => report.covered.as_ref(),
         _ => None,
     };
-    let said = report.and_then(|report| report.covered.as_ref());
     match said.map(|said| said.state) {
         Some(State::True) => return Coverage::Covered,
         Some(State::Unknown) => return Coverage::Unknown,
@@ -141,8 +146,8 @@ fn coverage(work: Option<&Work>, kernels: &Kernels, gaps: &Gaps) -> Coverage {
         let reason = if all { ClusterReason::NoMatchingKernel } else { ClusterReason::SomeKernelsUnmapped };
         return not_covered(reason, &message);
     }
-    match (report, kernels) {
-        (Some(_), Kernels::Complete(_)) => Coverage::Covered,
+    match (feedback, kernels) {
+        (Some(Feedback::Current(_) | Feedback::CountersOnly(_)), Kernels::Complete(_)) => Coverage::Covered,
         _ => Coverage::Unknown,
     }
 }

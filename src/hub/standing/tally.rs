@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::names::ClusterReason;
 use crate::core::kernel::KernelVersion;
-use crate::hub::view::Revision;
+use crate::hub::view::{Nodes, Revision};
 
-use super::cluster::{Coverage, Nodes, Phase, Standing};
+use super::cluster::{Coverage, Phase, Standing};
 
 /// The counts of all `ManagedClusterModules`; an event about one cluster costs the same in any fleet.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ struct Counts {
     nodes: Nodes,
     /// Clusters that are not ready, by name.
     not_ready: BTreeSet<Arc<str>>,
-    /// The same by reason.
+    /// Clusters with another reason than [`ClusterReason::Ready`], by reason.
     by_reason: BTreeMap<ClusterReason, BTreeSet<Arc<str>>>,
     /// Clusters in [`Coverage::Covered`].
     covered: usize,
@@ -57,7 +57,7 @@ pub struct Totals {
     pub nodes: Nodes,
     /// The first clusters by name that are not ready.
     pub first: Vec<(Arc<str>, Standing)>,
-    /// For each reason why clusters are not ready: how many, and the first by name.
+    /// For each reason but [`ClusterReason::Ready`]: how many clusters, and the first by name.
     pub reasons: BTreeMap<ClusterReason, (usize, Arc<str>, Standing)>,
     /// Clusters in [`Coverage::Covered`].
     pub covered: usize,
@@ -107,19 +107,24 @@ impl Counts {
                 self.held_back.remove(kernel);
             }
         }
-        if standing.phase == Phase::Ready {
+        if standing.phase != Phase::Ready {
+            if add {
+                self.not_ready.insert(Arc::clone(cluster))
+            } else {
+                self.not_ready.remove(cluster)
+            };
+        }
+        if standing.reason == ClusterReason::Ready {
             return;
         }
         let of_reason = self.by_reason.entry(standing.reason).or_default();
         if add {
-            self.not_ready.insert(Arc::clone(cluster));
-            of_reason.insert(Arc::clone(cluster));
+            of_reason.insert(Arc::clone(cluster))
         } else {
-            self.not_ready.remove(cluster);
-            of_reason.remove(cluster);
-            if of_reason.is_empty() {
-                self.by_reason.remove(&standing.reason);
-            }
+            of_reason.remove(cluster)
+        };
+        if of_reason.is_empty() {
+            self.by_reason.remove(&standing.reason);
         }
     }
 

@@ -88,7 +88,16 @@ fn ready_of(totals: &Totals) -> Wanted {
         return ready(State::False, ClusterReason::NoMatchingClusters, "no cluster matches the selector");
     }
     match totals.first.first() {
-        None => ready(State::True, ClusterReason::Ready, &format!("all {desired} clusters are ready")),
+        None => match totals.reasons.get(&ClusterReason::CountersOnly) {
+            None => ready(State::True, ClusterReason::Ready, &format!("all {desired} clusters are ready")),
+            Some((counted, name, _)) => {
+                let message = format!(
+                    "all {desired} clusters are ready, {counted} of them by numbers alone, which do not tell of which \
+                     version; the first is {name}"
+                );
+                ready(State::True, ClusterReason::CountersOnly, &message)
+            }
+        },
         Some((name, standing)) => {
             let message = format!("{count} of {desired} clusters are ready; {}", named(name, standing));
             ready(State::False, ClusterReason::ClustersNotReady, &message)

@@ -8,9 +8,9 @@ use super::observe::{Missing, Observed};
 use super::plan::plan;
 use crate::api::ManagedClusterModuleStatus;
 use crate::api::names::{ClusterReason, EventReason};
-use crate::hub::standing::{Coverage, Held, Nodes, Phase, Standing, Tally};
+use crate::hub::standing::{Coverage, Held, Phase, Standing, Tally};
 use crate::hub::testing::{MODULE, kernel, module, spec};
-use crate::hub::view::{Fault, FleetModule};
+use crate::hub::view::{Fault, FleetModule, Nodes};
 
 const NOW: &str = "2026-02-01T00:00:00Z";
 const LATER: &str = "2026-03-01T00:00:00Z";
@@ -126,6 +126,22 @@ fn ready_means_every_selected_cluster_and_no_cluster_is_not_ready() {
     assert_eq!(condition(&all, "Applied"), ("Applied", "True", "Applied", "applied on all 2 clusters"));
     let none = from_nothing(&observed(module(&spec()), &[], vec![]));
     assert_eq!(condition(&none, "Ready"), ("Ready", "False", "NoMatchingClusters", "no cluster matches the selector"));
+}
+
+#[test]
+fn a_mixed_fleet_becomes_ready_and_says_which_clusters_only_count() {
+    let ready = || at(Phase::Ready, ClusterReason::Ready, "");
+    let counts = || at(Phase::Ready, ClusterReason::CountersOnly, "2 of 2 nodes");
+    let mixed = from_nothing(&observed(module(&spec()), &[ready(), counts(), counts()], vec![]));
+    let message =
+        "all 3 clusters are ready, 2 of them by numbers alone, which do not tell of which version; the first is c1";
+    assert_eq!(condition(&mixed, "Ready"), ("Ready", "True", "CountersOnly", message));
+    assert_eq!((mixed.number_ready, mixed.clusters.len()), (Some(3), 0));
+    let whole = from_nothing(&observed(module(&spec()), &[ready(), ready(), ready()], vec![]));
+    assert_eq!(news(&mixed, &whole), [], "the last cluster was upgraded");
+    let waiting = at(Phase::Waiting, ClusterReason::CountersOnly, "1 of 2 nodes");
+    let waits = from_nothing(&observed(module(&spec()), &[ready(), counts(), waiting], vec![]));
+    assert_eq!(condition(&waits, "Ready").3, "2 of 3 clusters are ready; c2 (CountersOnly: 1 of 2 nodes)");
 }
 
 #[test]

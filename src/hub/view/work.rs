@@ -72,19 +72,28 @@ pub enum Feedback {
     None,
     /// Something about another Module than the one in the work.
     Stale,
+    /// Numbers alone, which may be of any version of the Module: KMM reports nothing else.
+    CountersOnly(Nodes),
     /// About the Module in the work.
     Current(Box<Report>),
+}
+
+/// Nodes of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Nodes that match the Module's selector.
+    pub matching: i64,
+    /// Nodes that are to have the module.
+    pub desired: i64,
+    /// Nodes that have it.
+    pub available: i64,
 }
 
 /// A cluster's report on the Module in a work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Nodes that match the Module's selector.
-    pub matching: i64,
-    /// Nodes that are to have it.
-    pub desired: i64,
-    /// Nodes that have it.
-    pub available: i64,
+    /// Its nodes.
+    pub nodes: Nodes,
     /// The Module's condition `Ready`, if it has one.
     pub ready: Option<Said>,
     /// The Module's condition `Covered`, if it has one.
@@ -238,7 +247,7 @@ impl Feedback {
             manifest.status_feedback.values.iter().find(|value| value.name == name).map(|value| &value.field_value)
         };
         let string = |name: &str| found(name).and_then(|value| value.string.as_deref()).unwrap_or_default();
-        let number = |name: String| found(&name).and_then(|value: &FieldValue| value.integer).unwrap_or_default();
+        let number = |name: &str| found(name).and_then(|value: &FieldValue| value.integer);
         let said = |condition: &str| {
             let part = |field: &str| string(&format!("{condition}.{field}"));
             Said::of(part(feedback::STATUS), part(feedback::REASON), part(feedback::MESSAGE))
@@ -246,20 +255,24 @@ impl Feedback {
         let sent = module
             .and_then(|module| module["metadata"]["annotations"][RENDERED_HASH_ANNOTATION].as_str())
             .unwrap_or_default();
+        let spec = module.map_or(&Value::Null, |module| &module["spec"]);
+        let part = feedback::counted_part(spec);
+        let counter = |name: &str| number(&format!("{part}.{name}"));
+        let (matching, desired, available) =
+            (counter(feedback::MATCHING), counter(feedback::DESIRED), counter(feedback::AVAILABLE));
+        let counts = [matching, desired, available].iter().any(Option::is_some);
+        let nodes = Nodes {
+            matching: matching.unwrap_or_default(),
+            desired: desired.unwrap_or_default(),
+            available: available.unwrap_or_default(),
+        };
         match string(feedback::RENDERED_HASH) {
+            "" if counts => return Self::CountersOnly(nodes),
             "" => return Self::None,
             reported if reported != sent => return Self::Stale,
             _ => {}
         }
-        let spec = module.map_or(&Value::Null, |module| &module["spec"]);
-        let part = feedback::counted_part(spec);
-        Self::Current(Box::new(Report {
-            matching: number(format!("{part}.{}", feedback::MATCHING)),
-            desired: number(format!("{part}.{}", feedback::DESIRED)),
-            available: number(format!("{part}.{}", feedback::AVAILABLE)),
-            ready: said(feedback::READY),
-            covered: said(feedback::COVERED),
-        }))
+        Self::Current(Box::new(Report { nodes, ready: said(feedback::READY), covered: said(feedback::COVERED) }))
     }
 }
 

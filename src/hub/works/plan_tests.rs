@@ -632,14 +632,6 @@ fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
             0,
         ),
         (
-            report(json!(""), "True", "AllNodesReady"),
-            Phase::Unknown,
-            ClusterReason::WaitingForStatus,
-            "the cluster has not reported yet",
-            true,
-            0,
-        ),
-        (
             reported(server.clone(), &[]),
             Phase::Unknown,
             ClusterReason::WaitingForStatus,
@@ -674,6 +666,34 @@ fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
             "silence is not {reason}"
         );
     }
+}
+
+#[test]
+fn a_cluster_that_reports_counters_only_is_counted_with_a_reason_of_its_own() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let server = stored(applied(&first));
+    let standing = |values: &[(&str, Value)], kernels: &[&str]| {
+        let work = work(reported(server.clone(), values));
+        plan(&observed(module(&spec()), cluster(kernels), Some(two_images()), Some(work))).unwrap().standing.unwrap()
+    };
+    let (desired, available) = ("moduleLoader.desiredNumber", "moduleLoader.availableNumber");
+    let matching = ("moduleLoader.nodesMatchingSelectorNumber", json!(3));
+    let version = "nodes have the module; the cluster does not tell of which version";
+    // KMM leaves zeros out.
+    for (values, phase, nodes) in [
+        (vec![matching.clone(), (desired, json!(2)), (available, json!(2))], Phase::Ready, (3, 2, 2)),
+        (vec![matching.clone(), (desired, json!(2)), (available, json!(1))], Phase::Waiting, (3, 2, 1)),
+        (vec![matching.clone(), (desired, json!(2))], Phase::Waiting, (3, 2, 0)),
+        (vec![matching.clone()], Phase::Ready, (3, 0, 0)),
+    ] {
+        let standing = standing(&values, &["6.1.0-a"]);
+        assert_eq!((standing.phase, standing.reason), (phase, ClusterReason::CountersOnly));
+        assert_eq!((standing.nodes.matching, standing.nodes.desired, standing.nodes.available), nodes);
+        assert_eq!(&*standing.message, format!("{} of {} {version}", nodes.2, nodes.1));
+        assert_eq!((standing.applied, standing.coverage), (true, Coverage::Covered));
+    }
+    let unmapped = standing(&[matching], &["6.1.0-a", "x86"]);
+    assert!(matches!(unmapped.coverage, Coverage::NotCovered { reason: ClusterReason::SomeKernelsUnmapped, .. }));
 }
 
 #[test]
