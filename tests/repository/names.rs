@@ -119,7 +119,7 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::ClusterReason,
         "Ready NoClaims ClaimsInvalid NoMatchingKernel SomeKernelsUnmapped ImagesNotReady ImagesResolved NotAccepted
-         Unavailable ClusterMissing WaitingForApply NotApplied Applied WaitingForStatus StaleStatus CountersOnly NodesNotReady
+         Unavailable ClusterMissing WaitingForApply NotApplied AgentForbidden Applied WaitingForStatus StaleStatus CountersOnly NodesNotReady
          Covered NodesNotCovered ClustersNotCovered CoverageUnknown NoMatchingNodes ClustersNotReady NoMatchingClusters OwnedByOther AwaitingConfirmation InvalidSpec WorkRefused Deleting Unreadable Settled"
     );
     assert_list!(

@@ -296,6 +296,8 @@ closed_list! {
         WaitingForApply,
         /// The cluster's agent could not apply the work.
         NotApplied,
+        /// The cluster's agent lacks a right that applying the work needs.
+        AgentForbidden,
         /// Applied on every selected cluster.
         Applied,
         /// Applied, and the cluster has not reported on what was applied.

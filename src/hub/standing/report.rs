@@ -68,6 +68,7 @@ impl Standing {
                 Self::new(Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet")
             }
             Applied::Failed(why) => Self::new(Phase::Degraded, ClusterReason::NotApplied, why),
+            Applied::Forbidden(why) => Self::new(Phase::Degraded, ClusterReason::AgentForbidden, why),
             Applied::Yes => {
                 let standing = match &work.feedback {
                     Feedback::None => {

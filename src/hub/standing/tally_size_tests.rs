@@ -16,7 +16,7 @@ fn bytes(works: &[Arc<Work>], standings: &[Standing]) -> usize {
     let mut texts: BTreeMap<*const u8, usize> = BTreeMap::new();
     let mut add = |text: &Arc<str>| _ = texts.insert(text.as_ptr(), text.len());
     for work in works {
-        if let Applied::Failed(why) = &work.applied {
+        if let Applied::Failed(why) | Applied::Forbidden(why) = &work.applied {
             add(why);
         }
         if let Feedback::Current(report) = &work.feedback {

@@ -45,7 +45,7 @@ fn transition(
         (ConditionType::ImagesResolved, reason) if failed_look_up(reason) && !failed_look_up(before.1) => {
             EventReason::ImageLookupFailed
         }
-        (ConditionType::Applied, "NotApplied") => EventReason::ClusterNotApplied,
+        (ConditionType::Applied, "NotApplied" | "AgentForbidden") => EventReason::ClusterNotApplied,
         (ConditionType::Applied, "OwnedByOther") => EventReason::WorkOwnedByOther,
         (ConditionType::RemovalConfirmed, "AwaitingConfirmation") => EventReason::RemovalAwaitsConfirmation,
         _ => return None,

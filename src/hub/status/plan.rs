@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::observe::{Missing, Observed};
@@ -19,8 +20,8 @@ pub(super) const TYPES: [ConditionType; 5] = [
     ConditionType::RemovalConfirmed,
 ];
 /// Why works are not applied, from what somebody must act upon to what passes.
-const NOT_APPLIED: [ClusterReason; 3] =
-    [ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
+const NOT_APPLIED: [ClusterReason; 4] =
+    [ClusterReason::AgentForbidden, ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
 
 /// The status as it is to be, `None` if it is so already.
 pub(super) fn plan(
@@ -36,7 +37,7 @@ pub(super) fn plan(
         // Never read: nobody knows which clusters are meant, what was counted before stays.
         (Some(fault), None) => vec![ready(State::False, fault.reason, &fault.message)],
         (fault, _) => {
-            count(&mut new, totals);
+            count(&mut new, totals, now);
             new.number_awaiting_removal = Some(number(held.as_ref().map_or(0, |held| held.leaving)));
             let asked = held.as_ref().map(|held| question(&module.name, held, totals));
             let ready = match (fault, &asked) {
@@ -58,7 +59,7 @@ fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-fn count(status: &mut ManagedClusterModuleStatus, totals: &Totals) {
+fn count(status: &mut ManagedClusterModuleStatus, totals: &Totals, now: Timestamp) {
     status.number_desired = Some(number(totals.desired));
     status.number_applied = Some(number(totals.applied));
     status.number_degraded = Some(number(totals.degraded));
@@ -70,10 +71,16 @@ fn count(status: &mut ManagedClusterModuleStatus, totals: &Totals) {
         desired: Some(totals.nodes.desired),
         available: Some(totals.nodes.available),
     });
-    let failing = |(name, standing): &(Arc<str>, Standing)| FailingCluster {
-        name: name.to_string(),
-        reason: standing.reason.as_str().to_owned(),
-        message: Some(standing.message.to_string()).filter(|message| !message.is_empty()),
+    let before = std::mem::take(&mut status.clusters);
+    let failing = |(name, standing): &(Arc<str>, Standing)| {
+        let reason = standing.reason.as_str();
+        let named = before.iter().find(|before| before.name == **name && before.reason == reason);
+        FailingCluster {
+            name: name.to_string(),
+            reason: reason.to_owned(),
+            message: Some(standing.message.to_string()).filter(|message| !message.is_empty()),
+            since: named.and_then(|before| before.since.clone()).or(Some(Time(now))),
+        }
     };
     status.clusters = totals.first.iter().map(failing).collect();
 }

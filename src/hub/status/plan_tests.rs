@@ -76,7 +76,7 @@ fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
     let new = from_nothing(&observed(module(&spec()), &clusters, vec![]));
     let mut value = serde_json::to_value(&new).unwrap();
     value.as_object_mut().unwrap().remove("conditions");
-    let cluster = |name: &str, reason: &str, message: &str| json!({"name": name, "reason": reason, "message": message});
+    let cluster = |name: &str, reason: &str, message: &str| json!({"name": name, "reason": reason, "message": message, "since": NOW});
     let expected = json!({
         "numberAwaitingRemoval": 0, "numberDesired": 4, "numberApplied": 2, "numberDegraded": 1, "numberReady": 1, "numberWaiting": 1, "numberUnknown": 1,
         "nodes": {"matching": 12, "desired": 8, "available": 4},
@@ -142,6 +142,19 @@ fn a_mixed_fleet_becomes_ready_and_says_which_clusters_only_count() {
     let waiting = at(Phase::Waiting, ClusterReason::CountersOnly, "1 of 2 nodes");
     let waits = from_nothing(&observed(module(&spec()), &[ready(), counts(), waiting], vec![]));
     assert_eq!(condition(&waits, "Ready").3, "2 of 3 clusters are ready; c2 (CountersOnly: 1 of 2 nodes)");
+}
+
+#[test]
+fn a_cluster_is_named_with_the_time_since_when_it_has_been_for_that_reason() {
+    let named = |old: &ManagedClusterModuleStatus, reason, message: &str, at_time| {
+        let seen = observed(module(&spec()), &[at(Phase::Waiting, reason, message)], vec![]);
+        let new = plan(old, &seen, time(at_time)).unwrap();
+        (new.clusters[0].since.clone().unwrap().0, new)
+    };
+    let (since, first) = named(&ManagedClusterModuleStatus::default(), ClusterReason::NodesNotReady, "1 of 2", NOW);
+    assert_eq!(since, time(NOW));
+    assert_eq!(named(&first, ClusterReason::NodesNotReady, "0 of 2", LATER).0, time(NOW));
+    assert_eq!(named(&first, ClusterReason::ImagesNotReady, "1 of 2", LATER).0, time(LATER));
 }
 
 #[test]

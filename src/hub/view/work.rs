@@ -63,6 +63,8 @@ pub enum Applied {
     Yes,
     /// Failed, with the agent's words.
     Failed(Arc<str>),
+    /// Failed for want of a right of the agent: which, the way out, and its words.
+    Forbidden(Arc<str>),
 }
 
 /// What the cluster says about the Module.
@@ -233,8 +235,27 @@ impl Applied {
             .iter()
             .filter_map(|manifest| condition(&manifest.conditions, values::WORK_APPLIED))
             .find(|condition| condition.status != "True");
-        Self::Failed(intern::message(&failed.unwrap_or(applied).message))
+        let said = &failed.unwrap_or(applied).message;
+        match missing_right(said) {
+            Some(right) => Self::Forbidden(intern::message(&format!(
+                "the cluster's work agent may not {right}; on the cluster, give it the right by a ClusterRole with the \
+                 label open-cluster-management.io/aggregate-to-work=true, as config/default-spoke has it: {said}"
+            ))),
+            None => Self::Failed(intern::message(said)),
+        }
     }
+}
+
+/// "get modules.kmm.sigs.x-k8s.io in the namespace drivers" from the words in which RBAC refuses a request.
+fn missing_right(said: &str) -> Option<String> {
+    let (_, refused) = said.split_once(" is forbidden: User ")?;
+    let (verb, rest) = refused.split_once(" cannot ")?.1.split_once(" resource \"")?;
+    let (resource, rest) = rest.split_once("\" in API group \"")?;
+    let (group, rest) = rest.split_once('"')?;
+    let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+    let namespace = rest.strip_prefix(" in the namespace \"").and_then(|rest| rest.split_once('"'));
+    let place = namespace.map_or_else(String::new, |(namespace, _)| format!(" in the namespace {namespace}"));
+    Some(format!("{verb} {resource}{group}{place}"))
 }
 
 impl Feedback {

@@ -7,6 +7,8 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod render;
+#[cfg(test)]
+mod report_tests;
 mod waits;
 #[cfg(test)]
 mod world_tests;
