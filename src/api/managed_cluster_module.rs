@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,7 @@ use super::wire::null_as_default;
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.desired"),
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.nodes.available"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Covered", type_ = "string", json_path = ".status.conditions[?(@.type==\"Covered\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -70,6 +71,9 @@ pub struct ManagedClusterModuleStatus {
     /// Clusters to which the Module was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number_applied: Option<i32>,
+    /// Clusters that are not selected any more and keep the Module until that is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number_awaiting_removal: Option<i32>,
     /// Clusters that report a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number_degraded: Option<i32>,
@@ -116,4 +120,8 @@ pub struct FailingCluster {
     /// Why, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Since when it has been named here for this reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "embedded::<Time>")]
+    pub since: Option<Time>,
 }

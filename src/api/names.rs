@@ -29,6 +29,9 @@ pub const RENDERED_HASH_ANNOTATION: &str = "kmm.node.kubernetes.io/rendered-hash
 /// Annotation on a ManifestWork, value a JSON map from kernel to the id of the image that its digest was found for,
 /// so that a digest once sent can be kept. Ours.
 pub const SENT_IMAGES_ANNOTATION: &str = "kmm.node.kubernetes.io/sent-images";
+/// Annotation on a ManagedClusterModule by which a person confirms that its present generation takes the module from many
+/// clusters; value that generation. Ours.
+pub const CONFIRM_REMOVAL_ANNOTATION: &str = "kmm.node.kubernetes.io/confirm-removal";
 /// Annotation by which a person says that a node will not come back, so that no deletion waits for it. Ours.
 pub const RELEASE_NODE_ANNOTATION: &str = "kmm.node.kubernetes.io/release";
 

@@ -20,6 +20,7 @@ use crate::admission::Admission;
 use crate::api::names;
 use crate::core::hash;
 use crate::core::taints::{InvalidToleration, parse_toleration};
+use crate::hub::standing::RemovalGuard;
 use crate::hub::{Hub, HubSettings};
 use crate::images::{Images, ImagesSettings};
 use crate::oci::route::proxies::Proxies;
@@ -58,6 +59,14 @@ pub(super) struct ManagerArgs {
     /// between them
     #[arg(long, env = "KMM_TOLERATIONS", default_value = "", value_name = "TAINTS", value_parser = tolerations)]
     tolerations: Tolerations,
+    /// On a Hub: a change that takes a module from more than this share of the clusters that have it, in percent, waits
+    /// for a confirmation; 100 asks never
+    #[arg(long, env = "KMM_REMOVAL_SHARE", value_name = "PERCENT", default_value_t = RemovalGuard::default().share,
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    removal_share: u8,
+    /// On a Hub: of a module that fewer clusters have, no removal waits for a confirmation
+    #[arg(long, env = "KMM_REMOVAL_MINIMUM", value_name = "CLUSTERS", default_value_t = RemovalGuard::default().minimum)]
+    removal_minimum: usize,
     /// Name of this replica: holder of the lease, and the pod whose image the worker runs from
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
@@ -193,7 +202,11 @@ async fn manage(
     let gate = readiness.gate("lease");
     match mode {
         Mode::Hub => {
-            let settings = HubSettings { operator_namespace: namespace.clone(), instance: Some(instance.clone()) };
+            let settings = HubSettings {
+                operator_namespace: namespace.clone(),
+                removal_guard: RemovalGuard { share: args.removal_share, minimum: args.removal_minimum },
+                instance: Some(instance.clone()),
+            };
             let hub = Hub::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
             tasks.spawn("leader", async move {
                 let work = async {

@@ -30,7 +30,9 @@ pub fn effective_tolerations(of_module: Option<&[Toleration]>) -> Vec<Toleration
 
 /// A text that names no taints to tolerate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` names no taints: write `key`, `key:Effect`, `key=value` or `key=value:Effect`, as `kubectl taint` does, with NoSchedule, PreferNoSchedule or NoExecute")]
+#[error(
+    "`{0}` names no taints: write `key`, `key:Effect`, `key=value` or `key=value:Effect`, as `kubectl taint` does, with NoSchedule, PreferNoSchedule or NoExecute"
+)]
 pub struct InvalidToleration(String);
 
 /// The toleration of the taints that a text names, which is written as `kubectl taint` writes a taint: `key=value:Effect`.

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::intern;
-use super::standing::{Standing, Tally};
+use super::standing::{RemovalGuard, Removals, Side, Standing, Tally};
 use super::target::Target;
-use super::view::{Cluster, FleetModule, Images, Work};
+use super::view::{Cluster, FleetModule, Images, Revision, Work};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::{ObjectKey, Store, Writer, store};
@@ -35,6 +35,8 @@ pub(super) struct Fleet {
     pub(super) works: Store<Work>,
     /// How each cluster stands.
     pub(super) tally: Tally,
+    /// Which clusters have a work, and which of them are not selected any more.
+    pub(super) removals: Removals,
     /// Why the server does not take the ModuleImagesConfig of a ManagedClusterModule.
     pub(super) images_refused: Notes,
     /// Works to look at.
@@ -62,7 +64,7 @@ pub(super) struct Writers {
 
 impl Fleet {
     /// A fleet of which nothing is known yet, and what fills its stores.
-    pub(super) fn new(operator_namespace: String, metrics: &Metrics) -> (Self, Writers) {
+    pub(super) fn new(operator_namespace: String, guard: RemovalGuard, metrics: &Metrics) -> (Self, Writers) {
         let (modules, modules_writer) = store();
         let (clusters, clusters_writer) = store();
         let (images, images_writer) = store();
@@ -74,6 +76,7 @@ impl Fleet {
             images,
             works,
             tally: Tally::default(),
+            removals: Removals::new(guard),
             images_refused: Notes::default(),
             work_queue: Queue::new(WORK_DEBOUNCE, metrics.queue("manifest_work")),
             images_queue: Queue::new(IMAGES_DEBOUNCE, metrics.queue("module_images")),
@@ -119,9 +122,33 @@ impl Fleet {
         names
     }
 
-    /// Records how a cluster stands, `None` if it is not selected, and wakes the status if that is news.
-    pub(super) fn stands(&self, target: &Target, standing: Option<Standing>) {
-        if self.tally.put(&target.module, &target.cluster, standing) {
+    /// What is to become of the work of the cluster; `None` if there is none that could go.
+    pub(super) fn side(&self, module: &FleetModule, cluster: &str) -> Option<Side> {
+        let work = self.works.get(&ObjectKey::new(cluster, &*module.name))?;
+        work.is_held_by(&module.uid).then(|| self.side_of(module, cluster))
+    }
+
+    /// The same of every cluster with such a work.
+    pub(super) fn sides(&self, module: &FleetModule) -> Vec<(Arc<str>, Side)> {
+        let mut clusters = Vec::new();
+        self.works.for_each(|key, work| {
+            if *key.name == *module.name && work.is_held_by(&module.uid) {
+                clusters.push(intern::text(&key.namespace));
+            }
+        });
+        let side = |cluster: Arc<str>| (Arc::clone(&cluster), self.side_of(module, &cluster));
+        clusters.into_iter().map(side).collect()
+    }
+
+    fn side_of(&self, module: &FleetModule, cluster: &str) -> Side {
+        let cluster = self.clusters.get(&ObjectKey::cluster(cluster));
+        if cluster.is_some_and(|cluster| module.has_left(&cluster)) { Side::Leaves } else { Side::Stays }
+    }
+
+    /// Records how a cluster stands with this revision, `None` if it is not selected, and wakes the status if that is
+    /// news.
+    pub(super) fn stands(&self, target: &Target, revision: &Revision, standing: Option<Standing>) {
+        if self.tally.put(&target.module, revision, &target.cluster, standing) {
             self.status_queue.add(Arc::clone(&target.module));
         }
     }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use crate::core::conditions;
 use crate::core::kernel::KernelVersion;
 
 /// Values that somebody still uses; those that nobody uses are dropped when the set has doubled.
@@ -58,6 +59,15 @@ pub struct Sent {
 pub fn text(value: &str) -> Arc<str> {
     static TEXTS: LazyLock<Interner<str>> = LazyLock::new(Interner::new);
     TEXTS.get(value)
+}
+
+/// Longest message about one cluster, in characters. Agents and servers send up to 32,768, each another one, and a fleet
+/// that fails sends all of them at once.
+pub const MESSAGE_MAX: usize = 512;
+
+/// At most [`MESSAGE_MAX`] characters of the text, sharing memory with every equal one.
+pub fn message(value: &str) -> Arc<str> {
+    text(&conditions::truncate(value, MESSAGE_MAX))
 }
 
 /// The kernel, sharing memory with every equal text.

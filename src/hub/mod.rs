@@ -21,6 +21,8 @@ mod target;
 mod testing;
 pub mod view;
 mod watches;
+#[cfg(test)]
+mod watches_tests;
 mod works;
 
 use std::sync::Arc;
@@ -33,12 +35,15 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::tasks::Tasks;
 use fleet::Fleet;
+use standing::RemovalGuard;
 
 /// What the Hub needs to know about its installation.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
     /// Namespace of the manager: image requests and pull secrets are there.
     pub operator_namespace: String,
+    /// From when on a change that takes a module from clusters waits for a confirmation.
+    pub removal_guard: RemovalGuard,
     /// Name of this replica, shown as the source of events.
     pub instance: Option<String>,
 }
@@ -65,7 +70,7 @@ impl Hub {
         readiness: &Readiness,
         tasks: &mut Tasks,
     ) -> Self {
-        let (fleet, writers) = Fleet::new(settings.operator_namespace, metrics);
+        let (fleet, writers) = Fleet::new(settings.operator_namespace, settings.removal_guard, metrics);
         let fleet = Arc::new(fleet);
         watches::start(&fleet, &client, writers, readiness, tasks);
         let events = Events::new(client.clone(), "kmm-hub", settings.instance);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::api::ManagedClusterModule;
-use crate::api::ocm::ManifestWork;
+use crate::api::ocm::{ManagedCluster, ManifestWork};
+use crate::api::{ManagedClusterModule, ModuleImagesConfig};
 use crate::core::kernel::KernelVersion;
 use crate::hub::target::Target;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
@@ -47,35 +47,50 @@ pub(crate) fn module(spec: &Value) -> FleetModule {
 }
 
 pub(crate) fn module_of(metadata: &Value, spec: &Value) -> FleetModule {
+    FleetModule::project(module_object(metadata, spec))
+}
+
+pub(crate) fn module_object(metadata: &Value, spec: &Value) -> ManagedClusterModule {
     let object = json!({
         "apiVersion": "hub.kmm.sigs.x-k8s.io/v1beta1", "kind": "ManagedClusterModule",
         "metadata": metadata, "spec": spec,
     });
-    FleetModule::project(serde_json::from_value::<ManagedClusterModule>(object).unwrap())
+    serde_json::from_value(object).unwrap()
 }
 
 /// A selected and accepted cluster that tells these kernels in one claim.
 pub(crate) fn cluster(kernels: &[&str]) -> Cluster {
-    let claims = if kernels.is_empty() {
-        json!([])
-    } else {
-        json!([{"name": "kernel-versions.kmm.node.kubernetes.io", "value": kernels.join("\n")}])
-    };
-    cluster_of(&json!({"gpu": "yes"}), &claims)
+    cluster_of(&json!({"gpu": "yes"}), &claims(kernels))
 }
 
 pub(crate) fn cluster_of(labels: &Value, claims: &Value) -> Cluster {
+    Cluster::project(cluster_object("any", labels, claims))
+}
+
+/// One claim with these kernels, none for no kernels.
+pub(crate) fn claims(kernels: &[&str]) -> Value {
+    match kernels {
+        [] => json!([]),
+        kernels => json!([{"name": "kernel-versions.kmm.node.kubernetes.io", "value": kernels.join("\n")}]),
+    }
+}
+
+pub(crate) fn cluster_object(name: &str, labels: &Value, claims: &Value) -> ManagedCluster {
     let object = json!({
         "apiVersion": "cluster.open-cluster-management.io/v1", "kind": "ManagedCluster",
-        "metadata": {"name": "any", "labels": labels},
+        "metadata": {"name": name, "labels": labels},
         "spec": {"hubAcceptsClient": true},
         "status": {"clusterClaims": claims},
     });
-    Cluster::project(serde_json::from_value(object).unwrap())
+    serde_json::from_value(object).unwrap()
 }
 
 /// What the images controller knows: kernel, image, and digest or reason.
 pub(crate) fn images(facts: &[(&str, &str, Result<&str, &str>)]) -> Images {
+    Images::project(images_object(facts))
+}
+
+pub(crate) fn images_object(facts: &[(&str, &str, Result<&str, &str>)]) -> ModuleImagesConfig {
     let states: Vec<Value> = facts
         .iter()
         .map(|(kernel, image, known)| match known {
@@ -87,15 +102,13 @@ pub(crate) fn images(facts: &[(&str, &str, Result<&str, &str>)]) -> Images {
         .collect();
     let asked: Vec<Value> =
         facts.iter().map(|(kernel, image, _)| json!({"kernelVersion": kernel, "image": image})).collect();
-    Images::project(
-        serde_json::from_value(json!({
-            "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "ModuleImagesConfig",
-            "metadata": {"name": MODULE, "namespace": "kmm", "uid": "uid-of-images", "ownerReferences": [owner("ManagedClusterModule", MODULE, UID)]},
-            "spec": {"images": asked},
-            "status": {"imagesStates": states},
-        }))
-        .unwrap(),
-    )
+    serde_json::from_value(json!({
+        "apiVersion": "kmm.sigs.x-k8s.io/v1beta1", "kind": "ModuleImagesConfig",
+        "metadata": {"name": MODULE, "namespace": "kmm", "uid": "uid-of-images", "ownerReferences": [owner("ManagedClusterModule", MODULE, UID)]},
+        "spec": {"images": asked},
+        "status": {"imagesStates": states},
+    }))
+    .unwrap()
 }
 
 pub(crate) fn owner(kind: &str, name: &str, uid: &str) -> Value {

@@ -12,7 +12,7 @@ use kube_runtime::watcher::Config;
 
 use super::fleet::{Fleet, Writers};
 use super::intern;
-use super::standing::Standing;
+use super::standing::Turn;
 use super::target::Target;
 use super::view::{Cluster, FleetModule, Images, Kernels, Work};
 use crate::api::names::MANAGED_CLUSTER_MODULE_LABEL;
@@ -80,41 +80,55 @@ pub(super) fn begin_to_lead(fleet: &Fleet) {
     for (key, module) in fleet.modules.snapshot() {
         let name = intern::text(&key.name);
         if !module.deleting {
-            for cluster in fleet.selected(&module, |_| true) {
-                fleet.tally.expect_first(&name, &cluster);
+            let look = || fleet.sides(&module);
+            fleet.removals.resume(&name, module.revision(), module.removal_confirmed, look);
+            let selected = || fleet.selected(&module, |_| true);
+            fleet.tally.resume(&name, module.revision(), selected);
+            for cluster in selected() {
                 fleet.work_queue.add(Target { module: Arc::clone(&name), cluster });
             }
         }
         fleet.images_queue.add(Arc::clone(&name));
         fleet.status_queue.add(name);
     }
-    // Works of clusters that are not selected any more.
+    // Works of clusters that are not selected any more, or not there.
     fleet.works.for_each(|key, _| {
         fleet.work_queue.add(Target { module: intern::text(&key.name), cluster: intern::text(&key.namespace) });
     });
 }
 
 /// A ManagedClusterModule changed: everything about it is looked at.
-fn module_changed(fleet: &Fleet, change: &Change<FleetModule>) {
+pub(super) fn module_changed(fleet: &Fleet, change: &Change<FleetModule>) {
     let name = intern::text(&change.key.name);
     let (old, new) = (change.old.as_deref(), change.new.as_deref());
-    match new {
-        // It is gone: what controllers remember of it ends with a last pass.
-        None => fleet.tally.forget(&name),
+    let selected = match new {
+        None => {
+            fleet.tally.forget(&name);
+            fleet.removals.forget(&name);
+            Vec::new()
+        }
         Some(new) => {
-            fleet.status_queue.add(Arc::clone(&name));
-            if old.is_some_and(|old| old.wishes_the_same(new)) {
+            let begin_removals =
+                || fleet.removals.begin(&name, new.revision(), new.removal_confirmed, || fleet.sides(new));
+            if let Some(old) = old.filter(|old| old.wishes_the_same(new)) {
+                if old.removal_confirmed == new.removal_confirmed {
+                    fleet.status_queue.add(name);
+                } else {
+                    begin_removals();
+                    release(fleet, new);
+                }
                 return;
             }
+            begin_removals();
+            // What was said so far was about another wish.
+            fleet.tally.begin(&name, new.revision(), || fleet.selected(new, |_| true))
         }
+    };
+    if new.is_some() {
+        fleet.status_queue.add(Arc::clone(&name));
     }
     // Everything else waits for it, and it looks at the whole fleet anyway.
     fleet.images_queue.add_after(Arc::clone(&name), Duration::ZERO);
-    let selected = new.map(|new| fleet.selected(new, |_| true)).unwrap_or_default();
-    // What was said so far was about another wish.
-    for cluster in &selected {
-        fleet.tally.put(&name, cluster, Some(Standing::pending()));
-    }
     let not_any_more = |cluster: &Cluster| !new.is_some_and(|new| new.selects(&cluster.labels));
     let left = old.map(|old| fleet.selected(old, not_any_more)).unwrap_or_default();
     for cluster in selected.into_iter().chain(left) {
@@ -123,18 +137,42 @@ fn module_changed(fleet: &Fleet, change: &Change<FleetModule>) {
 }
 
 /// A ManagedCluster changed: every ManagedClusterModule that selects it, or did, looks at this one cluster.
-fn cluster_changed(fleet: &Fleet, change: &Change<Cluster>) {
+pub(super) fn cluster_changed(fleet: &Fleet, change: &Change<Cluster>) {
     let cluster = intern::text(&change.key.name);
+    let (old, new) = (change.old.as_deref(), change.new.as_deref());
     let selects = |module: &FleetModule, side: Option<&Cluster>| side.is_some_and(|side| module.selects(&side.labels));
-    fleet.modules.for_each(|key, module| {
-        if selects(module, change.old.as_deref()) || selects(module, change.new.as_deref()) {
-            fleet.work_queue.add(Target { module: intern::text(&key.name), cluster: Arc::clone(&cluster) });
+    let belongs = |side: Option<&Cluster>| side.map(|side| (side.labels.clone(), side.deleting));
+    let moved = belongs(old) != belongs(new);
+    for (_, module) in fleet.modules.snapshot() {
+        if moved {
+            look_at_removal(fleet, &module, &cluster);
         }
-    });
+        if selects(&module, old) || selects(&module, new) {
+            fleet.work_queue.add(Target { module: Arc::clone(&module.name), cluster: Arc::clone(&cluster) });
+        }
+    }
+}
+
+/// The cluster may have got or lost a work, or be selected or not any more.
+fn look_at_removal(fleet: &Fleet, module: &FleetModule, cluster: &Arc<str>) {
+    let look = || fleet.side(module, cluster);
+    match fleet.removals.put(&module.name, &module.revision(), cluster, look) {
+        Turn::Nothing => {}
+        Turn::News => fleet.status_queue.add(Arc::clone(&module.name)),
+        Turn::Released => release(fleet, module),
+    }
+}
+
+/// What waited for a confirmation, or for clusters to be selected again, goes on.
+fn release(fleet: &Fleet, module: &FleetModule) {
+    fleet.status_queue.add(Arc::clone(&module.name));
+    for cluster in fleet.selected(module, |_| true).into_iter().chain(fleet.removals.leaving(&module.name)) {
+        fleet.work_queue.add(Target { module: Arc::clone(&module.name), cluster });
+    }
 }
 
 /// A ModuleImagesConfig changed: the clusters with kernels of which something else is known now.
-fn images_changed(fleet: &Fleet, change: &Change<Images>) {
+pub(super) fn images_changed(fleet: &Fleet, change: &Change<Images>) {
     // It has the name of its ManagedClusterModule; whose it is may have changed.
     let Some(module) = fleet.modules.get(&ObjectKey::cluster(&*change.key.name)) else { return };
     // Somebody else may have changed or deleted it.
@@ -156,7 +194,10 @@ fn images_changed(fleet: &Fleet, change: &Change<Images>) {
 }
 
 /// A work changed: its own cluster is looked at.
-fn work_changed(fleet: &Fleet, change: &Change<Work>) {
+pub(super) fn work_changed(fleet: &Fleet, change: &Change<Work>) {
     let (module, cluster) = (intern::text(&change.key.name), intern::text(&change.key.namespace));
+    if let Some(module) = fleet.modules.get(&ObjectKey::cluster(&*module)) {
+        look_at_removal(fleet, &module, &cluster);
+    }
     fleet.work_queue.add(Target { module, cluster });
 }

@@ -39,6 +39,7 @@ fn ready(work: &Value) -> WorkReport {
         ("renderedHash", hash),
         ("ready.status", json!("True")),
         ("ready.reason", json!("AllNodesReady")),
+        ("covered.status", json!("True")),
         ("moduleLoader.nodesMatchingSelectorNumber", json!(2)),
         ("moduleLoader.desiredNumber", json!(2)),
         ("moduleLoader.availableNumber", json!(2)),
@@ -108,6 +109,7 @@ async fn a_fleet_of_different_clusters_is_right_in_one_pass_and_then_rests() -> 
     }
     let all_ready = bed.status("gpu", "ready", |s| s.number_ready == Some(51)).await?;
     assert_eq!(condition(&all_ready, "Ready"), ("True", "Ready"));
+    assert_eq!(condition(&all_ready, "Covered"), ("True", "Covered"));
     assert_eq!(condition(&all_ready, "Applied"), ("True", "Applied"));
     assert_eq!(condition(&all_ready, "ImagesResolved"), ("True", "ImagesResolved"));
     let nodes = all_ready.nodes.unwrap_or_default();
@@ -248,10 +250,14 @@ async fn what_is_missing_holds_back_itself_alone_and_what_was_sent_stays() -> Re
     };
     eventually(LIMIT, "the work as it was", whole).await?;
 
-    // The whole cluster goes.
+    // The whole cluster goes: its work is OCM's to remove, here nobody does.
     managed_clusters(&bed.admin).delete("c1", &DeleteParams::default()).await?;
-    let gone = || async { Ok(bed.work("c1", "y").await?.is_none().then_some(())) };
-    eventually(LIMIT, "the work of a cluster that is gone to go", gone).await?;
+    let missing =
+        |s: &kmm::api::ManagedClusterModuleStatus| reasons(s).get("c1").is_some_and(|r| r == "ClusterMissing");
+    bed.status("y", "the cluster that is missing", missing).await?;
+    bed.settled(2).await?;
+    let left = bed.work("c1", "y").await?.context("the work of a cluster that is gone went too")?;
+    assert!(left["metadata"]["deletionTimestamp"].is_null());
     assert_eq!(bed.forbidden()?, [] as [String; 0]);
     Ok(())
 }

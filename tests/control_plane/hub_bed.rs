@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kmm::api::{ManagedClusterModule, ManagedClusterModuleStatus, ModuleImagesConfig};
+use kmm::hub::standing::RemovalGuard;
 use kmm::hub::{Hub, HubSettings};
 use kmm::images::{Images, ImagesSettings};
 use kmm::runtime::metrics::Metrics;
@@ -62,7 +63,11 @@ impl Bed {
         let client = self.cluster.client(&kubeconfig).await?;
         let (shutdown, metrics, readiness) = (CancellationToken::new(), Metrics::default(), Readiness::default());
         let mut tasks = Tasks::new(shutdown.clone(), Duration::from_secs(8));
-        let settings = HubSettings { operator_namespace: NAMESPACE.to_owned(), instance: None };
+        let settings = HubSettings {
+            operator_namespace: NAMESPACE.to_owned(),
+            removal_guard: RemovalGuard::default(),
+            instance: None,
+        };
         let hub = Hub::start(settings, client.clone(), &metrics, &readiness, &mut tasks);
         let settings = ImagesSettings {
             namespace: Some(NAMESPACE.to_owned()),

@@ -51,6 +51,11 @@ const ADDITIONS: &[(&str, &str, &str)] = &[
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".status.numberReady", "applied is not yet loaded"),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".status.numberWaiting", "on its way is not failed"),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".status.numberUnknown", "silence is not good news"),
+    (
+        "managedclustermodules.hub.kmm.sigs.x-k8s.io",
+        ".status.numberAwaitingRemoval",
+        "clusters that keep the Module until somebody confirms that they lose it",
+    ),
     ("managedclustermodules.hub.kmm.sigs.x-k8s.io", ".status.nodes", "nodes of the whole fleet in one place"),
     (
         "managedclustermodules.hub.kmm.sigs.x-k8s.io",

@@ -15,6 +15,7 @@ fn labels_annotations_finalizers_and_object_names_are_those_that_clusters_hold()
         (names::MANAGED_CLUSTER_MODULE_LABEL, "kmm.node.kubernetes.io/managedclustermodule.name"),
         (names::WORKER_NODE_LABEL, "kmm.node.kubernetes.io/worker"),
         (names::RENDERED_HASH_ANNOTATION, "kmm.node.kubernetes.io/rendered-hash"),
+        (names::CONFIRM_REMOVAL_ANNOTATION, "kmm.node.kubernetes.io/confirm-removal"),
         (names::RELEASE_NODE_ANNOTATION, "kmm.node.kubernetes.io/release"),
         (names::MODULE_FINALIZER, "kmm.node.kubernetes.io/module-finalizer"),
         (names::OLD_WORKER_POD_FINALIZER, "kmm.node.kubernetes.io/nodemodulesconfig-reconciler"),
@@ -83,7 +84,10 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(ModuleState, "Pending Pulling Loading Loaded Failed Unloading UnloadFailed Orphaned Unknown");
     assert_list!(UnloadReason, "Deleted NoModuleLoader NotSelected Changed Unknown");
     assert_list!(ImageStatus, "Exists DoesNotExist NeedsBuilding NeedsSigning Unknown");
-    assert_list!(names::ConditionType, "Ready Covered Applied ImagesResolved Progressing Degraded Valid");
+    assert_list!(
+        names::ConditionType,
+        "Ready Covered Applied ImagesResolved RemovalConfirmed Progressing Degraded Valid"
+    );
     assert_list!(
         names::ImageReason,
         "Pending Resolved NotFound Unauthorized Forbidden RateLimited RegistryError InvalidResponse Timeout Unreachable
@@ -115,15 +119,15 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::ClusterReason,
         "Ready NoClaims ClaimsInvalid NoMatchingKernel SomeKernelsUnmapped ImagesNotReady ImagesResolved NotAccepted
-         Unavailable WaitingForApply NotApplied Applied WaitingForStatus StaleStatus NodesNotReady NoMatchingNodes
-         ClustersNotReady NoMatchingClusters OwnedByOther InvalidSpec WorkRefused Deleting Unreadable Settled"
+         Unavailable ClusterMissing WaitingForApply NotApplied AgentForbidden Applied WaitingForStatus StaleStatus CountersOnly NodesNotReady
+         Covered NodesNotCovered ClustersNotCovered CoverageUnknown NoMatchingNodes ClustersNotReady NoMatchingClusters OwnedByOther AwaitingConfirmation InvalidSpec WorkRefused Deleting Unreadable Settled"
     );
     assert_list!(
         names::EventReason,
         "ModuleLoaded ModuleUnloaded ModuleLoadFailed ModuleUnloadFailed ModuleInUse ModuleOrphaned ModuleFileDiffers
          ModuleKept ModuleEvicted ModuleWaitsForReboot ModuleMissing
          ImagesResolved ImageNotFound ImageLookupFailed ImageTagMoved Ready NotReady ClusterNotApplied
-         WorkOwnedByOther ClaimsOverflow InvalidSpec NodeReleased"
+         WorkOwnedByOther RemovalAwaitsConfirmation ClaimsOverflow InvalidSpec NodeReleased"
     );
 }
 

@@ -16,6 +16,8 @@ closed_list! {
         Applied,
         /// Every image that is needed is there and its digest known.
         ImagesResolved,
+        /// No cluster that is not selected any more keeps the Module until somebody confirms that it is to lose it.
+        RemovalConfirmed,
         /// Something is still on its way.
         Progressing,
         /// Something failed and does not go away by waiting alone. Nobody writes it yet.
@@ -297,18 +299,32 @@ closed_list! {
         NotAccepted,
         /// The cluster's agent is not heard of.
         Unavailable,
+        /// There is a work for a cluster, and its ManagedCluster is missing or cannot be read.
+        ClusterMissing,
         /// The work is there, the cluster's agent has not applied it yet.
         WaitingForApply,
         /// The cluster's agent could not apply the work.
         NotApplied,
+        /// The cluster's agent lacks a right that applying the work needs.
+        AgentForbidden,
         /// Applied on every selected cluster.
         Applied,
         /// Applied, and the cluster has not reported on what was applied.
         WaitingForStatus,
         /// The cluster reports on something older than what was applied.
         StaleStatus,
+        /// The cluster reports numbers of nodes and nothing that says of which version, as KMM does.
+        CountersOnly,
         /// The cluster reports nodes that are not ready.
         NodesNotReady,
+        /// Every selected node is one that gets the module.
+        Covered,
+        /// The cluster reports selected nodes that do not get the module.
+        NodesNotCovered,
+        /// Some clusters have selected nodes that do not get the module; the first is named.
+        ClustersNotCovered,
+        /// Some clusters have not told whether every selected node gets the module.
+        CoverageUnknown,
         /// No node of the cluster matches.
         NoMatchingNodes,
         /// Some clusters are not ready; the first are named.
@@ -317,6 +333,8 @@ closed_list! {
         NoMatchingClusters,
         /// A work of that name belongs to somebody else.
         OwnedByOther,
+        /// Many clusters are not selected any more: whether they are to lose the module waits for a confirmation.
+        AwaitingConfirmation,
         /// The specification cannot be carried out.
         InvalidSpec,
         /// The API server refused the work, for instance because it is too large.
@@ -371,6 +389,8 @@ closed_list! {
         ClusterNotApplied,
         /// A work of that name belongs to somebody else.
         WorkOwnedByOther,
+        /// Many clusters are not selected any more and keep the Module until somebody confirms that they are to lose it.
+        RemovalAwaitsConfirmation,
         /// The kernels of a cluster do not fit into the claims that reach a Hub.
         ClaimsOverflow,
         /// The specification cannot be carried out.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::api::names::ClusterReason;
 use crate::core::kernel::KernelVersion;
 use crate::hub::intern;
+use crate::hub::view::Nodes;
 
 /// The part of the status that one cluster contributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +14,13 @@ pub struct Standing {
     pub phase: Phase,
     /// Why, in one word.
     pub reason: ClusterReason,
-    /// Why, in one sentence; empty where the reason says it all.
+    /// Why, in one sentence of at most [`MESSAGE_MAX`](intern::MESSAGE_MAX) characters; empty where the reason says it all.
     pub message: Arc<str>,
+    /// Whether every selected node is one that gets the module.
+    pub coverage: Coverage,
     /// The present generation of its work was applied.
     pub applied: bool,
-    /// Its nodes, zero unless it reports on what it was sent.
+    /// Its nodes, zero unless it reports on what it was sent, or counts alone.
     pub nodes: Nodes,
     /// Kernels that have a mapping and no image yet.
     pub held_back: Arc<[KernelVersion]>,
@@ -26,7 +29,7 @@ pub struct Standing {
 /// The counters that a cluster can be in; each cluster is in exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// The module is loaded on every node that wants it.
+    /// The module is loaded on every node that gets it.
     Ready,
     /// It is on its way, or waits for somebody.
     Waiting,
@@ -36,15 +39,21 @@ pub enum Phase {
     Degraded,
 }
 
-/// Nodes of a cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nodes {
-    /// Nodes that match the Module's selector.
-    pub matching: i64,
-    /// Nodes that are to have the module.
-    pub desired: i64,
-    /// Nodes that have it.
-    pub available: i64,
+/// Whether every node of a cluster that the Module selects is one that gets it: its kernel has a mapping and an image, and
+/// its taints are tolerated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// Every one.
+    Covered,
+    /// Not every one.
+    NotCovered {
+        /// Why, in one word.
+        reason: ClusterReason,
+        /// Why, in one sentence.
+        message: Arc<str>,
+    },
+    /// Nobody can tell.
+    Unknown,
 }
 
 impl Standing {
@@ -53,7 +62,8 @@ impl Standing {
         Self {
             phase,
             reason,
-            message: intern::text(message),
+            message: intern::message(message),
+            coverage: Coverage::Unknown,
             applied: false,
             nodes: Nodes::default(),
             held_back: intern::kernels(&[]),
@@ -63,6 +73,6 @@ impl Standing {
     /// Another reason for the same cluster; what is known of its work stays.
     #[must_use]
     pub fn because(self, phase: Phase, reason: ClusterReason, message: &str) -> Self {
-        Self { phase, reason, message: intern::text(message), ..self }
+        Self { phase, reason, message: intern::message(message), ..self }
     }
 }

@@ -25,10 +25,19 @@ impl Gaps {
         let kernels: Vec<KernelVersion> = self.held_back.iter().map(|(kernel, _)| kernel.clone()).collect();
         intern::kernels(&kernels)
     }
+
+    /// "no image yet for kernel a (why), b (why) and 2 more", `None` if every image is known.
+    pub(super) fn without_image(&self) -> Option<String> {
+        name_all("no image yet for kernel", &self.held_back)
+    }
+
+    /// "no usable mapping for kernel a, b and 2 more", `None` if every kernel has one.
+    pub(super) fn without_mapping(&self) -> Option<String> {
+        name_all("no usable mapping for kernel", &self.unmapped)
+    }
 }
 
-/// "no image yet for kernel a (why), b (why) and 2 more", `None` for no kernels.
-pub(super) fn name_all(what: &str, kernels: &[(KernelVersion, String)]) -> Option<String> {
+fn name_all(what: &str, kernels: &[(KernelVersion, String)]) -> Option<String> {
     if kernels.is_empty() {
         return None;
     }

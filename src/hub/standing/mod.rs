@@ -3,9 +3,13 @@
 mod cluster;
 mod gaps;
 mod obstacle;
+mod removal;
 mod report;
 mod tally;
+#[cfg(test)]
+mod tally_size_tests;
 
-pub use cluster::{Nodes, Phase, Standing};
+pub use cluster::{Coverage, Phase, Standing};
 pub use gaps::Gaps;
+pub use removal::{Held, Removal, RemovalGuard, Removals, Side, Turn};
 pub use tally::{Tally, Totals};

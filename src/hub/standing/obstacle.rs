@@ -12,6 +12,18 @@ impl Standing {
         Self::new(Phase::Waiting, ClusterReason::WaitingForApply, "not looked at yet")
     }
 
+    /// A cluster that gets no work yet: the same change would take the module from many others.
+    pub fn awaiting_confirmation() -> Self {
+        let message = "no cluster gets it newly while taking it from others waits for a confirmation";
+        Self::new(Phase::Waiting, ClusterReason::AwaitingConfirmation, message)
+    }
+
+    /// There is a work, and no ManagedCluster of its namespace's name can be read.
+    pub fn cluster_missing() -> Self {
+        let message = "no ManagedCluster of this name can be read; its work stays as it is";
+        Self::new(Phase::Unknown, ClusterReason::ClusterMissing, message)
+    }
+
     /// The work is on its way out.
     pub fn deleting() -> Self {
         let message = "the work is being deleted; a new one follows once it is gone";

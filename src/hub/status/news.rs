@@ -38,15 +38,16 @@ fn transition(
         |reason: &str| ImageReason::from_name(reason).is_some_and(|reason| reason != ImageReason::NotFound);
     let reason = match (type_, after.reason.as_str()) {
         (ConditionType::Ready, "InvalidSpec" | "Unreadable") => EventReason::InvalidSpec,
-        (ConditionType::Ready, _) if holds => EventReason::Ready,
-        (ConditionType::Ready, _) if before.0 == "True" => EventReason::NotReady,
+        (ConditionType::Ready, _) if holds && before.0 != "True" => EventReason::Ready,
+        (ConditionType::Ready, _) if !holds && before.0 == "True" => EventReason::NotReady,
         (ConditionType::ImagesResolved, _) if holds && before.0 == "False" => EventReason::ImagesResolved,
         (ConditionType::ImagesResolved, "NotFound") => EventReason::ImageNotFound,
         (ConditionType::ImagesResolved, reason) if failed_look_up(reason) && !failed_look_up(before.1) => {
             EventReason::ImageLookupFailed
         }
-        (ConditionType::Applied, "NotApplied") => EventReason::ClusterNotApplied,
+        (ConditionType::Applied, "NotApplied" | "AgentForbidden") => EventReason::ClusterNotApplied,
         (ConditionType::Applied, "OwnedByOther") => EventReason::WorkOwnedByOther,
+        (ConditionType::RemovalConfirmed, "AwaitingConfirmation") => EventReason::RemovalAwaitsConfirmation,
         _ => return None,
     };
     let good = matches!(reason, EventReason::Ready | EventReason::ImagesResolved);

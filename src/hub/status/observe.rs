@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::core::kernel::KernelVersion;
 use crate::hub::fleet::Fleet;
-use crate::hub::standing::Totals;
+use crate::hub::standing::{Held, Removal, Totals};
 use crate::hub::view::FleetModule;
 use crate::runtime::store::ObjectKey;
 
@@ -15,6 +15,8 @@ pub(super) struct Observed {
     pub(super) module: Arc<FleetModule>,
     /// How its clusters stand.
     pub(super) totals: Totals,
+    /// The removal that waits for a confirmation.
+    pub(super) held: Option<Held>,
     /// The first kernels that wait for an image.
     pub(super) missing: Vec<Missing>,
     /// Why the server does not take the ModuleImagesConfig.
@@ -39,10 +41,15 @@ pub(super) struct Missing {
 /// Kernels that a message names.
 const NAMED: usize = 3;
 
-/// Reads stores and totals; `None` if there is nothing to say, or nobody can say it yet.
+/// Reads stores and totals; `None` if there is nothing to say, or nobody can say it yet of this revision.
 pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
     let module = fleet.modules.get(&ObjectKey::cluster(&**name)).filter(|module| !module.deleting)?;
-    let totals = fleet.tally.totals(name)?;
+    let totals = fleet.tally.totals(name, &module.revision())?;
+    let held = match fleet.removals.of(name, &module.revision()) {
+        Removal::Unknown => return None,
+        Removal::Free => None,
+        Removal::Held(held) => Some(held),
+    };
     let images = fleet.images.get(&fleet.images_key(name)).filter(|images| images.is_owned_by(&module.uid));
     let missing = totals.held_back.iter().take(NAMED).map(|(kernel, clusters)| {
         let image = module.resolve(kernel).map(|resolved| resolved.image).unwrap_or_default();
@@ -56,5 +63,5 @@ pub(super) fn observe(fleet: &Fleet, name: &Arc<str>) -> Option<Observed> {
         }
     });
     let missing = missing.collect();
-    Some(Observed { module, totals, missing, refused: fleet.images_refused.get(name) })
+    Some(Observed { module, totals, held, missing, refused: fleet.images_refused.get(name) })
 }

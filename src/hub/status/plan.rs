@@ -2,20 +2,26 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::observe::{Missing, Observed};
-use crate::api::names::{ClusterReason, ConditionType};
+use crate::api::names::{CONFIRM_REMOVAL_ANNOTATION, ClusterReason, ConditionType};
 use crate::api::{FailingCluster, ManagedClusterModuleStatus, NodeTotals};
 use crate::core::conditions::{self, State, Wanted};
-use crate::hub::standing::{Standing, Totals};
+use crate::hub::standing::{Coverage, Held, Standing, Totals};
 
 /// The types of conditions that are written here.
-pub(super) const TYPES: [ConditionType; 3] =
-    [ConditionType::Ready, ConditionType::ImagesResolved, ConditionType::Applied];
+pub(super) const TYPES: [ConditionType; 5] = [
+    ConditionType::Ready,
+    ConditionType::Covered,
+    ConditionType::ImagesResolved,
+    ConditionType::Applied,
+    ConditionType::RemovalConfirmed,
+];
 /// Why works are not applied, from what somebody must act upon to what passes.
-const NOT_APPLIED: [ClusterReason; 3] =
-    [ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
+const NOT_APPLIED: [ClusterReason; 4] =
+    [ClusterReason::AgentForbidden, ClusterReason::NotApplied, ClusterReason::OwnedByOther, ClusterReason::WorkRefused];
 
 /// The status as it is to be, `None` if it is so already.
 pub(super) fn plan(
@@ -23,7 +29,7 @@ pub(super) fn plan(
     observed: &Observed,
     now: Timestamp,
 ) -> Option<ManagedClusterModuleStatus> {
-    let Observed { module, totals, missing, refused } = observed;
+    let Observed { module, totals, held, missing, refused } = observed;
     let mut ours = old.clone();
     ours.conditions.retain(|condition| TYPES.iter().any(|type_| type_.as_str() == condition.type_));
     let mut new = ours.clone();
@@ -31,36 +37,50 @@ pub(super) fn plan(
         // Never read: nobody knows which clusters are meant, what was counted before stays.
         (Some(fault), None) => vec![ready(State::False, fault.reason, &fault.message)],
         (fault, _) => {
-            count(&mut new, totals);
-            let ready = match fault {
-                Some(fault) => ready(State::False, fault.reason, &fault.message),
-                None => ready_of(totals),
+            count(&mut new, totals, now);
+            new.number_awaiting_removal = Some(number(held.as_ref().map_or(0, |held| held.leaving)));
+            let asked = held.as_ref().map(|held| question(&module.name, held, totals));
+            let ready = match (fault, &asked) {
+                (Some(fault), _) => ready(State::False, fault.reason, &fault.message),
+                (None, Some(asked)) => ready(State::False, ClusterReason::AwaitingConfirmation, asked),
+                (None, None) => ready_of(totals),
             };
-            vec![ready, images_resolved(missing, totals, refused.as_deref()), applied(totals)]
+            let images = images_resolved(missing, totals, refused.as_deref());
+            vec![ready, covered(totals), images, applied(totals), removal_confirmed(asked)]
         }
     };
-    new.observed_generation = Some(module.generation);
-    let changed = conditions::set(&mut new.conditions, &wanted, Some(module.generation), now);
+    // Whatever the store holds by now: the status speaks of what was counted.
+    new.observed_generation = Some(totals.generation);
+    let changed = conditions::set(&mut new.conditions, &wanted, Some(totals.generation), now);
     (changed || new != ours).then_some(new)
 }
 
-fn count(status: &mut ManagedClusterModuleStatus, totals: &Totals) {
-    let number = |count: usize| Some(i32::try_from(count).unwrap_or(i32::MAX));
-    status.number_desired = number(totals.desired);
-    status.number_applied = number(totals.applied);
-    status.number_degraded = number(totals.degraded);
-    status.number_ready = number(totals.ready);
-    status.number_waiting = number(totals.waiting);
-    status.number_unknown = number(totals.unknown);
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+fn count(status: &mut ManagedClusterModuleStatus, totals: &Totals, now: Timestamp) {
+    status.number_desired = Some(number(totals.desired));
+    status.number_applied = Some(number(totals.applied));
+    status.number_degraded = Some(number(totals.degraded));
+    status.number_ready = Some(number(totals.ready));
+    status.number_waiting = Some(number(totals.waiting));
+    status.number_unknown = Some(number(totals.unknown));
     status.nodes = Some(NodeTotals {
         matching: Some(totals.nodes.matching),
         desired: Some(totals.nodes.desired),
         available: Some(totals.nodes.available),
     });
-    let failing = |(name, standing): &(Arc<str>, Standing)| FailingCluster {
-        name: name.to_string(),
-        reason: standing.reason.as_str().to_owned(),
-        message: Some(standing.message.to_string()).filter(|message| !message.is_empty()),
+    let before = std::mem::take(&mut status.clusters);
+    let failing = |(name, standing): &(Arc<str>, Standing)| {
+        let reason = standing.reason.as_str();
+        let named = before.iter().find(|before| before.name == **name && before.reason == reason);
+        FailingCluster {
+            name: name.to_string(),
+            reason: reason.to_owned(),
+            message: Some(standing.message.to_string()).filter(|message| !message.is_empty()),
+            since: named.and_then(|before| before.since.clone()).or(Some(Time(now))),
+        }
     };
     status.clusters = totals.first.iter().map(failing).collect();
 }
@@ -75,11 +95,70 @@ fn ready_of(totals: &Totals) -> Wanted {
         return ready(State::False, ClusterReason::NoMatchingClusters, "no cluster matches the selector");
     }
     match totals.first.first() {
-        None => ready(State::True, ClusterReason::Ready, &format!("all {desired} clusters are ready")),
+        None => match totals.reasons.get(&ClusterReason::CountersOnly) {
+            None => ready(State::True, ClusterReason::Ready, &format!("all {desired} clusters are ready")),
+            Some((counted, name, _)) => {
+                let message = format!(
+                    "all {desired} clusters are ready, {counted} of them by numbers alone, which do not tell of which \
+                     version; the first is {name}"
+                );
+                ready(State::True, ClusterReason::CountersOnly, &message)
+            }
+        },
         Some((name, standing)) => {
             let message = format!("{count} of {desired} clusters are ready; {}", named(name, standing));
             ready(State::False, ClusterReason::ClustersNotReady, &message)
         }
+    }
+}
+
+fn covered(totals: &Totals) -> Wanted {
+    let wanted = |state, reason: ClusterReason, message: String| {
+        Wanted::new(ConditionType::Covered.as_str(), state, reason.as_str(), message)
+    };
+    let Totals { desired, covered, not_covered, .. } = totals;
+    match &totals.first_not_covered {
+        _ if *desired == 0 => {
+            wanted(State::False, ClusterReason::NoMatchingClusters, "no cluster matches the selector".to_owned())
+        }
+        Some((name, Standing { coverage: Coverage::NotCovered { reason, message }, .. })) => {
+            let message = format!(
+                "{not_covered} of {desired} clusters have selected nodes that do not get the module; {name} ({reason}: \
+                 {message})"
+            );
+            wanted(State::False, ClusterReason::ClustersNotCovered, message)
+        }
+        _ if covered == desired => {
+            let message = format!("every selected node of all {desired} clusters gets the module");
+            wanted(State::True, ClusterReason::Covered, message)
+        }
+        _ => {
+            let unknown = desired.saturating_sub(*covered);
+            let message = format!("{unknown} of {desired} clusters have not told it of their nodes");
+            wanted(State::Unknown, ClusterReason::CoverageUnknown, message)
+        }
+    }
+}
+
+/// What waits for a confirmation, and what to do about it.
+fn question(module: &str, held: &Held, totals: &Totals) -> String {
+    let Held { having, leaving, first } = held;
+    let more = leaving - first.len();
+    let tail = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!(
+        "{leaving} of {having} clusters that have the module are not selected any more: {}{tail}; they keep it, and no \
+         other cluster gets it, until you confirm that they lose it: kubectl annotate managedclustermodule {module} \
+         --overwrite {CONFIRM_REMOVAL_ANNOTATION}={}; or put spec.selector or the labels of the clusters right",
+        first.join(", "),
+        totals.generation
+    )
+}
+
+fn removal_confirmed(asked: Option<String>) -> Wanted {
+    let type_ = ConditionType::RemovalConfirmed.as_str();
+    match asked {
+        Some(asked) => Wanted::new(type_, State::False, ClusterReason::AwaitingConfirmation.as_str(), asked),
+        None => Wanted::new(type_, State::True, ClusterReason::Settled.as_str(), "nothing waits for a confirmation"),
     }
 }
 

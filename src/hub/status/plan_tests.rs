@@ -8,9 +8,9 @@ use super::observe::{Missing, Observed};
 use super::plan::plan;
 use crate::api::ManagedClusterModuleStatus;
 use crate::api::names::{ClusterReason, EventReason};
-use crate::hub::standing::{Nodes, Phase, Standing, Tally};
+use crate::hub::standing::{Coverage, Held, Phase, Standing, Tally};
 use crate::hub::testing::{MODULE, kernel, module, spec};
-use crate::hub::view::{Fault, FleetModule};
+use crate::hub::view::{Fault, FleetModule, Nodes};
 
 const NOW: &str = "2026-02-01T00:00:00Z";
 const LATER: &str = "2026-03-01T00:00:00Z";
@@ -22,6 +22,7 @@ fn time(text: &str) -> Timestamp {
 fn at(phase: Phase, reason: ClusterReason, message: &str) -> Standing {
     let applied = matches!(phase, Phase::Ready | Phase::Unknown);
     Standing {
+        coverage: if phase == Phase::Ready { Coverage::Covered } else { Coverage::Unknown },
         applied,
         nodes: Nodes { matching: 3, desired: 2, available: 1 },
         ..Standing::new(phase, reason, message)
@@ -29,13 +30,15 @@ fn at(phase: Phase, reason: ClusterReason, message: &str) -> Standing {
 }
 
 fn observed(module: FleetModule, clusters: &[Standing], missing: Vec<Missing>) -> Observed {
-    let (tally, name) = (Tally::default(), Arc::from(MODULE));
+    let (tally, name, revision) = (Tally::default(), Arc::from(MODULE), module.revision());
+    tally.begin(&name, revision.clone(), Vec::new);
     for (index, standing) in clusters.iter().enumerate() {
         let mut standing = standing.clone();
         standing.held_back = missing.iter().map(|missing| missing.kernel.clone()).collect();
-        tally.put(&name, &format!("c{index}").into(), Some(standing));
+        tally.put(&name, &revision, &format!("c{index}").into(), Some(standing));
     }
-    Observed { module: Arc::new(module), totals: tally.totals(MODULE).unwrap(), missing, refused: None }
+    let totals = tally.totals(MODULE, &revision).unwrap();
+    Observed { module: Arc::new(module), totals, held: None, missing, refused: None }
 }
 
 fn missing(reason: &str) -> Vec<Missing> {
@@ -54,6 +57,10 @@ fn conditions(status: &ManagedClusterModuleStatus) -> Vec<(&str, &str, &str, &st
     all.map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str(), c.message.as_str())).collect()
 }
 
+fn condition<'a>(status: &'a ManagedClusterModuleStatus, type_: &str) -> (&'a str, &'a str, &'a str, &'a str) {
+    conditions(status).into_iter().find(|condition| condition.0 == type_).unwrap()
+}
+
 fn from_nothing(observed: &Observed) -> ManagedClusterModuleStatus {
     plan(&ManagedClusterModuleStatus::default(), observed, time(NOW)).unwrap()
 }
@@ -69,9 +76,9 @@ fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
     let new = from_nothing(&observed(module(&spec()), &clusters, vec![]));
     let mut value = serde_json::to_value(&new).unwrap();
     value.as_object_mut().unwrap().remove("conditions");
-    let cluster = |name: &str, reason: &str, message: &str| json!({"name": name, "reason": reason, "message": message});
+    let cluster = |name: &str, reason: &str, message: &str| json!({"name": name, "reason": reason, "message": message, "since": NOW});
     let expected = json!({
-        "numberDesired": 4, "numberApplied": 2, "numberDegraded": 1, "numberReady": 1, "numberWaiting": 1, "numberUnknown": 1,
+        "numberAwaitingRemoval": 0, "numberDesired": 4, "numberApplied": 2, "numberDegraded": 1, "numberReady": 1, "numberWaiting": 1, "numberUnknown": 1,
         "nodes": {"matching": 12, "desired": 8, "available": 4},
         "observedGeneration": 1,
         "clusters": [
@@ -90,8 +97,10 @@ fn every_selected_cluster_is_counted_once_and_the_first_failing_is_named() {
                 "NotApplied",
                 "applied on 2 of 4 clusters; 1 failed, the first is c2 (NotApplied: forbidden)"
             ),
+            ("Covered", "Unknown", "CoverageUnknown", "3 of 4 clusters have not told it of their nodes"),
             ("ImagesResolved", "True", "ImagesResolved", "every image that is needed is known"),
             ("Ready", "False", "ClustersNotReady", "1 of 4 clusters are ready; c1 (NodesNotReady: NodesNotReady: n1)"),
+            ("RemovalConfirmed", "True", "Settled", "nothing waits for a confirmation"),
         ]
     );
 }
@@ -113,10 +122,64 @@ fn the_same_again_is_no_write_and_zeros_are_written() {
 fn ready_means_every_selected_cluster_and_no_cluster_is_not_ready() {
     let ready = at(Phase::Ready, ClusterReason::Ready, "");
     let all = from_nothing(&observed(module(&spec()), &[ready.clone(), ready], vec![]));
-    assert_eq!(conditions(&all)[2], ("Ready", "True", "Ready", "all 2 clusters are ready"));
-    assert_eq!(conditions(&all)[0], ("Applied", "True", "Applied", "applied on all 2 clusters"));
+    assert_eq!(condition(&all, "Ready"), ("Ready", "True", "Ready", "all 2 clusters are ready"));
+    assert_eq!(condition(&all, "Applied"), ("Applied", "True", "Applied", "applied on all 2 clusters"));
     let none = from_nothing(&observed(module(&spec()), &[], vec![]));
-    assert_eq!(conditions(&none)[2], ("Ready", "False", "NoMatchingClusters", "no cluster matches the selector"));
+    assert_eq!(condition(&none, "Ready"), ("Ready", "False", "NoMatchingClusters", "no cluster matches the selector"));
+}
+
+#[test]
+fn a_mixed_fleet_becomes_ready_and_says_which_clusters_only_count() {
+    let ready = || at(Phase::Ready, ClusterReason::Ready, "");
+    let counts = || at(Phase::Ready, ClusterReason::CountersOnly, "2 of 2 nodes");
+    let mixed = from_nothing(&observed(module(&spec()), &[ready(), counts(), counts()], vec![]));
+    let message =
+        "all 3 clusters are ready, 2 of them by numbers alone, which do not tell of which version; the first is c1";
+    assert_eq!(condition(&mixed, "Ready"), ("Ready", "True", "CountersOnly", message));
+    assert_eq!((mixed.number_ready, mixed.clusters.len()), (Some(3), 0));
+    let whole = from_nothing(&observed(module(&spec()), &[ready(), ready(), ready()], vec![]));
+    assert_eq!(news(&mixed, &whole), [], "the last cluster was upgraded");
+    let waiting = at(Phase::Waiting, ClusterReason::CountersOnly, "1 of 2 nodes");
+    let waits = from_nothing(&observed(module(&spec()), &[ready(), counts(), waiting], vec![]));
+    assert_eq!(condition(&waits, "Ready").3, "2 of 3 clusters are ready; c2 (CountersOnly: 1 of 2 nodes)");
+}
+
+#[test]
+fn a_cluster_is_named_with_the_time_since_when_it_has_been_for_that_reason() {
+    let named = |old: &ManagedClusterModuleStatus, reason, message: &str, at_time| {
+        let seen = observed(module(&spec()), &[at(Phase::Waiting, reason, message)], vec![]);
+        let new = plan(old, &seen, time(at_time)).unwrap();
+        (new.clusters[0].since.clone().unwrap().0, new)
+    };
+    let (since, first) = named(&ManagedClusterModuleStatus::default(), ClusterReason::NodesNotReady, "1 of 2", NOW);
+    assert_eq!(since, time(NOW));
+    assert_eq!(named(&first, ClusterReason::NodesNotReady, "0 of 2", LATER).0, time(NOW));
+    assert_eq!(named(&first, ClusterReason::ImagesNotReady, "1 of 2", LATER).0, time(LATER));
+}
+
+#[test]
+fn covered_is_every_selected_node_of_every_cluster_whether_ready_or_not() {
+    let cluster = |phase, coverage| Standing { coverage, ..at(phase, ClusterReason::NodesNotReady, "n1") };
+    let not = |reason, message: &str| Coverage::NotCovered { reason, message: message.into() };
+    let covered = || cluster(Phase::Waiting, Coverage::Covered);
+    let partly = cluster(Phase::Ready, not(ClusterReason::SomeKernelsUnmapped, "no usable mapping for kernel x"));
+    let unknown = || cluster(Phase::Unknown, Coverage::Unknown);
+    let table = [
+        (vec![], "False", "NoMatchingClusters", "no cluster matches the selector"),
+        (vec![covered(), covered()], "True", "Covered", "every selected node of all 2 clusters gets the module"),
+        (vec![covered(), unknown()], "Unknown", "CoverageUnknown", "1 of 2 clusters have not told it of their nodes"),
+        (
+            vec![covered(), unknown(), partly],
+            "False",
+            "ClustersNotCovered",
+            "1 of 3 clusters have selected nodes that do not get the module; c2 (SomeKernelsUnmapped: no usable mapping \
+             for kernel x)",
+        ),
+    ];
+    for (clusters, status, reason, message) in table {
+        let new = from_nothing(&observed(module(&spec()), &clusters, vec![]));
+        assert_eq!(condition(&new, "Covered"), ("Covered", status, reason, message));
+    }
 }
 
 #[test]
@@ -130,7 +193,7 @@ fn a_missing_image_is_named_with_what_the_registry_said() {
     for (said, reason, why) in table {
         let new = from_nothing(&observed(module(&spec()), &waiting, missing(said)));
         let message = format!("kernel 6.1.0-a on 1 cluster waits for registry.test/gpu:6.1.0-a ({why})");
-        assert_eq!(conditions(&new)[1], ("ImagesResolved", "False", reason, &*message));
+        assert_eq!(condition(&new, "ImagesResolved"), ("ImagesResolved", "False", reason, &*message));
     }
 }
 
@@ -140,7 +203,7 @@ fn a_wish_that_cannot_be_carried_out_is_said_and_one_never_read_keeps_its_number
     broken["moduleSpec"]["moduleLoader"]["container"]["kernelMappings"][0]["regexp"] = json!("[");
     let clusters = [at(Phase::Waiting, ClusterReason::InvalidSpec, "")];
     let new = from_nothing(&observed(module(&broken), &clusters, vec![]));
-    let ready = conditions(&new)[2];
+    let ready = condition(&new, "Ready");
     assert_eq!((ready.1, ready.2), ("False", "InvalidSpec"));
     assert!(
         ready.3.starts_with("spec.moduleSpec.moduleLoader.container: kernelMappings[0].regexp \"[\""),
@@ -197,8 +260,30 @@ fn images_that_cannot_be_asked_for_are_no_silence() {
     let clusters = [at(Phase::Waiting, ClusterReason::ImagesNotReady, "")];
     let refused = Some("etcdserver: request is too large".to_owned());
     let new = from_nothing(&Observed { refused, ..observed(module(&spec()), &clusters, missing("")) });
-    let images = conditions(&new).into_iter().find(|condition| condition.0 == "ImagesResolved").unwrap();
+    let images = condition(&new, "ImagesResolved");
     let message =
         "images cannot be asked for: the ModuleImagesConfig cannot be written: etcdserver: request is too large";
     assert_eq!(images, ("ImagesResolved", "False", "ImagesNotReady", message));
+}
+
+#[test]
+fn a_removal_that_waits_says_how_many_clusters_which_and_what_to_do() {
+    let first = ["c00", "c01", "c02"].map(Arc::from).to_vec();
+    let held = Some(Held { having: 20, leaving: 12, first });
+    let ready = at(Phase::Ready, ClusterReason::Ready, "");
+    let before = observed(module(&spec()), &[ready], vec![]);
+    let old = from_nothing(&before);
+    let new = plan(&old, &Observed { held, ..before.clone() }, time(LATER)).unwrap();
+    assert_eq!((new.number_awaiting_removal, new.number_desired), (Some(12), Some(1)));
+    let message = "12 of 20 clusters that have the module are not selected any more: c00, c01, c02 and 9 more; they keep \
+        it, and no other cluster gets it, until you confirm that they lose it: kubectl annotate managedclustermodule gpu \
+        --overwrite kmm.node.kubernetes.io/confirm-removal=1; or put spec.selector or the labels of the clusters right";
+    for type_ in ["Ready", "RemovalConfirmed"] {
+        assert_eq!(condition(&new, type_), (type_, "False", "AwaitingConfirmation", message));
+    }
+    let told: Vec<EventReason> = news(&old, &new).into_iter().map(|News { reason, .. }| reason).collect();
+    assert_eq!(told, [EventReason::NotReady, EventReason::RemovalAwaitsConfirmation]);
+    let after = plan(&new, &before, time(LATER)).unwrap();
+    assert_eq!(conditions(&after), conditions(&old));
+    assert_eq!(after.number_awaiting_removal, Some(0));
 }

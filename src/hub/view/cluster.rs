@@ -70,7 +70,7 @@ impl Kernels {
                 };
                 Self::Incomplete { known: known(), missing: intern::text(&missing) }
             }
-            KernelReport::Invalid { why } => Self::Invalid(intern::text(why)),
+            KernelReport::Invalid { why } => Self::Invalid(intern::message(why)),
             KernelReport::Absent => Self::Absent,
         }
     }

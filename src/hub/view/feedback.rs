@@ -4,18 +4,25 @@
 
 use serde_json::Value;
 
+use crate::api::names::ConditionType;
 use crate::api::ocm::{FeedbackRule, JsonPath, values};
 
 /// Name of the hash of the Module that a status speaks of.
 pub const RENDERED_HASH: &str = "renderedHash";
 /// Name of the generation that a status speaks of.
 pub const OBSERVED_GENERATION: &str = "observedGeneration";
-/// Name of the status of the condition `Ready`.
-pub const READY_STATUS: &str = "ready.status";
-/// Name of the reason of the condition `Ready`.
-pub const READY_REASON: &str = "ready.reason";
-/// Name of the message of the condition `Ready`.
-pub const READY_MESSAGE: &str = "ready.message";
+/// The conditions that are reported: what their values are called, and their types.
+const CONDITIONS: [(&str, ConditionType); 2] = [(READY, ConditionType::Ready), (COVERED, ConditionType::Covered)];
+/// Beginning of the names of the values of the condition `Ready`.
+pub const READY: &str = "ready";
+/// Beginning of the names of the values of the condition `Covered`.
+pub const COVERED: &str = "covered";
+/// End of the name of a condition's status.
+pub const STATUS: &str = "status";
+/// End of the name of a condition's reason.
+pub const REASON: &str = "reason";
+/// End of the name of a condition's message.
+pub const MESSAGE: &str = "message";
 /// End of the name of the counter of nodes that have what is wanted.
 pub const AVAILABLE: &str = "availableNumber";
 /// End of the name of the counter of nodes that are to have it.
@@ -41,9 +48,12 @@ pub fn rules() -> Vec<FeedbackRule> {
         .flat_map(|part| [AVAILABLE, DESIRED, MATCHING].map(|counter| format!("{part}.{counter}")))
         .map(|name| (format!(".status.{name}"), name));
     let scalars = [RENDERED_HASH, OBSERVED_GENERATION].map(|name| (format!(".status.{name}"), name.to_owned()));
-    let ready = [(READY_STATUS, "status"), (READY_REASON, "reason"), (READY_MESSAGE, "message")]
-        .map(|(name, field)| (format!(r#".status.conditions[?(@.type=="Ready")].{field}"#), name.to_owned()));
-    let json_paths = counters.chain(scalars).chain(ready).map(|(path, name)| JsonPath { name, path }).collect();
+    let conditions = CONDITIONS.iter().flat_map(|(name, type_)| {
+        [STATUS, REASON, MESSAGE].map(|field| {
+            (format!(r#".status.conditions[?(@.type=="{}")].{field}"#, type_.as_str()), format!("{name}.{field}"))
+        })
+    });
+    let json_paths = counters.chain(scalars).chain(conditions).map(|(path, name)| JsonPath { name, path }).collect();
     vec![FeedbackRule { type_: values::FEEDBACK_JSON_PATHS.to_owned(), json_paths }]
 }
 
@@ -58,6 +68,9 @@ mod tests {
         let mut names: Vec<&str> = rules[0].json_paths.iter().map(|path| path.name.as_str()).collect();
         names.sort_unstable();
         let expected = [
+            "covered.message",
+            "covered.reason",
+            "covered.status",
             "devicePlugin.availableNumber",
             "devicePlugin.desiredNumber",
             "devicePlugin.nodesMatchingSelectorNumber",

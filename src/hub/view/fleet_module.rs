@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use crate::api::names::ClusterReason;
+use crate::api::names::{CONFIRM_REMOVAL_ANNOTATION, ClusterReason};
 use crate::api::{ManagedClusterModule, ManagedClusterModuleSpec, ManagedClusterModuleStatus, ModuleSpec};
 use crate::core::hash::{self, NameForm};
 use crate::core::kernel::KernelVersion;
@@ -14,6 +14,8 @@ use crate::core::mapping::{Mappings, Resolution, Resolved};
 use crate::core::selector;
 use crate::runtime::client::chain;
 use crate::runtime::store::Projection;
+
+use super::cluster::Cluster;
 
 /// What is read of a ManagedClusterModule.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct FleetModule {
     pub generation: i64,
     /// It is being deleted.
     pub deleting: bool,
+    /// A person has confirmed that the present generation may take the module from any number of clusters.
+    pub removal_confirmed: bool,
     /// The specification; absent if it could never be read.
     pub spec: Option<Arc<ManagedClusterModuleSpec>>,
     /// Why nothing can be rendered from it.
@@ -34,6 +38,15 @@ pub struct FleetModule {
     pub status: Arc<ManagedClusterModuleStatus>,
     /// Compiled from `spec`; absent without `moduleLoader` or with a fault.
     mappings: Option<Arc<Mappings>>,
+}
+
+/// Which specification of which ManagedClusterModule something speaks of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
 }
 
 /// Why nothing can be rendered. What was rendered before stays as it is.
@@ -48,7 +61,7 @@ pub struct Fault {
 impl PartialEq for FleetModule {
     fn eq(&self, other: &Self) -> bool {
         // `mappings` is a function of `spec`.
-        self.wishes_the_same(other) && self.status == other.status
+        self.wishes_the_same(other) && self.removal_confirmed == other.removal_confirmed && self.status == other.status
     }
 }
 
@@ -63,9 +76,19 @@ impl FleetModule {
             && self.fault == other.fault
     }
 
+    /// What it wants at present, to be told from what it wanted before and from an earlier one of its name.
+    pub fn revision(&self) -> Revision {
+        Revision { uid: Arc::clone(&self.uid), generation: self.generation }
+    }
+
     /// Whether a cluster with these labels is selected. Nothing is selected while the specification is unknown.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         self.spec.as_ref().is_some_and(|spec| selector::matches(Some(&spec.selector), Some(labels)))
+    }
+
+    /// Whether a cluster that is there is certainly not selected. Of one that is being deleted, OCM removes the works.
+    pub fn has_left(&self, cluster: &Cluster) -> bool {
+        self.spec.is_some() && !cluster.deleting && !self.selects(&cluster.labels)
     }
 
     /// The Module that is wanted, `None` with a fault.
@@ -141,16 +164,23 @@ impl FleetModule {
     }
 }
 
+fn is_removal_confirmed(meta: &ObjectMeta) -> bool {
+    let confirmed = meta.annotations.as_ref().and_then(|annotations| annotations.get(CONFIRM_REMOVAL_ANNOTATION));
+    confirmed.is_some_and(|generation| generation.trim().parse() == Ok(meta.generation.unwrap_or_default()))
+}
+
 impl Projection for FleetModule {
     type Kind = ManagedClusterModule;
 
     fn project(object: ManagedClusterModule) -> Self {
         let meta = object.metadata;
+        let removal_confirmed = is_removal_confirmed(&meta);
         Self {
             name: meta.name.unwrap_or_default().into(),
             uid: meta.uid.unwrap_or_default().into(),
             generation: meta.generation.unwrap_or_default(),
             deleting: meta.deletion_timestamp.is_some(),
+            removal_confirmed,
             spec: Some(Arc::new(object.spec)),
             fault: None,
             status: Arc::new(object.status.unwrap_or_default()),
@@ -169,6 +199,7 @@ impl Projection for FleetModule {
             uid: uid.into(),
             generation: meta.generation.unwrap_or_default(),
             deleting: meta.deletion_timestamp.is_some(),
+            removal_confirmed: is_removal_confirmed(meta),
             spec: last.and_then(|last| last.spec.clone()),
             fault: Some(Fault { reason: ClusterReason::Unreadable, message: error.to_owned() }),
             status: last.map(|last| Arc::clone(&last.status)).unwrap_or_default(),

@@ -7,6 +7,6 @@ mod images;
 mod work;
 
 pub use cluster::{Cluster, Kernels};
-pub use fleet_module::{Fault, FleetModule};
+pub use fleet_module::{Fault, FleetModule, Revision};
 pub use images::{ImageFact, Images};
-pub use work::{Applied, Feedback, Owner, Report, Work, fingerprint, rendered_hash};
+pub use work::{Applied, Feedback, Nodes, Owner, Report, Said, Work, fingerprint, rendered_hash};

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::api::names::{MANAGED_CLUSTER_MODULE_LABEL, RENDERED_HASH_ANNOTATION, SENT_IMAGES_ANNOTATION};
 use crate::api::ocm::{FieldValue, ManifestStatus, ManifestWork, ManifestWorkStatus, values};
+use crate::core::conditions::State;
 use crate::core::hash;
 use crate::core::kernel::KernelVersion;
 use crate::core::pin::source_id;
@@ -62,6 +63,8 @@ pub enum Applied {
     Yes,
     /// Failed, with the agent's words.
     Failed(Arc<str>),
+    /// Failed for want of a right of the agent: which, the way out, and its words.
+    Forbidden(Arc<str>),
 }
 
 /// What the cluster says about the Module.
@@ -71,25 +74,43 @@ pub enum Feedback {
     None,
     /// Something about another Module than the one in the work.
     Stale,
+    /// Numbers alone, which may be of any version of the Module: KMM reports nothing else.
+    CountersOnly(Nodes),
     /// About the Module in the work.
     Current(Box<Report>),
+}
+
+/// Nodes of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Nodes that match the Module's selector.
+    pub matching: i64,
+    /// Nodes that are to have the module.
+    pub desired: i64,
+    /// Nodes that have it.
+    pub available: i64,
 }
 
 /// A cluster's report on the Module in a work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Nodes that match the Module's selector.
-    pub matching: i64,
-    /// Nodes that are to have it.
-    pub desired: i64,
-    /// Nodes that have it.
-    pub available: i64,
-    /// Status of the Module's condition `Ready`: `True`, `False`, `Unknown`; empty if it has none.
-    pub ready: Arc<str>,
+    /// Its nodes.
+    pub nodes: Nodes,
+    /// The Module's condition `Ready`, if it has one.
+    pub ready: Option<Said>,
+    /// The Module's condition `Covered`, if it has one.
+    pub covered: Option<Said>,
+}
+
+/// A condition as a cluster reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Its status.
+    pub state: State,
     /// Its reason.
     pub reason: Arc<str>,
-    /// Its message.
-    pub message: Arc<str>,
+    /// Its reason and message, for people.
+    pub why: Arc<str>,
 }
 
 /// Hash of the Module in a work, without the annotation that holds this hash.
@@ -131,6 +152,13 @@ pub fn fingerprint(work: &ManifestWork) -> Result<u128, hash::Error> {
 
 fn controller(owners: Option<&[OwnerReference]>) -> Option<&OwnerReference> {
     owners.unwrap_or_default().iter().find(|owner| owner.controller == Some(true))
+}
+
+impl Work {
+    /// Whether it is certainly that of the ManagedClusterModule with this uid, and not on its way out.
+    pub fn is_held_by(&self, uid: &str) -> bool {
+        !self.deleting && matches!(&self.owner, Owner::Module { uid: owner, .. } if **owner == *uid)
+    }
 }
 
 impl Owner {
@@ -207,8 +235,27 @@ impl Applied {
             .iter()
             .filter_map(|manifest| condition(&manifest.conditions, values::WORK_APPLIED))
             .find(|condition| condition.status != "True");
-        Self::Failed(intern::text(&failed.unwrap_or(applied).message))
+        let said = &failed.unwrap_or(applied).message;
+        match missing_right(said) {
+            Some(right) => Self::Forbidden(intern::message(&format!(
+                "the cluster's work agent may not {right}; on the cluster, give it the right by a ClusterRole with the \
+                 label open-cluster-management.io/aggregate-to-work=true, as config/default-spoke has it: {said}"
+            ))),
+            None => Self::Failed(intern::message(said)),
+        }
     }
+}
+
+/// "get modules.kmm.sigs.x-k8s.io in the namespace drivers" from the words in which RBAC refuses a request.
+fn missing_right(said: &str) -> Option<String> {
+    let (_, refused) = said.split_once(" is forbidden: User ")?;
+    let (verb, rest) = refused.split_once(" cannot ")?.1.split_once(" resource \"")?;
+    let (resource, rest) = rest.split_once("\" in API group \"")?;
+    let (group, rest) = rest.split_once('"')?;
+    let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+    let namespace = rest.strip_prefix(" in the namespace \"").and_then(|rest| rest.split_once('"'));
+    let place = namespace.map_or_else(String::new, |(namespace, _)| format!(" in the namespace {namespace}"));
+    Some(format!("{verb} {resource}{group}{place}"))
 }
 
 impl Feedback {
@@ -221,25 +268,40 @@ impl Feedback {
             manifest.status_feedback.values.iter().find(|value| value.name == name).map(|value| &value.field_value)
         };
         let string = |name: &str| found(name).and_then(|value| value.string.as_deref()).unwrap_or_default();
-        let number = |name: String| found(&name).and_then(|value: &FieldValue| value.integer).unwrap_or_default();
+        let number = |name: &str| found(name).and_then(|value: &FieldValue| value.integer);
+        let said = |condition: &str| {
+            let part = |field: &str| string(&format!("{condition}.{field}"));
+            Said::of(part(feedback::STATUS), part(feedback::REASON), part(feedback::MESSAGE))
+        };
         let sent = module
             .and_then(|module| module["metadata"]["annotations"][RENDERED_HASH_ANNOTATION].as_str())
             .unwrap_or_default();
+        let spec = module.map_or(&Value::Null, |module| &module["spec"]);
+        let part = feedback::counted_part(spec);
+        let counter = |name: &str| number(&format!("{part}.{name}"));
+        let (matching, desired, available) =
+            (counter(feedback::MATCHING), counter(feedback::DESIRED), counter(feedback::AVAILABLE));
+        let counts = [matching, desired, available].iter().any(Option::is_some);
+        let nodes = Nodes {
+            matching: matching.unwrap_or_default(),
+            desired: desired.unwrap_or_default(),
+            available: available.unwrap_or_default(),
+        };
         match string(feedback::RENDERED_HASH) {
+            "" if counts => return Self::CountersOnly(nodes),
             "" => return Self::None,
             reported if reported != sent => return Self::Stale,
             _ => {}
         }
-        let spec = module.map_or(&Value::Null, |module| &module["spec"]);
-        let part = feedback::counted_part(spec);
-        Self::Current(Box::new(Report {
-            matching: number(format!("{part}.{}", feedback::MATCHING)),
-            desired: number(format!("{part}.{}", feedback::DESIRED)),
-            available: number(format!("{part}.{}", feedback::AVAILABLE)),
-            ready: intern::text(string(feedback::READY_STATUS)),
-            reason: intern::text(string(feedback::READY_REASON)),
-            message: intern::text(string(feedback::READY_MESSAGE)),
-        }))
+        Self::Current(Box::new(Report { nodes, ready: said(feedback::READY), covered: said(feedback::COVERED) }))
+    }
+}
+
+impl Said {
+    fn of(status: &str, reason: &str, message: &str) -> Option<Self> {
+        let state = [State::True, State::False, State::Unknown].into_iter().find(|state| state.as_str() == status)?;
+        let why: Vec<&str> = [reason, message].into_iter().filter(|text| !text.is_empty()).collect();
+        Some(Self { state, reason: intern::message(reason), why: intern::message(&why.join(": ")) })
     }
 }
 

@@ -7,6 +7,8 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod render;
+#[cfg(test)]
+mod report_tests;
 mod waits;
 #[cfg(test)]
 mod world_tests;
@@ -75,11 +77,14 @@ impl Controller {
 
     async fn pass(&self, target: &Target) -> Result<Outcome, Error> {
         let Self { client, fleet, waits: all_waits } = self;
-        let planned = plan::plan(&observe::observe(fleet, all_waits, target));
+        let observed = observe::observe(fleet, all_waits, target);
+        let revision = observed.module.as_ref().map(|module| module.revision()).unwrap_or_default();
+        let stands = |standing| fleet.stands(target, &revision, standing);
+        let planned = plan::plan(&observed);
         let Plan { action, standing, wants_images, waits, again } = match planned {
             Ok(plan) => plan,
             Err(error) => {
-                fleet.stands(target, Some(Standing::not_rendered(&error.to_string())));
+                stands(Some(Standing::not_rendered(&error.to_string())));
                 return Err(error.into());
             }
         };
@@ -96,15 +101,15 @@ impl Controller {
                         info!(work = %target, "ManifestWork deleted: the cluster is not selected any more");
                     }
                 }
-                fleet.stands(target, standing);
+                stands(standing);
                 Ok(again.map_or(Outcome::Done, Outcome::Again))
             }
             Ok(Done::Occupied(standing)) => {
-                fleet.stands(target, Some(standing));
+                stands(Some(standing));
                 Ok(Outcome::Again(LOOK_AGAIN))
             }
             Err(error) => {
-                fleet.stands(target, standing.map(|standing| standing.refused(&error)));
+                stands(standing.map(|standing| standing.refused(&error)));
                 Err(error.into())
             }
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::waits::{Waited, Waits};
 use crate::hub::fleet::Fleet;
+use crate::hub::standing::Removal;
 use crate::hub::target::Target;
 use crate::hub::view::{Cluster, FleetModule, Images, Work};
 use crate::runtime::store::ObjectKey;
@@ -21,14 +22,19 @@ pub(super) struct Observed {
     pub images: Option<Arc<Images>>,
     /// The work of that name, if it has the label of ours.
     pub work: Option<Arc<Work>>,
-    /// How long it has been waiting for answers about its images, if it was.
+    /// Whether works of the ManagedClusterModule may go.
+    pub removal: Removal,
+    /// How long it has been waiting for answers about its images, or to go, if it was.
     pub waited: Option<Waited>,
 }
 
 /// Reads the stores.
 pub(super) fn observe(fleet: &Fleet, waits: &Waits, target: &Target) -> Observed {
+    let module = fleet.modules.get(&ObjectKey::cluster(&*target.module));
+    let removal = |module: &Arc<FleetModule>| fleet.removals.of(&module.name, &module.revision());
     Observed {
-        module: fleet.modules.get(&ObjectKey::cluster(&*target.module)),
+        removal: module.as_ref().map_or(Removal::Unknown, removal),
+        module,
         cluster: fleet.clusters.get(&ObjectKey::cluster(&*target.cluster)),
         images: fleet.images.get(&fleet.images_key(&target.module)),
         work: fleet.works.get(&ObjectKey::new(&*target.cluster, &*target.module)),

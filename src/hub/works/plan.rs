@@ -14,7 +14,7 @@ use crate::core::kernel::KernelVersion;
 use crate::core::mapping::Resolved;
 use crate::core::pin::{self, Known, Pinned};
 use crate::hub::intern::{self, Sent};
-use crate::hub::standing::{Gaps, Standing};
+use crate::hub::standing::{Gaps, Removal, Standing};
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, fingerprint};
 
 /// Digests arrive one by one. A work is held back until every look-up has come to something, good or bad, and is then
@@ -22,6 +22,10 @@ use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Owner, Work, finge
 pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// And no longer than this in all.
 pub(super) const LONGEST: Duration = Duration::from_secs(10);
+
+/// A work goes this long after its cluster was deselected: clusters that lose a label one after the other, by one
+/// command, are then seen as one change.
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
 
 /// What is to be done, and how the cluster stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +36,7 @@ pub(super) struct Plan {
     pub standing: Option<Standing>,
     /// Some image that the cluster needs was not asked for yet.
     pub wants_images: bool,
-    /// The wait, while some look-up for the cluster has come to nothing yet.
+    /// The wait, while some look-up for the cluster has come to nothing yet, or its work is about to go.
     pub waits: Option<Waited>,
     /// When to look again although nothing changes.
     pub again: Option<Duration>,
@@ -73,10 +77,17 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
         return Ok(Plan::nothing(None));
     };
     let work = observed.work.as_deref();
-    let cluster = observed.cluster.as_deref().filter(|cluster| !cluster.deleting && module.selects(&cluster.labels));
-    let Some(cluster) = cluster else {
-        return Ok(deselected(module, work));
+    let Some(cluster) = observed.cluster.as_deref() else {
+        // What is not there says nothing: OCM removes the works of clusters that leave.
+        let has_work = work.is_some_and(|work| work.is_held_by(&module.uid));
+        return Ok(Plan::nothing(has_work.then(Standing::cluster_missing)));
     };
+    if cluster.deleting || !module.selects(&cluster.labels) {
+        return Ok(match work.filter(|work| work.is_held_by(&module.uid) && module.has_left(cluster)) {
+            Some(work) => removed(module, work, observed),
+            None => Plan::nothing(None),
+        });
+    }
     if let Some(work) = work.filter(|work| !is_usable(module, work)) {
         return Ok(Plan::nothing(Some(Standing::foreign(module, &work.owner))));
     }
@@ -89,6 +100,13 @@ pub(super) fn plan(observed: &Observed) -> Result<Plan, hash::Error> {
     }
     if !cluster.accepted {
         return Ok(Plan::nothing(Some(as_it_is(&Gaps::default()).not_accepted())));
+    }
+    match observed.removal {
+        Removal::Free => {}
+        Removal::Held(_) if work.is_none() => return Ok(Plan::nothing(Some(Standing::awaiting_confirmation()))),
+        // The event that tells of the change wakes this cluster again.
+        Removal::Unknown if work.is_none() => return Ok(Plan::nothing(Some(Standing::pending()))),
+        Removal::Held(_) | Removal::Unknown => {}
     }
     let (lines, gaps, wants_images) = if module.has_mappings() {
         lines(module, cluster, observed.images.as_deref(), work)
@@ -144,15 +162,16 @@ fn is_usable(module: &FleetModule, work: &Work) -> bool {
     }
 }
 
-/// A work in a cluster that is not selected goes, if it is certainly ours.
-fn deselected(module: &FleetModule, work: Option<&Work>) -> Plan {
-    let ours = |work: &&Work| matches!(&work.owner, Owner::Module { uid, .. } if *uid == module.uid);
-    // While the specification could never be read, nobody knows what is selected.
-    let action = match work.filter(ours).filter(|work| !work.deleting && module.spec.is_some()) {
-        Some(work) => Action::Delete { uid: work.uid.clone() },
-        None => Action::Nothing,
-    };
-    Plan { action, ..Plan::nothing(None) }
+/// The work of a cluster that is there and not selected goes, unless that waits for a confirmation.
+fn removed(module: &FleetModule, work: &Work, observed: &Observed) -> Plan {
+    if observed.removal != Removal::Free {
+        return Plan::nothing(None);
+    }
+    let waited = Waited::after(observed.waited, module.generation, 0);
+    let rest = SETTLE.saturating_sub(waited.still);
+    let action = if rest.is_zero() { Action::Delete { uid: work.uid.clone() } } else { Action::Nothing };
+    let again = (!rest.is_zero()).then_some(rest);
+    Plan { action, waits: Some(waited), again, ..Plan::nothing(None) }
 }
 
 /// The lines of a cluster's Module, what is missing, and whether some image was not asked for yet.

@@ -1,32 +1,39 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use super::plan::{Action, GRACE, LONGEST, Plan, plan};
+use super::plan::{Action, GRACE, LONGEST, Plan, SETTLE, plan};
 use super::waits::Waited;
 use crate::api::names::ClusterReason;
 use crate::api::ocm::ManifestWork;
-use crate::hub::standing::Phase;
+use crate::hub::standing::{Held, Phase, Removal};
 use crate::hub::testing::{
-    MODULE, UID, cluster, cluster_of, condition, digest, hash_in, images, kernel, module, module_of, owner, reported,
-    spec, stored, target, work,
+    MODULE, UID, cluster, cluster_of, digest, hash_in, images, kernel, module, module_of, owner, reported, spec,
+    stored, target, work,
 };
 use crate::hub::view::{Cluster, FleetModule, Images, Kernels, Work};
 
-fn observed(module: FleetModule, cluster: Cluster, images: Option<Images>, work: Option<Arc<Work>>) -> Observed {
+pub(super) fn observed(
+    module: FleetModule,
+    cluster: Cluster,
+    images: Option<Images>,
+    work: Option<Arc<Work>>,
+) -> Observed {
     Observed {
         target: target("c1"),
         module: Some(Arc::new(module)),
         cluster: Some(Arc::new(cluster)),
         images: images.map(Arc::new),
         work,
+        removal: Removal::Free,
         waited: None,
     }
 }
 
-fn applied(plan: &Plan) -> &ManifestWork {
+pub(super) fn applied(plan: &Plan) -> &ManifestWork {
     match &plan.action {
         Action::Apply { work, .. } => work,
         other => panic!("no work to be applied: {other:?}"),
@@ -45,14 +52,14 @@ fn pair(kernel: &str, digit: char) -> (String, String) {
     (kernel.to_owned(), format!("registry.test/gpu@{}", digest(digit)))
 }
 
-fn two_images() -> Images {
+pub(super) fn two_images() -> Images {
     images(&[
         ("6.1.0-a", "registry.test/gpu:6.1.0-a", Ok(&digest('a'))),
         ("6.1.0-b", "registry.test/gpu:6.1.0-b", Ok(&digest('b'))),
     ])
 }
 
-fn standing(plan: &Plan) -> (Phase, ClusterReason, String) {
+pub(super) fn standing(plan: &Plan) -> (Phase, ClusterReason, String) {
     let standing = plan.standing.as_ref().unwrap();
     (standing.phase, standing.reason, standing.message.to_string())
 }
@@ -81,6 +88,9 @@ fn the_work_holds_a_namespace_and_a_trimmed_module_with_one_literal_mapping_per_
             rule("ready.status", ".status.conditions[?(@.type==\"Ready\")].status"),
             rule("ready.reason", ".status.conditions[?(@.type==\"Ready\")].reason"),
             rule("ready.message", ".status.conditions[?(@.type==\"Ready\")].message"),
+            rule("covered.status", ".status.conditions[?(@.type==\"Covered\")].status"),
+            rule("covered.reason", ".status.conditions[?(@.type==\"Covered\")].reason"),
+            rule("covered.message", ".status.conditions[?(@.type==\"Covered\")].message"),
         ])
         .collect();
     let sources = rendered["metadata"]["annotations"]["kmm.node.kubernetes.io/sent-images"].clone();
@@ -442,7 +452,8 @@ fn only_a_work_of_ours_is_touched() {
     let selected = |work| plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), work)).unwrap();
     let deselected = |work| {
         let other = cluster_of(&json!({"gpu": "no"}), &json!([]));
-        plan(&observed(module(&spec()), other, Some(two_images()), work)).unwrap()
+        let waited = Some(Waited { generation: 1, unanswered: 0, in_all: SETTLE, still: SETTLE });
+        plan(&Observed { waited, ..observed(module(&spec()), other, Some(two_images()), work) }).unwrap()
     };
     let touched = |plan: &Plan| plan.action != Action::Nothing;
     let table = [
@@ -488,24 +499,69 @@ fn only_a_work_of_ours_is_touched() {
 }
 
 #[test]
-fn a_cluster_that_is_gone_or_not_selected_loses_its_work_once() {
+fn only_a_cluster_that_is_there_and_not_selected_loses_its_work_and_once() {
     let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
     let server = || work(stored(applied(&first)));
-    let mut going = cluster(&["6.1.0-a"]);
-    going.deleting = true;
-    let delete = Plan { action: Action::Delete { uid: "uid-of-work".into() }, ..Plan::nothing(None) };
-    let gone = Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(server())) };
-    for seen in [gone, observed(module(&spec()), going, None, Some(server()))] {
-        assert_eq!(plan(&seen).unwrap(), delete);
+    let not_selected = || cluster_of(&json!({"gpu": "no"}), &json!([]));
+    let waited = |still| Waited { generation: 1, unanswered: 0, in_all: still, still };
+    let left = |before| {
+        plan(&Observed { waited: before, ..observed(module(&spec()), not_selected(), None, Some(server())) }).unwrap()
+    };
+    let half = SETTLE / 2;
+    for (before, so_far, rest) in [(None, Duration::ZERO, SETTLE), (Some(waited(half)), half, half)] {
+        let waits = Some(waited(so_far));
+        assert_eq!(left(before), Plan { waits, again: Some(rest), ..Plan::nothing(None) });
     }
+    let action = Action::Delete { uid: "uid-of-work".into() };
+    let over = Some(waited(SETTLE));
+    assert_eq!(left(over), Plan { action, waits: over, ..Plan::nothing(None) });
+
+    // OCM removes the works of a cluster that leaves; one that vanished may come back.
+    for mut going in [cluster(&["6.1.0-a"]), not_selected()] {
+        going.deleting = true;
+        assert_eq!(plan(&observed(module(&spec()), going, None, Some(server()))).unwrap(), Plan::nothing(None));
+    }
+    let gone = |work| Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, work) };
+    let missing = plan(&gone(Some(server()))).unwrap();
+    assert_eq!(missing.action, Action::Nothing);
+    assert_eq!((standing(&missing).0, standing(&missing).1), (Phase::Unknown, ClusterReason::ClusterMissing));
+    assert_eq!(plan(&gone(None)).unwrap(), Plan::nothing(None));
+
     let mut deleting = stored(applied(&first));
     deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    let seen =
-        Observed { cluster: None, ..observed(module(&spec()), cluster(&[]), None, Some(work(deleting.clone()))) };
-    assert_eq!(plan(&seen).unwrap().action, Action::Nothing);
+    for seen in [
+        gone(Some(work(deleting.clone()))),
+        observed(module(&spec()), not_selected(), None, Some(work(deleting.clone()))),
+    ] {
+        assert_eq!(plan(&seen).unwrap(), Plan::nothing(None));
+    }
     let back =
         plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(deleting)))).unwrap();
     assert_eq!((back.action.clone(), standing(&back).1), (Action::Nothing, ClusterReason::Deleting));
+}
+
+#[test]
+fn while_a_removal_waits_for_a_confirmation_no_cluster_loses_the_module_or_gets_it_newly() {
+    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
+    let server = || Some(work(stored(applied(&first))));
+    let not_selected = || cluster_of(&json!({"gpu": "no"}), &json!([]));
+    let waited = Some(Waited { generation: 1, unanswered: 0, in_all: SETTLE, still: SETTLE });
+    let held = Removal::Held(Held { having: 20, leaving: 11, first: vec!["c1".into()] });
+    for (removal, reason) in
+        [(held, ClusterReason::AwaitingConfirmation), (Removal::Unknown, ClusterReason::WaitingForApply)]
+    {
+        let planned = |module, cluster, work| {
+            let seen = observed(module, cluster, Some(two_images()), work);
+            plan(&Observed { removal: removal.clone(), waited, ..seen }).unwrap()
+        };
+        assert_eq!(planned(module(&spec()), not_selected(), server()), Plan::nothing(None));
+        let new = planned(module(&spec()), cluster(&["6.1.0-a"]), None);
+        assert_eq!((&new.action, standing(&new).1), (&Action::Nothing, reason));
+        // Who is selected and has it gets what changed.
+        let mut changed = spec();
+        changed["moduleSpec"]["moduleLoader"]["container"]["modprobe"]["parameters"] = json!(["debug=1"]);
+        assert_eq!(sent(&planned(module(&changed), cluster(&["6.1.0-a"]), server())), [pair("6.1.0-a", 'a')]);
+    }
 }
 
 #[test]
@@ -521,108 +577,6 @@ fn without_a_loader_no_kernel_and_no_image_is_needed() {
     let again = plan(&observed(module(&spec), cluster(&[]), None, Some(work(reported(server, &values))))).unwrap();
     assert_eq!((again.action.clone(), standing(&again).0), (Action::Nothing, Phase::Ready));
     assert_eq!(again.standing.unwrap().nodes.desired, 4);
-}
-
-#[test]
-fn a_cluster_counts_as_ready_only_by_a_report_on_what_it_was_sent() {
-    let first = plan(&observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), None)).unwrap();
-    let server = stored(applied(&first));
-    let hash = hash_in(&server);
-    let report = |hash: Value, status: &str, reason: &str| {
-        let counters = [("moduleLoader.desiredNumber", json!(2)), ("moduleLoader.availableNumber", json!(1))];
-        let ready = [
-            ("renderedHash", hash),
-            ("ready.status", json!(status)),
-            ("ready.reason", json!(reason)),
-            ("ready.message", json!("n1")),
-        ];
-        reported(server.clone(), &counters.into_iter().chain(ready).collect::<Vec<_>>())
-    };
-    let mut older = report(hash.clone(), "True", "AllNodesReady");
-    older["status"]["conditions"][0]["observedGeneration"] = json!(2);
-    let mut failed = report(hash.clone(), "True", "AllNodesReady");
-    failed["status"]["conditions"] = json!([condition("Applied", "False", "1 of 2 failed")]);
-    failed["status"]["resourceStatus"]["manifests"][0]["conditions"] =
-        json!([condition("Applied", "False", "forbidden")]);
-    let table = [
-        (report(hash.clone(), "True", "AllNodesReady"), Phase::Ready, ClusterReason::Ready, "", true, 2),
-        (report(hash.clone(), "False", "NoMatchingNodes"), Phase::Ready, ClusterReason::NoMatchingNodes, "", true, 2),
-        (
-            report(hash.clone(), "False", "NodesNotReady"),
-            Phase::Waiting,
-            ClusterReason::NodesNotReady,
-            "NodesNotReady: n1",
-            true,
-            2,
-        ),
-        (
-            report(hash.clone(), "False", "NodesFailing"),
-            Phase::Degraded,
-            ClusterReason::NodesNotReady,
-            "NodesFailing: n1",
-            true,
-            2,
-        ),
-        (
-            report(hash.clone(), "False", "NodesSilent"),
-            Phase::Unknown,
-            ClusterReason::NodesNotReady,
-            "NodesSilent: n1",
-            true,
-            2,
-        ),
-        (report(hash.clone(), "Unknown", ""), Phase::Unknown, ClusterReason::NodesNotReady, "n1", true, 2),
-        (
-            report(json!("other"), "True", "AllNodesReady"),
-            Phase::Unknown,
-            ClusterReason::StaleStatus,
-            "the cluster reports on an older version",
-            true,
-            0,
-        ),
-        (
-            report(json!(""), "True", "AllNodesReady"),
-            Phase::Unknown,
-            ClusterReason::WaitingForStatus,
-            "the cluster has not reported yet",
-            true,
-            0,
-        ),
-        (
-            reported(server.clone(), &[]),
-            Phase::Unknown,
-            ClusterReason::WaitingForStatus,
-            "the cluster has not reported yet",
-            true,
-            0,
-        ),
-        (older, Phase::Waiting, ClusterReason::WaitingForApply, "the cluster has not applied it yet", false, 0),
-        (failed, Phase::Degraded, ClusterReason::NotApplied, "forbidden", false, 0),
-        (
-            server.clone(),
-            Phase::Waiting,
-            ClusterReason::WaitingForApply,
-            "the cluster has not applied it yet",
-            false,
-            0,
-        ),
-    ];
-    for (server, phase, reason, message, applied, desired) in table {
-        let seen = observed(module(&spec()), cluster(&["6.1.0-a"]), Some(two_images()), Some(work(server.clone())));
-        let plan = plan(&seen).unwrap();
-        assert_eq!(plan.action, Action::Nothing);
-        assert_eq!(standing(&plan), (phase, reason, message.to_owned()));
-        let standing = plan.standing.unwrap();
-        assert_eq!((standing.applied, standing.nodes.desired), (applied, desired), "{reason}");
-        let mut silent = cluster(&["6.1.0-a"]);
-        silent.silent = true;
-        let seen = observed(module(&spec()), silent, Some(two_images()), Some(work(server)));
-        assert_eq!(
-            super::plan::plan(&seen).unwrap().standing.unwrap().phase,
-            Phase::Unknown,
-            "silence is not {reason}"
-        );
-    }
 }
 
 #[test]

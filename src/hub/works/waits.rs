@@ -1,4 +1,4 @@
-//! How long works have been waiting for answers about their images.
+//! How long works have been waiting for answers about their images, or to go.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

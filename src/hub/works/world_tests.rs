@@ -6,8 +6,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use super::plan::{Action, plan};
+use super::plan::{Action, SETTLE, plan};
+use super::waits::Waited;
 use crate::core::pin::source_id;
+use crate::hub::standing::Removal;
 use crate::hub::testing::{cluster, cluster_of, digest, images, module, spec, stored, target, work};
 use crate::hub::view::FleetModule;
 
@@ -91,7 +93,9 @@ impl World {
             }),
             images: Some(Arc::new(images(&facts))),
             work: self.works.get(name).map(|value| work(value.clone())),
-            waited: None,
+            removal: Removal::Free,
+            // What is not selected has been so for a while.
+            waited: Some(Waited { generation: 1, unanswered: 0, in_all: SETTLE, still: SETTLE }),
         }
     }
 
@@ -131,9 +135,16 @@ fn an_applied_plan_leaves_nothing_to_plan_and_no_kernel_strays_or_loses_its_dige
                 world.reconcile(&name);
                 assert!(!world.reconcile(&name), "{at}: a second pass writes");
                 let after = world.works.get(&name);
-                let Some(Some(kernels)) = world.clusters.get(&name) else {
-                    assert!(after.is_none(), "{at}: not selected and has a work");
-                    continue;
+                let kernels = match world.clusters.get(&name) {
+                    None => {
+                        assert_eq!(after, before.as_ref(), "{at}: the work of a cluster that is not there changed");
+                        continue;
+                    }
+                    Some(None) => {
+                        assert!(after.is_none(), "{at}: not selected and has a work");
+                        continue;
+                    }
+                    Some(Some(kernels)) => kernels,
                 };
                 let Some(after) = after else {
                     assert!(before.is_none(), "{at}: selected and lost its work");
@@ -171,6 +182,7 @@ fn rendering_is_the_same_byte_for_byte_in_every_order_of_clusters_and_kernels() 
             cluster: Some(Arc::new(cluster(kernels))),
             images: Some(Arc::new(images(&facts))),
             work: None,
+            removal: Removal::Free,
             waited: None,
         };
         match plan(&seen).unwrap().action {

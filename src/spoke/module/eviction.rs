@@ -25,9 +25,8 @@ pub(super) async fn ask(client: &Client, owner: &AppliedBy) -> Result<Deletion, 
 /// An owner that is gone has ordered nothing: while a work ends, it stays until the Module is gone.
 fn deletion(found: Option<&AppliedManifestWork>, owner: &AppliedBy) -> Deletion {
     let owner = found.filter(|found| found.uid().as_deref() == Some(&*owner.uid));
-    let evicts = owner.is_none_or(|owner| {
-        owner.status.as_ref().is_some_and(|status| status.eviction_start_time.is_some())
-    });
+    let evicts =
+        owner.is_none_or(|owner| owner.status.as_ref().is_some_and(|status| status.eviction_start_time.is_some()));
     if evicts { Deletion::Evicted } else { Deletion::Ordered }
 }
 

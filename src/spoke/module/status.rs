@@ -186,12 +186,15 @@ fn ready(facts: &ModuleFacts, totals: &ModuleTotals) -> Verdict {
 fn unlabelled(facts: &ModuleFacts) -> String {
     let (namespace, name) = (&facts.key.namespace, &facts.key.name);
     if !label::is_key(&ready_label(namespace, name)) {
-        let label = "namespace and name together are too long for the label of nodes that have the module, so none has it";
+        let label =
+            "namespace and name together are too long for the label of nodes that have the module, so none has it";
         return format!("; {label}");
     }
     let keyed = label::is_key(&version_ready_label(namespace, name));
     match facts.version().filter(|version| !keyed || !label::is_value(version)) {
-        Some(_) if !keyed => "; namespace and name together are too long for the version's label, so no node has it".to_owned(),
+        Some(_) if !keyed => {
+            "; namespace and name together are too long for the version's label, so no node has it".to_owned()
+        }
         Some(version) => {
             format!("; moduleLoader.container.version `{version}` cannot be a label of nodes, so none has it")
         }
@@ -239,8 +242,10 @@ fn uncovered_by(totals: &ModuleTotals) -> Option<ModuleReason> {
 /// Kernels without mapping or image, and taints, each with the number of its nodes.
 fn uncovered(totals: &ModuleTotals) -> String {
     let told = |(why, nodes): (&'_ Arc<Trouble>, &'_ usize)| (why.message.clone(), *nodes);
-    let imageless = totals.imageless.iter().map(|(kernel, nodes)| (format!("no image for kernel {}", kernel.trimmed()), *nodes));
-    let all: Vec<_> = totals.unmapped.iter().map(told).chain(imageless).chain(totals.tainted.iter().map(told)).collect();
+    let imageless =
+        totals.imageless.iter().map(|(kernel, nodes)| (format!("no image for kernel {}", kernel.trimmed()), *nodes));
+    let all: Vec<_> =
+        totals.unmapped.iter().map(told).chain(imageless).chain(totals.tainted.iter().map(told)).collect();
     let named = all.iter().take(NAMED_CAUSES).map(|(what, nodes)| format!("{what} ({nodes} nodes)"));
     let more = all.len().saturating_sub(NAMED_CAUSES);
     named.chain((more > 0).then(|| format!("and {more} more causes"))).collect::<Vec<_>>().join("; ")

@@ -102,9 +102,8 @@ fn the_finalizer_comes_first_and_goes_when_every_node_has_lost_the_module() {
 
 #[test]
 fn images_are_asked_for_once_for_each_kernel_and_only_where_a_digest_is_missing() {
-    let observed = |module: ModuleBuilder, images: Option<ImagesView>| {
-        observed_with(module, images, Some(totals(|_| {})))
-    };
+    let observed =
+        |module: ModuleBuilder, images: Option<ImagesView>| observed_with(module, images, Some(totals(|_| {})));
     let ImagesAction::Create(wanted) = plan(&observed(tagged(), None)).images else { panic!("nothing is asked for") };
     let asked: Vec<_> = wanted.images.iter().map(|image| (&*image.kernel_version, &*image.image)).collect();
     let expected = [(KERNEL, "r.example/gpu:6.1.0-1-amd64"), ("6.1.0-2-amd64", "r.example/gpu:6.1.0-2-amd64")];

@@ -15,9 +15,9 @@ mod removal;
 mod replace;
 mod share;
 mod standing;
-mod unreadable;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 
 #[cfg(test)]
 pub(super) use labels::of_config as labels_of;

@@ -125,7 +125,9 @@ pub(super) fn want(
     }
     let kernel = match &node.kernel {
         Ok(kernel) => kernel,
-        Err(error) => return unmapped(ModuleReason::NoMatchingKernel, format!("the node's kernel is not known: {error}")),
+        Err(error) => {
+            return unmapped(ModuleReason::NoMatchingKernel, format!("the node's kernel is not known: {error}"));
+        }
     };
     let Some(resolved) = module.resolve(kernel) else { return Want::Gone(UnloadReason::NoModuleLoader) };
     let image = match &*resolved {

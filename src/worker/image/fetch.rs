@@ -173,7 +173,8 @@ mod tests {
         spec.config.image_pull_policy = "Never".into();
         let wanted = Desired::of(spec.clone()).check(RELEASE).unwrap();
         let fetch = RegistryFetch::new(client, &WorkerSettings::new("node"));
-        let Unready { trouble, .. } = fetch.fetch(wanted, None, RELEASE.into(), "/nowhere/tree".into()).await.unwrap_err();
+        let Unready { trouble, .. } =
+            fetch.fetch(wanted, None, RELEASE.into(), "/nowhere/tree".into()).await.unwrap_err();
         assert_eq!(trouble.reason, NodeReason::ImageNeverPulled);
         assert!(trouble.message.contains(&spec.config.container_image), "{}", trouble.message);
     }

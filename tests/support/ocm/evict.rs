@@ -55,7 +55,9 @@ async fn look(agent: &WorkAgent) -> Result<()> {
             }
         } else if since.is_empty() {
             evicts_since(agent, name, &json!(Timestamp::now())).await?;
-        } else if Timestamp::now() >= since.parse::<Timestamp>()? + SignedDuration::try_from(agent.options.eviction_grace)? {
+        } else if Timestamp::now()
+            >= since.parse::<Timestamp>()? + SignedDuration::try_from(agent.options.eviction_grace)?
+        {
             api.delete(name, &DeleteParams::background()).await?;
         }
     }

@@ -20,7 +20,13 @@ fn planned(node: NodeView, config: Option<ConfigView>, modules: &[Arc<ModuleFact
     let here =
         |facts: &Arc<ModuleFacts>| ModuleHere { facts: Arc::clone(facts), want: want(facts, &node, None, &[], None) };
     let modules = modules.iter().map(here).collect();
-    plan(&Observed { node: Some(Arc::new(node)), config: config.map(Arc::new), modules, consumers: Vec::new(), tolerations: Arc::default() })
+    plan(&Observed {
+        node: Some(Arc::new(node)),
+        config: config.map(Arc::new),
+        modules,
+        consumers: Vec::new(),
+        tolerations: Arc::default(),
+    })
 }
 
 /// The specification that the plan leads to: what is written, else what stands.
@@ -124,11 +130,7 @@ fn no_mapping(kernel: &str) -> Arc<Trouble> {
 
 #[test]
 fn a_node_that_boots_a_kernel_for_which_nothing_is_ready_waits_and_does_not_fail() {
-    let booted = |boot: &str| NodeView {
-        kernel: KernelVersion::parse("7.0.0"),
-        boot_id: boot.into(),
-        ..a_node()
-    };
+    let booted = |boot: &str| NodeView { kernel: KernelVersion::parse("7.0.0"), boot_id: boot.into(), ..a_node() };
     let plan = planned(booted("boot-2"), Some(running()), &[gpu().build()]);
     assert_eq!(standing_of(&plan, "u1"), Standing::Unmapped { awaits: true, why: no_mapping("7.0.0") });
     assert_eq!(plan.config, ConfigAction::Nothing);
@@ -152,7 +154,11 @@ fn a_node_that_was_never_asked_does_not_fail() {
         edit(&mut node, &mut module);
         let module = module.build();
         let standing = |node| standing_of(&planned(node, None, std::slice::from_ref(&module)), "u1");
-        assert!(matches!(standing(node.clone()), Standing::Unmapped { awaits: false, .. }), "{what}: {:?}", standing(node));
+        assert!(
+            matches!(standing(node.clone()), Standing::Unmapped { awaits: false, .. }),
+            "{what}: {:?}",
+            standing(node)
+        );
         node.taints.push(taint());
         assert!(matches!(standing(node), Standing::Tainted(_)), "{what}");
     }
@@ -194,7 +200,11 @@ fn the_first_placement_waits_for_what_later_makes_no_difference() {
             Standing::Waiting,
         ),
         ("no finalizer", |_, module| module.meta.finalizers = None, Standing::Waiting),
-        ("no mapping", |node, _| node.kernel = KernelVersion::parse("7.0.0"), Standing::Unmapped { awaits: false, why: no_mapping("7.0.0") }),
+        (
+            "no mapping",
+            |node, _| node.kernel = KernelVersion::parse("7.0.0"),
+            Standing::Unmapped { awaits: false, why: no_mapping("7.0.0") },
+        ),
     ];
     for (what, edit, standing) in table {
         let (mut node, mut module) = (a_node(), gpu());
