@@ -193,8 +193,10 @@ fn unsafe_images_are_refused_with_the_path() {
         (vec![File("etc/../../evil", "x")], "etc/../../evil: its name leads upwards"),
         (vec![File("/../evil", "x")], "/../evil: its name leads upwards"),
         (vec![Hard(KO, "../evil")], "../evil: its name leads upwards"),
-        (vec![Hard(KO, "etc/passwd")], "opt/lib/modules/6.1/a.ko: it is a hard link to something that is not kept"),
-        (vec![Hard(KO, KO)], "opt/lib/modules/6.1/a.ko: it is a hard link to something that is not kept"),
+        (
+            vec![File("etc/null", ""), Other("etc/null", tar::EntryType::Char), Hard(KO, "etc/null")],
+            "etc/null: it is a device",
+        ),
         (vec![Other(KO, tar::EntryType::Char)], "opt/lib/modules/6.1/a.ko: it is a device"),
         (vec![Other(KO, tar::EntryType::Block)], "opt/lib/modules/6.1/a.ko: it is a device"),
         (vec![Other(KO, tar::EntryType::Fifo)], "opt/lib/modules/6.1/a.ko: it is a pipe"),
@@ -222,6 +224,127 @@ fn unsafe_images_are_refused_with_the_path() {
     let below_a_link: [&[Item<'_>]; 2] =
         [&[Link("opt/lib/modules/6.1/sub", ".")], &[File("opt/lib/modules/6.1/sub/a.ko", "x")]];
     assert!(written(&below_a_link).unwrap_err().contains("which is no folder"));
+}
+
+#[test]
+fn a_hard_link_shows_what_its_target_held_when_it_was_made() {
+    const B: &str = "opt/lib/modules/6.1/b.ko";
+    let object = File("sysroot/objects/1", "object");
+    let cases: Vec<(&str, Vec<Vec<Item<'_>>>, Vec<(&str, &str)>)> = vec![
+        ("of a file elsewhere", vec![vec![object, Hard(KO, "sysroot/objects/1")]], vec![(KO, "object")]),
+        (
+            "of a file in a lower layer, named from the root",
+            vec![vec![File("etc/x", "x")], vec![Hard(KO, "/etc/x")]],
+            vec![(KO, "x")],
+        ),
+        (
+            "removed later, alone or with all above it",
+            vec![
+                vec![File("etc/x", "x"), File("var/y", "y"), File("srv/z", "z")],
+                vec![Hard(KO, "etc/x"), Hard(B, "var/y"), Hard("firmware/z", "srv/z")],
+                vec![File("etc/.wh.x", ""), File(".wh.var", ""), File("srv/.wh..wh..opq", "")],
+            ],
+            vec![("firmware/z", "z"), (KO, "x"), (B, "y")],
+        ),
+        (
+            "replaced later",
+            vec![vec![File("etc/x", "old"), Hard(KO, "etc/x")], vec![File("etc/x", "new"), Hard(B, "etc/x")]],
+            vec![(KO, "old"), (B, "new")],
+        ),
+        (
+            "in place of another file",
+            vec![vec![File(KO, "old")], vec![File("x", "new"), Hard(KO, "x")]],
+            vec![(KO, "new")],
+        ),
+        (
+            "in place of the other name",
+            vec![vec![File(KO, "a"), Hard(B, KO)], vec![File("x", "new"), Hard(KO, "x")]],
+            vec![(KO, "new"), (B, "a")],
+        ),
+        (
+            "in place of a folder",
+            vec![vec![File("firmware/d/f", "f"), File("x", "x")], vec![Hard("firmware/d", "x")]],
+            vec![("firmware/d", "x")],
+        ),
+        (
+            "of a name that is a hard link itself",
+            vec![vec![File("a", "a"), Hard("b", "a"), Hard("c", "b"), Hard(KO, "c")], vec![File(".wh.a", "")]],
+            vec![(KO, "a")],
+        ),
+        (
+            "through links above the target",
+            vec![vec![File("usr/share/x", "x"), Link("share", "/usr/share"), Hard(KO, "share/x")]],
+            vec![(KO, "x")],
+        ),
+        (
+            "of a symbolic link, read from its new place",
+            vec![vec![
+                File(KO, "a"),
+                Link("firmware/l", "../opt/lib/modules/6.1/a.ko"),
+                Hard("firmware/m", "firmware/l"),
+                Link("etc/l", "a.ko"),
+                Hard(B, "etc/l"),
+                Link("etc/out", "/etc/passwd"),
+                Hard("opt/lib/modules/6.1/c.ko", "etc/out"),
+            ]],
+            vec![
+                ("firmware/l", "-> ../opt/lib/modules/6.1/a.ko"),
+                ("firmware/m", "-> ../opt/lib/modules/6.1/a.ko"),
+                (KO, "a"),
+                (B, "-> a.ko"),
+            ],
+        ),
+        (
+            "that hides, though it is a link itself",
+            vec![
+                vec![File(KO, "a"), File(B, "b"), File("x", "x")],
+                vec![Hard("opt/lib/modules/6.1/.wh.a.ko", "x"), Link("opt/lib/modules/6.1/.wh.b.ko", "/")],
+            ],
+            vec![("opt/lib/modules/6.1/", "")],
+        ),
+        (
+            "of what is kept under another name of its folder",
+            vec![vec![Link("alias", "opt"), File(KO, "a"), Hard(B, "alias/lib/modules/6.1/a.ko")]],
+            vec![(KO, "a"), (B, "a")],
+        ),
+    ];
+    for (what, layers, expected) in cases {
+        let layers: Vec<&[Item<'_>]> = layers.iter().map(Vec::as_slice).collect();
+        assert_eq!(written(&layers), Ok(paths(&expected)), "a hard link {what}");
+    }
+    let folder = || vec![Folder("etc/"), File("etc/x", "x"), File("opt/lib/modules/6.1/d/f", "f")];
+    for (link, target) in [
+        (KO, KO),
+        (KO, "nowhere"),
+        (KO, "etc"),
+        (KO, "opt/lib/modules/6.1/d"),
+        ("opt/lib/modules/6.1/d", "opt/lib/modules/6.1/d/f"),
+        ("opt/lib/modules/6.1/d/f/g", "opt/lib/modules/6.1/d/f"),
+    ] {
+        let (_folder, unpacked) =
+            unpack_bytes(&[layer(&folder()), layer(&[Hard(link, target)])], &keep(), &Limits::default());
+        let error = unpacked.unwrap_err();
+        let expected = format!("the image cannot be read: {link} is a hard link to {target}, where no file is");
+        assert_eq!((error.to_string(), error.is_permanent()), (expected, true));
+    }
+    // Made after the link, as no container runtime accepts it.
+    assert!(written(&[&[Hard(KO, "x"), File("x", "x")]]).unwrap_err().contains("where no file is"));
+    let chain: Vec<String> = (0..20).map(|number| format!("x{number}")).collect();
+    let mut chained = vec![File("x0", "x")];
+    chained.extend(chain.windows(2).map(|two| Hard(&two[1], &two[0])));
+    chained.push(Hard(KO, "x19"));
+    assert!(written(&[&chained]).unwrap_err().contains("too many links"));
+}
+
+#[test]
+fn few_and_many_files_are_all_written_and_counted() {
+    for count in [3, 300] {
+        let names: Vec<String> = (0..count).map(|number| format!("firmware/d{}/{number}", number % 7)).collect();
+        let items: Vec<Item<'_>> = names.iter().map(|name| File(name, "12345")).collect();
+        let (_folder, unpacked) = unpack_bytes(&[layer(&items)], &keep(), &Limits::default());
+        let unpacked = unpacked.unwrap();
+        assert_eq!((unpacked.files, unpacked.bytes), (count, count * 5));
+    }
 }
 
 #[test]

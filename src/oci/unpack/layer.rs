@@ -1,6 +1,6 @@
 //! Applying one layer after the other to a folder, as far as they are wanted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tar::EntryType;
 
 use super::meter::Meter;
-use super::paths::{Links, follow};
+use super::paths::{Links, below, follow};
 use super::tree::{self, Tree};
 use crate::oci::error::PullError;
 use crate::oci::limits::{Keep, Limits, Skipped, clean};
@@ -21,6 +21,8 @@ use crate::oci::progress::Progress;
 const MAX_DEPTH: usize = 64;
 /// Most links that are listed as left out.
 const MAX_SKIPPED: usize = 100;
+/// Where files lie that only hard links lead to. No image holds a folder of this name, which is that of a whiteout.
+const ASIDE: &str = ".wh..aside";
 /// Bytes that are written to a file at once.
 const BUFFER: usize = 256 << 10;
 
@@ -47,9 +49,16 @@ pub(super) struct Pass<'a> {
     roots: Vec<Root>,
     /// Wanted paths whose content is part of one of `roots`.
     aliases: Vec<Root>,
-    /// Links that are followed, as an earlier pass found them, and those that this one finds.
-    pub(super) links: Links,
-    pub(super) found: Links,
+    /// Files elsewhere that wanted ones are hard links to, and where they lie meanwhile.
+    aside: BTreeMap<PathBuf, PathBuf>,
+    /// Such files that were not known when this pass began.
+    missing: BTreeSet<PathBuf>,
+    /// A hard link to nothing, in words.
+    dangling: Option<String>,
+    /// Links that are followed, as an earlier pass found them.
+    links: &'a Links,
+    /// Links that this one finds, as far as they matter.
+    found: Links,
     /// Paths that decide where the wanted ones are.
     deciding: BTreeSet<PathBuf>,
     entries: u64,
@@ -60,12 +69,18 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(out: &Path, keep: &Keep, limits: &'a Limits, links: Links) -> Result<Self, PullError> {
+    /// `targets` are files outside of what is kept that something kept is a hard link to.
+    pub(super) fn new(
+        out: &Path,
+        keep: &Keep,
+        limits: &'a Limits,
+        links: &'a Links,
+        targets: &BTreeSet<PathBuf>,
+    ) -> Result<Self, PullError> {
         let mut deciding = BTreeSet::new();
         let mut all = Vec::new();
         for asked in keep.roots() {
-            let real = follow(asked, &links, &mut deciding)
-                .ok_or_else(|| unsafe_image(asked, "too many symbolic links lead to it"))?;
+            let real = follow(asked, links, &mut deciding).ok_or_else(|| endless(asked))?;
             all.push(Root { asked: asked.clone(), real });
         }
         // The ones that may hold others first; of two equal ones, the one that is no link itself.
@@ -75,11 +90,22 @@ impl<'a> Pass<'a> {
             let inside = roots.iter().any(|outer| root.real.starts_with(&outer.real));
             if inside { aliases.push(root) } else { roots.push(root) }
         }
+        let mut aside = BTreeMap::new();
+        for target in targets {
+            let real = follow_above(target, links, &mut deciding).ok_or_else(|| endless(target))?;
+            if !roots.iter().any(|root| real.starts_with(&root.real)) {
+                let place = Path::new(ASIDE).join(aside.len().to_string());
+                aside.entry(real).or_insert(place);
+            }
+        }
         Ok(Self {
             tree: Tree::create(out.to_owned()).map_err(|error| written(out, error))?,
             limits,
             roots,
             aliases,
+            aside,
+            missing: BTreeSet::new(),
+            dangling: None,
             links,
             found: Links::new(),
             deciding,
@@ -131,35 +157,26 @@ impl<'a> Pass<'a> {
             return Ok(self.whiteout(layer, &path, hidden)?);
         }
         let target = entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
-        if self.deciding.contains(&path) {
-            self.found.remove(&path);
-            if kind == EntryType::Symlink {
-                self.found.insert(path.clone(), (PathBuf::from(OsStr::from_bytes(&target)), layer));
-            }
-        }
         if !is_folder {
             // What was a folder in a lower layer is none any more.
-            self.hide(&path)?;
+            self.hide(layer, &path)?;
         }
-        let Some(out) = self.out(&path) else { return Ok(()) };
+        self.found.remove(&path);
+        let out = self.out(&path);
+        if kind == EntryType::Symlink && (out.is_some() || self.deciding.contains(&path)) {
+            self.found.insert(path.clone(), (PathBuf::from(OsStr::from_bytes(&target)), layer));
+        }
+        let Some(out) = out else { return Ok(()) };
         if kind == EntryType::Symlink && self.deciding.contains(&path) {
             return Ok(());
         }
         self.count(&path)?;
         let refused = |why: &str| Failure::Known(unsafe_image(&path, why));
-        let written = |error| Failure::Known(written(&path, error));
         match kind {
-            _ if is_folder => self.tree.put_folder(&out).map_err(written),
+            _ if is_folder => self.tree.put_folder(&out).map_err(|error| Failure::Known(written(&path, error))),
             EntryType::Regular | EntryType::Continuous => self.file(&path, &out, entry),
             EntryType::Symlink => Ok(self.symbolic_link(&path, &out, &target)?),
-            EntryType::Link => {
-                let target = image_path(&target)?;
-                let linked = match self.out(&target) {
-                    Some(target) => self.tree.put_hard_link(&out, &target).map_err(written)?,
-                    None => false,
-                };
-                if linked { Ok(()) } else { Err(refused("it is a hard link to something that is not kept")) }
-            }
+            EntryType::Link => Ok(self.hard_link(layer, &path, &out, &image_path(&target)?)?),
             EntryType::Char | EntryType::Block => Err(refused("it is a device")),
             EntryType::Fifo => Err(refused("it is a pipe")),
             EntryType::GNUSparse => Err(refused("it is a sparse file")),
@@ -202,11 +219,14 @@ impl<'a> Pass<'a> {
     /// Keeps a link that leads to something that may be kept, and lists the others: kmod images link to the node's own
     /// modules on purpose, and the folder they mean is not in the image.
     fn symbolic_link(&mut self, path: &Path, out: &Path, target: &[u8]) -> Result<(), PullError> {
+        if self.aside.contains_key(path) {
+            return Ok(());
+        }
         let target = Path::new(OsStr::from_bytes(target));
         let start = if target.is_absolute() { Path::new("") } else { path.parent().unwrap_or(Path::new("")) };
         let meant =
-            follow(&clean(&start.join(target.strip_prefix("/").unwrap_or(target))), &self.links, &mut BTreeSet::new());
-        match meant.and_then(|meant| self.out(&meant)) {
+            follow(&clean(&start.join(target.strip_prefix("/").unwrap_or(target))), self.links, &mut BTreeSet::new());
+        match meant.and_then(|meant| self.kept(&meant)) {
             Some(inside) if !target.as_os_str().is_empty() => {
                 self.tree.put_link(out, &inside).map_err(|error| written(path, error))
             }
@@ -220,11 +240,31 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// A second name for what is at `target` now. Where that is nothing that is kept, it is looked for in the next pass.
+    fn hard_link(&mut self, layer: usize, path: &Path, out: &Path, target: &Path) -> Result<(), PullError> {
+        let real = follow_above(target, self.links, &mut BTreeSet::new()).ok_or_else(|| endless(target))?;
+        let Some(place) = self.out(&real) else {
+            self.missing.insert(target.to_owned());
+            return Ok(());
+        };
+        if let Some((text, _)) = self.found.get(&real) {
+            let text = text.clone();
+            self.found.insert(path.to_owned(), (text.clone(), layer));
+            return self.symbolic_link(path, out, text.as_os_str().as_bytes());
+        }
+        if self.tree.put_hard_link(out, &place).map_err(|error| written(path, error))? {
+            return Ok(());
+        }
+        // Perhaps not yet: another pass may follow more links.
+        let why = format!("{} is a hard link to {}, where no file is", path.display(), target.display());
+        self.dangling.get_or_insert(why);
+        Ok(())
+    }
+
     fn whiteout(&mut self, layer: usize, path: &Path, hidden: &[u8]) -> Result<(), PullError> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let is_lower = |found: usize| found < layer;
         if hidden == b".wh..opq" {
-            self.found.retain(|link, (_, from)| link == folder || !link.starts_with(folder) || !is_lower(*from));
+            self.forget(layer, folder, false)?;
             for root in self.roots.clone() {
                 let hidden = if root.real.starts_with(folder) {
                     self.tree.hide_content(&root.asked)
@@ -244,13 +284,11 @@ impl<'a> Pass<'a> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(unsafe_image(path, "it hides a path that has no name"));
         }
-        let hidden = folder.join(OsStr::from_bytes(hidden));
-        self.found.retain(|link, (_, from)| !link.starts_with(&hidden) || !is_lower(*from));
-        self.hide(&hidden)
+        self.hide(layer, &folder.join(OsStr::from_bytes(hidden)))
     }
 
     /// Takes away what lower layers have at and below a path of the image.
-    fn hide(&mut self, path: &Path) -> Result<(), PullError> {
+    fn hide(&mut self, layer: usize, path: &Path) -> Result<(), PullError> {
         for root in &self.roots {
             let hidden = if root.real.starts_with(path) {
                 self.tree.hide(&root.asked)
@@ -262,6 +300,20 @@ impl<'a> Pass<'a> {
             hidden.map_err(|error| written(path, error))?;
         }
         self.skipped.retain(|skipped| !skipped.path.starts_with(path));
+        self.forget(layer, path, true)
+    }
+
+    /// Takes away the links and the files aside that lower layers have below a path, or at it, too.
+    fn forget(&mut self, layer: usize, path: &Path, at_it: bool) -> Result<(), PullError> {
+        let is_meant = |found: &PathBuf| at_it || found != path;
+        let gone = below(&self.found, path).filter(|(link, (_, from))| is_meant(link) && *from < layer);
+        let gone: Vec<PathBuf> = gone.map(|(link, _)| link.clone()).collect();
+        for link in gone {
+            self.found.remove(&link);
+        }
+        for (_, place) in below(&self.aside, path).filter(|(file, _)| is_meant(file)) {
+            self.tree.hide(place).map_err(|error| written(path, error))?;
+        }
         Ok(())
     }
 
@@ -281,13 +333,29 @@ impl<'a> Pass<'a> {
 
     /// Where a path of the image is written, if at all.
     fn out(&self, path: &Path) -> Option<PathBuf> {
+        self.kept(path).or_else(|| self.aside.get(path).cloned())
+    }
+
+    /// Where a path of the image is kept, if at all.
+    fn kept(&self, path: &Path) -> Option<PathBuf> {
         self.roots.iter().find_map(|root| Some(root.asked.join(path.strip_prefix(&root.real).ok()?)))
     }
 
-    /// Writes everything to the disk.
+    /// What the next pass has to look for, and the links that it has to follow.
+    pub(super) fn to_look_for(&mut self) -> (Links, BTreeSet<PathBuf>) {
+        let mut found = std::mem::take(&mut self.found);
+        found.retain(|link, _| self.deciding.contains(link));
+        (found, std::mem::take(&mut self.missing))
+    }
+
+    /// Writes everything to the disk, if nothing is left to look for.
     pub(super) fn finish(mut self) -> Result<Unpacked, PullError> {
+        if let Some(why) = self.dangling {
+            return Err(PullError::InvalidImage { why });
+        }
+        self.tree.remove(Path::new(ASIDE)).map_err(|error| written(Path::new(""), error))?;
         for alias in std::mem::take(&mut self.aliases) {
-            let Some(target) = self.out(&alias.real).filter(|target| *target != alias.asked) else { continue };
+            let Some(target) = self.kept(&alias.real).filter(|target| *target != alias.asked) else { continue };
             let failed = |error| written(&alias.asked, error);
             if self.tree.has(&target).map_err(failed)? && !self.tree.has(&alias.asked).map_err(failed)? {
                 self.tree.put_link(&alias.asked, &target).map_err(failed)?;
@@ -308,6 +376,16 @@ impl From<PullError> for Failure {
     fn from(error: PullError) -> Self {
         Self::Known(error)
     }
+}
+
+/// Where `path` leads in the image, itself not followed; every path that was asked on the way goes to `asked`.
+fn follow_above(path: &Path, links: &Links, asked: &mut BTreeSet<PathBuf>) -> Option<PathBuf> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Some(path.to_owned()) };
+    Some(follow(folder, links, asked)?.join(name))
+}
+
+fn endless(path: &Path) -> PullError {
+    unsafe_image(path, "too many symbolic links lead to it")
 }
 
 pub(super) fn unsafe_image(path: &Path, why: &str) -> PullError {

@@ -2,13 +2,15 @@
 //!
 //! Layers are files whose digest was proved before. They are read once from the lowest to the highest, each as soon as it
 //! is there; only the paths that [`Keep`] names are written. Where a folder above them turns out to be a symbolic link of
-//! the image (`/lib` mostly), everything is read again with the link followed, until nothing new turns up.
+//! the image (`/lib` mostly), or one of them a hard link to a file elsewhere in it, everything is read again with that in
+//! mind, until nothing new turns up.
 
 pub(super) mod layer;
 mod meter;
 mod paths;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc::Receiver;
@@ -19,7 +21,7 @@ use crate::oci::error::PullError;
 use crate::oci::limits::{Keep, Limits};
 use crate::oci::progress::Progress;
 
-/// Most times that the layers are read because of links above the wanted paths.
+/// Most times that the layers are read because of links.
 const MAX_PASSES: usize = 8;
 
 /// Layers on their way: unpacking the first does not wait for the last.
@@ -65,20 +67,22 @@ pub(crate) fn unpack(
     limits: &Limits,
     progress: &Progress,
 ) -> Result<Unpacked, PullError> {
-    let mut links = Links::new();
+    let (mut links, mut targets) = (Links::new(), BTreeSet::new());
     for _ in 0..MAX_PASSES {
-        let mut pass = Pass::new(out, keep, limits, links)?;
+        let mut pass = Pass::new(out, keep, limits, &links, &targets)?;
         for number in 0..layers.count {
             pass.layer(number, &layers.get(number)?, progress)?;
         }
-        let found = |links: &Links| links.iter().map(|(path, (target, _))| (path.clone(), target.clone())).collect();
-        let (used, found): (Vec<_>, Vec<_>) = (found(&pass.links), found(&pass.found));
-        if used == found {
+        let (found, missing) = pass.to_look_for();
+        let texts =
+            |links: &Links| links.iter().map(|(path, (text, _))| (path.clone(), text.clone())).collect::<Vec<_>>();
+        if missing.is_empty() && texts(&links) == texts(&found) {
             layers.discard();
             return pass.finish();
         }
-        links = pass.found;
+        targets.extend(missing);
+        links = found;
         std::fs::remove_dir_all(out).map_err(|source| PullError::Storage { path: out.to_owned(), source })?;
     }
-    Err(unsafe_image(&keep.roots()[0], "too many symbolic links lead to it"))
+    Err(unsafe_image(&keep.roots()[0], "too many links lead to it"))
 }

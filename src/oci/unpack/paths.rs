@@ -1,6 +1,7 @@
 //! Paths inside an image.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use crate::oci::limits::clean;
@@ -8,8 +9,17 @@ use crate::oci::limits::clean;
 /// Most links followed on the way to one path, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Symbolic links above the wanted paths, with the number of the layer that has them.
+/// What symbolic links hold, with the number of the layer that has them.
 pub(super) type Links = BTreeMap<PathBuf, (PathBuf, usize)>;
+
+/// What a map has at and below a path.
+pub(super) fn below<'a, V>(
+    map: &'a BTreeMap<PathBuf, V>,
+    path: &'a Path,
+) -> impl Iterator<Item = (&'a PathBuf, &'a V)> {
+    map.range::<Path, _>((Bound::Included(path), Bound::Unbounded))
+        .take_while(move |(found, _)| found.starts_with(path))
+}
 
 /// Where `path` leads in the image; every path that was asked on the way goes to `asked`. `None` for endless links.
 pub(super) fn follow(path: &Path, links: &Links, asked: &mut BTreeSet<PathBuf>) -> Option<PathBuf> {

@@ -9,6 +9,9 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::unistd::syncfs;
 
+/// Most files and folders that are written to the disk one by one.
+const FEW: usize = 100;
+
 /// Why a path could not be written.
 #[derive(Debug)]
 pub(crate) enum Error {
@@ -90,12 +93,22 @@ impl Tree {
     pub(crate) fn put_hard_link(&mut self, path: &Path, target: &Path) -> Result<bool, Error> {
         let source = self.root.join(target);
         let is_file = self.is_reachable(target)? && lookup(&source)?.is_some_and(|metadata| metadata.is_file());
-        if !is_file || path == target {
+        // What makes way for the new name may not be what it is for.
+        if !is_file || path.starts_with(target) || target.starts_with(path) {
             return Ok(false);
         }
         let full = self.make_room(path)?;
         fs::hard_link(&source, &full).map_err(|error| Error::Io(full, error))?;
         Ok(true)
+    }
+
+    /// Removes `path` and everything below it, if it is there.
+    pub(crate) fn remove(&mut self, path: &Path) -> Result<(), Error> {
+        let full = self.root.join(path);
+        match fs::remove_dir_all(&full) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Io(full, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Takes away what lower layers have at and below `path`; empty folders above it stay.
@@ -163,33 +176,36 @@ impl Tree {
         Ok(full)
     }
 
-    /// Writes everything to the disk, at once. Returns the number of regular files and their bytes.
+    /// Writes everything to the disk. Returns the number of regular files and their bytes.
+    ///
+    /// A few files are written one by one: what others have to write on this disk is not waited for.
     pub(crate) fn sync(&self) -> Result<(u64, u64), Error> {
-        let failed = |error| Error::Io(self.root.clone(), error);
-        let counted = count(&self.root)?;
-        let root = File::open(&self.root).map_err(failed)?;
-        syncfs(&root).map_err(|errno| failed(errno.into()))?;
-        Ok(counted)
-    }
-}
-
-/// The regular files below a folder and their bytes.
-fn count(folder: &Path) -> Result<(u64, u64), Error> {
-    let failed = |error| Error::Io(folder.to_owned(), error);
-    let (mut files, mut bytes) = (0, 0);
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let metadata = entry.metadata().map_err(failed)?;
-        if metadata.is_dir() {
-            let (below, size) = count(&entry.path())?;
-            files += below;
-            bytes += size;
-        } else if metadata.is_file() {
-            files += 1;
-            bytes += metadata.len();
+        let failed = |path: &Path, error| Error::Io(path.to_owned(), error);
+        let (mut to_sync, mut folders, mut files, mut bytes) = (Vec::new(), vec![self.root.clone()], 0, 0);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).map_err(|error| failed(&folder, error))? {
+                let entry = entry.map_err(|error| failed(&folder, error))?;
+                let metadata = entry.metadata().map_err(|error| failed(&folder, error))?;
+                if metadata.is_dir() {
+                    folders.push(entry.path());
+                } else if metadata.is_file() {
+                    files += 1;
+                    bytes += metadata.len();
+                    to_sync.push(entry.path());
+                }
+            }
+            to_sync.push(folder);
         }
+        if to_sync.len() > FEW {
+            let root = File::open(&self.root).map_err(|error| failed(&self.root, error))?;
+            syncfs(&root).map_err(|errno| failed(&self.root, errno.into()))?;
+        } else {
+            for path in &to_sync {
+                File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(path, error))?;
+            }
+        }
+        Ok((files, bytes))
     }
-    Ok((files, bytes))
 }
 
 fn make_folder(full: &Path) -> Result<(), Error> {
