@@ -11,7 +11,7 @@ use crate::api::{ModprobeSpec, ModuleConfig};
 use crate::core::hash;
 use crate::core::image::{Digest, ImageRef};
 use crate::core::kernel::trimmed;
-use crate::core::kmod::modprobe::aim;
+use crate::core::kmod::modprobe::{aim, own_parameters};
 use crate::core::kmod::{kernel_name, modprobe_d, names, params};
 
 /// What makes one load different from another. Two are equal if they mean the same, however they are spelled.
@@ -161,8 +161,12 @@ pub fn identity(config: &ModuleConfig) -> Result<LoadIdentity, Refusal> {
         return Err(Refusal::new(NodeReason::FirmwareNotFound, message));
     }
     let main = named.first().map(String::as_str).unwrap_or_default();
-    let own = raw.as_ref().map_or(modprobe.parameters.as_slice(), |aim| aim.parameters.as_slice());
-    let own = params::encode(own).map_err(|error| Refusal::new(NodeReason::ParameterRefused, error.to_string()))?;
+    let (field, own) = match &raw {
+        Some(aim) => ("modprobe.rawArgs.load", aim.parameters.clone()),
+        None => ("modprobe.parameters", own_parameters(&modprobe.parameters)),
+    };
+    let own = params::encode(&own)
+        .map_err(|error| Refusal::new(NodeReason::ParameterRefused, format!("{field}: {error}")))?;
     let lines = by_modprobe.as_ref().map(|by| by.config.as_str()).unwrap_or_default();
     // Of a name given twice the kernel takes the last: what the Module asks for comes after what its lines say.
     let parameters = modprobe_d::options(lines, main).into_iter().chain([own]).collect::<Vec<_>>();
@@ -194,6 +198,11 @@ fn by_modprobe(modprobe: &ModprobeSpec) -> Result<Option<ByModprobe>, Refusal> {
     let aim = aim(&load);
     if aim.removes {
         return refused(format!("{field}.load removes modules; what is to be unloaded stands in {field}.unload"));
+    }
+    if aim.looks {
+        return refused(format!(
+            "{field}.load has an option with which modprobe shows something and loads nothing; take it out"
+        ));
     }
     if raw && aim.modules.is_empty() {
         return refused(format!("{field}.load names no module; write it as the first word that is no option"));
@@ -237,7 +246,7 @@ pub(crate) mod tests {
     #[test]
     fn only_what_reaches_the_kernel_makes_a_difference() {
         type Edit = fn(&mut ModuleConfig);
-        let table: [(&str, Edit, bool); 24] = [
+        let table: [(&str, Edit, bool); 25] = [
             ("nothing", |_| {}, true),
             ("another mirror", |c| c.container_image = format!("other.example/gpu@sha256:{}", "a".repeat(64)), true),
             ("pull policy", |c| c.image_pull_policy = "Always".into(), true),
@@ -250,6 +259,7 @@ pub(crate) mod tests {
             ("empty arguments", |c| c.modprobe.args = args(&[], &[]), true),
             ("arguments for unloading", |c| c.modprobe.args = args(&[], &["-v"]), true),
             ("empty parameters", |c| c.modprobe.parameters = strings(&["", " "]), true),
+            ("options that say nothing", |c| c.modprobe.parameters = strings(&["--first-time", "--"]), true),
             ("empty lines", |c| c.modprobe.modprobe_config = Some(String::new()), true),
             (
                 "digest",

@@ -2,21 +2,14 @@
 //!
 //! The kernel itself takes only those of modules that are part of it; for the others whoever loads them must.
 
-use super::kernel_name;
+use super::{kernel_name, params};
 
 /// The parameters of one module (its name as the kernel has it) in the order of the line, in the kernel's grammar.
 ///
 /// Source: `kmod_config_parse_kcmdline` in `libkmod/libkmod-config.c` of kmod: a word may stand in double quotes as a whole,
 /// otherwise only its value may hold any.
 pub fn parameters(line: &str, module: &str) -> Vec<String> {
-    let mut quoted = false;
-    let words = line.split(|character: char| {
-        if character == '"' {
-            quoted = !quoted;
-        }
-        character.is_whitespace() && !quoted
-    });
-    words.filter_map(|word| of_word(word, module)).collect()
+    params::words(line).filter_map(|word| of_word(word, module)).collect()
 }
 
 fn of_word(word: &str, module: &str) -> Option<String> {
@@ -26,13 +19,11 @@ fn of_word(word: &str, module: &str) -> Option<String> {
         return None;
     }
     let (key, value) = parameter.split_once('=').map_or((parameter, None), |(key, value)| (key, Some(value)));
-    if key.is_empty() || key.contains(['"', '.']) {
+    // After a `--` the kernel would read nothing.
+    if key.starts_with('-') || key.contains(['"', '.']) {
         return None;
     }
-    match value {
-        Some(value) if whole.is_some() && value.contains(char::is_whitespace) => Some(format!("{key}=\"{value}\"")),
-        _ => Some(parameter.to_owned()),
-    }
+    params::word(key, value)
 }
 
 #[cfg(test)]
@@ -42,8 +33,11 @@ mod tests {
     #[test]
     fn only_parameters_of_the_module_are_found() {
         let line = "root=/dev/vda kmm-a.level=3 kmm_a.text=\"two words\" kmm_ab.x=1 \"kmm_a.more=a b\" kmm_a.flag kmm_a.=1 \
-                    kmm_a.b.c=1 x.kmm_a=2 =kmm_a.y kmm_a.ip=1.2.3.4 quiet";
-        assert_eq!(parameters(line, "kmm_a"), ["level=3", "text=\"two words\"", "more=\"a b\"", "flag", "ip=1.2.3.4"]);
+                    kmm_a.b.c=1 x.kmm_a=2 =kmm_a.y kmm_a.ip=1.2.3.4 kmm_a.-- kmm_a.word=voilà quiet";
+        assert_eq!(
+            parameters(line, "kmm_a"),
+            ["level=3", "text=\"two words\"", "more=\"a b\"", "flag", "ip=1.2.3.4", "word=\"voilà\""]
+        );
         for line in ["", "\"", ".", "kmm_a", "kmm_a. \"kmm_a", "\"kmm_a.x=\""] {
             assert!(parameters(line, "kmm_a").iter().all(|found| found == "x="), "{line}");
         }

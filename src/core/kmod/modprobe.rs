@@ -13,19 +13,86 @@ pub const ROOT: &str = "root";
 /// The folder of configuration beside [`ROOT`].
 pub const CONFIG: &str = "modprobe.d";
 
-/// Options with a value: letter, name, and the shortest beginning of the name that getopt takes for it.
-const VALUED: [(char, &str, usize); 4] =
-    [('C', "config", 3), ('d', "dirname", 2), ('S', "set-version", 2), ('w', "wait", 1)];
+/// What an option means for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    /// Every word is a module.
+    All,
+    /// It removes.
+    Remove,
+    /// It overrides the kernel's check of versions.
+    Force,
+    /// It shows something and loads nothing.
+    Look,
+    /// It makes no difference to what a worker loads: more or fewer words, no complaint about what is loaded, commands
+    /// of modprobe.d that are never run, a file of a vendor's list of supported modules that is not asked.
+    Nothing,
+    /// A value belongs to it.
+    Value,
+    /// Something else, or it is unknown.
+    Other,
+}
+
+/// Options by name and letter.
+const OPTIONS: [(&str, Option<char>, Means); 29] = [
+    ("all", Some('a'), Means::All),
+    ("remove", Some('r'), Means::Remove),
+    ("remove-dependencies", None, Means::Remove),
+    ("remove-holders", None, Means::Remove),
+    ("wait", Some('w'), Means::Value),
+    ("resolve-alias", Some('R'), Means::Look),
+    ("first-time", None, Means::Nothing),
+    ("ignore-install", Some('i'), Means::Nothing),
+    ("ignore-remove", None, Means::Nothing),
+    ("use-blacklist", Some('b'), Means::Other),
+    ("force", Some('f'), Means::Force),
+    ("force-modversion", None, Means::Force),
+    ("force-vermagic", None, Means::Force),
+    ("show-depends", Some('D'), Means::Look),
+    ("showconfig", Some('c'), Means::Look),
+    ("show-config", None, Means::Look),
+    ("show-modversions", None, Means::Look),
+    ("dump-modversions", None, Means::Look),
+    ("show-exports", None, Means::Look),
+    ("dry-run", Some('n'), Means::Look),
+    ("show", None, Means::Look),
+    ("config", Some('C'), Means::Value),
+    ("dirname", Some('d'), Means::Value),
+    ("set-version", Some('S'), Means::Value),
+    ("syslog", Some('s'), Means::Nothing),
+    ("quiet", Some('q'), Means::Nothing),
+    ("verbose", Some('v'), Means::Nothing),
+    ("version", Some('V'), Means::Look),
+    ("help", Some('h'), Means::Look),
+];
+/// Of SUSE's modprobe alone.
+const ALLOW_UNSUPPORTED: &str = "allow-unsupported-modules";
 
 /// A part of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
-    /// An option without value, by its letter; long ones that have none by `?`.
-    Flag(char),
+    /// An option without value.
+    Flag(Means),
     /// The value of an option: which argument holds it, and from which byte on.
     Value(char, usize, usize),
     /// The argument is a word: a module or a parameter.
     Word(usize),
+    /// Only words come from here on.
+    End,
+}
+
+/// The option that a long name means: as `getopt_long` has it, a beginning is enough where it is that of one alone.
+fn long_option(name: &str) -> (Means, char) {
+    let exact = OPTIONS.iter().find(|(full, ..)| *full == name);
+    let mut found = OPTIONS.iter().filter(|(full, ..)| full.starts_with(name));
+    let first = exact.or_else(|| found.next());
+    let is_one = |(_, letter, means): &(&str, Option<char>, Means)| {
+        first.is_some_and(|first| first.2 == *means && (*means != Means::Value || first.1 == *letter))
+    };
+    match first {
+        Some((_, letter, means)) if exact.is_some() || found.all(is_one) => (*means, letter.unwrap_or_default()),
+        _ => (Means::Other, char::default()),
+    }
 }
 
 /// Takes a command line apart as `getopt_long` does: options may stand anywhere before `--`.
@@ -34,29 +101,26 @@ fn parts(arguments: &[String]) -> Vec<Part> {
     let mut at = 0;
     while let Some(argument) = arguments.get(at) {
         if argument == "--" {
+            parts.push(Part::End);
             parts.extend((at + 1..arguments.len()).map(Part::Word));
             break;
         }
         if let Some(long) = argument.strip_prefix("--") {
             let name = long.split('=').next().unwrap_or(long);
-            let valued = VALUED.iter().find(|(_, full, least)| name.len() >= *least && full.starts_with(name));
-            match valued {
-                Some((letter, ..)) => parts.push(value(*letter, &mut at, long.find('=').map(|equals| equals + 3))),
-                None => parts.push(Part::Flag(match name {
-                    "all" => 'a',
-                    "remove" | "remove-holders" | "remove-dependencies" => 'r',
-                    _ if name.starts_with("force") => 'f',
-                    _ => '?',
-                })),
-            }
+            parts.push(match long_option(name) {
+                (Means::Value, letter) => value(letter, &mut at, long.find('=').map(|equals| equals + 3)),
+                (means, _) => Part::Flag(means),
+            });
         } else if let Some(letters) = argument.strip_prefix('-').filter(|letters| !letters.is_empty()) {
             for (index, letter) in letters.char_indices() {
-                if VALUED.iter().any(|(valued, ..)| *valued == letter) {
+                let known = OPTIONS.iter().find(|(_, known, _)| *known == Some(letter));
+                let means = known.map_or(Means::Other, |(.., means)| *means);
+                if means == Means::Value {
                     let from = index + 1 + letter.len_utf8();
                     parts.push(value(letter, &mut at, (from < argument.len()).then_some(from)));
                     break;
                 }
-                parts.push(Part::Flag(letter));
+                parts.push(Part::Flag(means));
             }
         } else {
             parts.push(Part::Word(at));
@@ -85,27 +149,42 @@ pub struct Aim {
     pub removes: bool,
     /// It overrides the kernel's check of versions.
     pub forces: bool,
+    /// It shows something and loads nothing.
+    pub looks: bool,
 }
 
 /// What a whole command line is about.
 pub fn aim(arguments: &[String]) -> Aim {
     let parts = parts(arguments);
-    let flag = |letter| parts.contains(&Part::Flag(letter));
+    let flag = |means| parts.contains(&Part::Flag(means));
     let words: Vec<&String> = parts
         .iter()
         .filter_map(|part| match part {
             Part::Word(at) => arguments.get(*at),
-            Part::Flag(_) | Part::Value(..) => None,
+            Part::Flag(_) | Part::Value(..) | Part::End => None,
         })
         .collect();
-    let removes = flag('r');
-    let modules = if flag('a') || removes { words.len() } else { words.len().min(1) };
+    let removes = flag(Means::Remove);
+    let modules = if flag(Means::All) || removes { words.len() } else { words.len().min(1) };
     Aim {
         modules: words[..modules].iter().map(|word| kernel_name(word)).collect(),
         parameters: words[modules..].iter().map(|word| (*word).clone()).collect(),
         removes,
-        forces: flag('f'),
+        forces: flag(Means::Force),
+        looks: flag(Means::Look),
     }
+}
+
+/// The parameters among what a Module writes behind its name. KMM's workers hand all of it to modprobe, for which what begins
+/// with a dash is an option; those that make no difference are left out, and so is the `--` that ends options.
+///
+/// The rest of them stays in, for [`params::encode`](super::params::encode) to refuse.
+pub fn own_parameters(elements: &[String]) -> Vec<String> {
+    let makes_no_difference = |element: &str| {
+        let suse = element.strip_prefix("--").is_some_and(|name| ALLOW_UNSUPPORTED.starts_with(name) && name.len() > 1);
+        suse || parts(&[element.to_owned()]).iter().all(|part| matches!(part, Part::Flag(Means::Nothing) | Part::End))
+    };
+    elements.iter().filter(|element| !makes_no_difference(element.trim())).cloned().collect()
 }
 
 /// The command line for loading, `folder` being the generated one.
@@ -113,12 +192,10 @@ pub fn load_arguments(spec: &ModprobeSpec, folder: &Path) -> Vec<String> {
     if let Some(raw) = &spec.raw_args {
         return raw_arguments(&raw.load, &spec.dir_name, folder);
     }
-    let mut arguments = own_options(&["-v"], folder);
-    let own = spec.args.iter().flat_map(|args| &args.load).cloned().collect::<Vec<_>>();
-    arguments.extend(in_root(&own, &spec.dir_name, folder));
-    arguments.extend(spec.module_name.clone());
-    arguments.extend(spec.parameters.iter().map(|parameter| parameter.trim().to_owned()).filter(|p| !p.is_empty()));
-    arguments
+    let own = spec.args.as_ref().map(|args| args.load.as_slice()).unwrap_or_default();
+    let parameters = own_parameters(&spec.parameters);
+    let parameters = parameters.iter().map(|parameter| parameter.trim().to_owned()).filter(|p| !p.is_empty());
+    with_words(own_options(&["-v"], folder), own, spec, folder, spec.module_name.clone().into_iter().chain(parameters))
 }
 
 /// The command line for unloading, if the specification has one.
@@ -127,13 +204,25 @@ pub fn unload_arguments(spec: &ModprobeSpec, folder: &Path) -> Option<Vec<String
         return (!raw.unload.is_empty()).then(|| raw_arguments(&raw.unload, &spec.dir_name, folder));
     }
     let own = spec.args.as_ref().map(|args| args.unload.as_slice()).filter(|unload| !unload.is_empty())?;
-    let mut arguments = own_options(&["-r", "-v"], folder);
+    let order = spec.modules_loading_order.as_deref().filter(|order| !order.is_empty());
+    let modules = order.map_or_else(|| spec.module_name.clone().into_iter().collect(), <[String]>::to_vec);
+    Some(with_words(own_options(&["-r", "-v"], folder), own, spec, folder, modules.into_iter()))
+}
+
+/// Our options, the Module's own, and words, which are no options whatever they begin with.
+fn with_words(
+    mut arguments: Vec<String>,
+    own: &[String],
+    spec: &ModprobeSpec,
+    folder: &Path,
+    words: impl Iterator<Item = String>,
+) -> Vec<String> {
     arguments.extend(in_root(own, &spec.dir_name, folder));
-    match spec.modules_loading_order.as_deref() {
-        Some(order) if !order.is_empty() => arguments.extend(order.iter().cloned()),
-        _ => arguments.extend(spec.module_name.clone()),
+    if !parts(own).contains(&Part::End) {
+        arguments.push("--".to_owned());
     }
-    Some(arguments)
+    arguments.extend(words);
+    arguments
 }
 
 /// The command line that shows what [`load_arguments`] would insert, loaded or not, and changes nothing.
@@ -233,23 +322,29 @@ mod tests {
     fn command_lines_are_those_of_kmm_with_the_generated_folder() {
         let own = "-d /s/x/root -C /s/x/modprobe.d";
         let table: Vec<(ModprobeSpec, String, Option<String>)> = vec![
-            (spec(|s| s.modprobe_config = Some("# x".into())), format!("-v {own} kmm-a"), None),
-            (spec(|s| s.parameters = strings("p=1 q=2")), format!("-v {own} kmm-a p=1 q=2"), None),
+            (spec(|s| s.modprobe_config = Some("# x".into())), format!("-v {own} -- kmm-a"), None),
+            (spec(|s| s.parameters = strings("p=1 --first-time q=2")), format!("-v {own} -- kmm-a p=1 q=2"), None),
+            (
+                spec(|s| s.args = args("-b --", "-q --")),
+                format!("-v {own} -b -- kmm-a"),
+                Some(format!("-r -v {own} -q -- kmm-a")),
+            ),
+            (spec(|s| s.module_name = Some("-a".into())), format!("-v {own} -- -a"), None),
             (
                 spec(|s| {
                     s.args = args("--first-time -b", "--first-time");
                     s.parameters = strings("p=1");
                 }),
-                format!("-v {own} --first-time -b kmm-a p=1"),
-                Some(format!("-r -v {own} --first-time kmm-a")),
+                format!("-v {own} --first-time -b -- kmm-a p=1"),
+                Some(format!("-r -v {own} --first-time -- kmm-a")),
             ),
             (
                 spec(|s| {
                     s.args = args("", "-q");
                     s.modules_loading_order = Some(strings("kmm-a b c"));
                 }),
-                format!("-v {own} kmm-a"),
-                Some(format!("-r -v {own} -q kmm-a b c")),
+                format!("-v {own} -- kmm-a"),
+                Some(format!("-r -v {own} -q -- kmm-a b c")),
             ),
             (
                 spec(|s| s.raw_args = args("-vd /opt b x=1", "-rd/tmp/opt/ b")),
@@ -288,6 +383,7 @@ mod tests {
             parameters: strings(parameters),
             removes,
             forces,
+            looks: false,
         };
         for (line, expected) in [
             ("kmm-a x=1 y", aim_of("kmm_a", "x=1 y", false, false)),
@@ -295,12 +391,39 @@ mod tests {
             ("-va kmm-a b", aim_of("kmm_a b", "", false, false)),
             ("kmm-a --all b --force-vermagic", aim_of("kmm_a b", "", false, true)),
             ("-rf a b", aim_of("a b", "", true, true)),
-            ("--dir /opt --wa=3 a", aim_of("a", "", false, false)),
+            ("--di /opt --w=3 --c x --se 1 a", aim_of("a", "", false, false)),
+            ("--remove-d a b", aim_of("a b", "", true, false)),
+            ("--remove-h --al a", aim_of("a", "", true, false)),
+            ("--force-m a", aim_of("a", "", false, true)),
+            // Ambiguous: modprobe says so.
+            ("--d a b", aim_of("a", "b", false, false)),
             ("-- -a", aim_of("_a", "", false, false)),
             ("-d", aim_of("", "", false, false)),
             ("", aim_of("", "", false, false)),
         ] {
             assert_eq!(aim(&strings(line)), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_that_only_shows_something_is_known() {
+        for line in ["-n a", "--dry a", "--show a", "-vc", "--show-d a", "--dump a.ko", "-R a", "-V", "--h"] {
+            assert!(aim(&strings(line)).looks, "{line}");
+        }
+        assert!(!aim(&strings("-v --first --sy a -- -n")).looks);
+    }
+
+    #[test]
+    fn options_among_parameters_go_where_they_make_no_difference() {
+        let table = [
+            ("--first-time a=1 --fi", "a=1"),
+            ("-v a -qsi --verbose --syslog -- b=-1 --ignore-i", "a b=-1"),
+            ("--allow-unsupported --allow-unsupported-modules a", "a"),
+            ("-f --force -b - --allow -vf -d /x -C --unknown --f", "-f --force -b - -vf -d /x -C --unknown --f"),
+            ("a-b=1 c=--first-time", "a-b=1 c=--first-time"),
+        ];
+        for (elements, expected) in table {
+            assert_eq!(own_parameters(&strings(elements)), strings(expected), "{elements}");
         }
     }
 

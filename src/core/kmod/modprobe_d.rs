@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{kernel_name, modinfo};
+use super::{kernel_name, modinfo, params};
 
 /// What should be loaded before and after modules, by name as the kernel has it.
 pub type Soft = BTreeMap<String, (Vec<String>, Vec<String>)>;
@@ -61,6 +61,14 @@ pub fn check(text: &str) -> Result<(), String> {
                 ));
             }
         };
+        if directive == "options"
+            && let Some(option) = params::words(&rest).skip(1).find(|word| word.starts_with('-'))
+        {
+            return Err(format!(
+                "line {number}: `{option}` is no parameter of a kernel module; what begins with a dash makes the kernel stop \
+                 reading, or is an option of modprobe, for which modprobe.args is"
+            ));
+        }
         if words < least {
             return Err(format!("line {number}: `{directive}` needs {least} words or more after it"));
         }
@@ -132,6 +140,7 @@ mod tests {
             ("include x", Err("line 1: modprobe knows no `include`")),
             ("options a", Err("line 1: `options` needs 2 words")),
             ("blacklist", Err("line 1: `blacklist` needs 1 words")),
+            ("options a b=-1 text=\"x -y\"\noptions a b=2 -- c=1", Err("line 2: `--` is no parameter")),
             ("alias a\0 b", Err("holds a zero byte")),
         ] {
             match (check(text), expected) {

@@ -10,35 +10,88 @@ pub enum Error {
         "parameter `{0}` holds both white space and a double quote, which the kernel cannot take; use one or the other"
     )]
     Quotes(String),
-    /// A zero byte or an empty name.
-    #[error("parameter `{0}` has no name or holds a zero byte; write `name=value`")]
+    /// A zero byte, an empty name, or one that the kernel would read as two.
+    #[error("parameter `{0}` has no name that the kernel can read, or holds a zero byte; write `name=value`")]
     Malformed(String),
+    /// It begins with a dash.
+    #[error(
+        "`{0}` is no parameter of a kernel module: what begins with a dash is an option of modprobe, or makes the kernel stop \
+         reading; take it out, or write options into modprobe.args.load"
+    )]
+    Option(String),
+}
+
+/// Whether the text holds white space as the kernel's `isspace` has it: that of ASCII, and the byte 0xA0 inside of whatever
+/// character. Source: `lib/ctype.c` of Linux.
+pub(super) fn has_space(text: &str) -> bool {
+    text.bytes().any(|byte| matches!(byte, b' ' | 0x09..=0x0d | 0xa0))
+}
+
+/// Words between the white space of ASCII that stands in no double quotes.
+pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    let words = text.split(move |character: char| {
+        if character == '"' {
+            quoted = !quoted;
+        }
+        matches!(character, ' ' | '\x09'..='\x0d') && !quoted
+    });
+    words.filter(|word| !word.is_empty())
+}
+
+/// One parameter in the kernel's grammar: a value with white space stands in double quotes.
+pub(super) fn word(name: &str, value: Option<&str>) -> Option<String> {
+    if name.is_empty() || has_space(name) {
+        return None;
+    }
+    Some(match value {
+        Some(value) if has_space(value) && !value.contains('"') => format!("{name}=\"{value}\""),
+        Some(value) => format!("{name}={value}"),
+        None => name.to_owned(),
+    })
 }
 
 /// All parameters as one string for `finit_module`, as modprobe makes it from its arguments.
 ///
 /// A value with white space is put into double quotes. Source: `next_arg` in `lib/cmdline.c` of Linux, which
-/// knows quotes but no escapes.
+/// knows quotes but no escapes, and `parse_args` in `kernel/params.c`, which reads nothing after a `--`.
 pub fn encode(parameters: &[String]) -> Result<String, Error> {
     let mut parts = Vec::with_capacity(parameters.len());
     for parameter in parameters {
-        let trimmed = parameter.trim();
-        if trimmed.is_empty() {
-            continue;
-        }
-        let (name, value) = trimmed.split_once('=').map_or((trimmed, None), |(name, value)| (name, Some(value)));
-        if name.is_empty() || parameter.contains('\0') {
-            return Err(Error::Malformed(parameter.clone()));
-        }
-        match value {
-            // One element may hold several parameters, as it may on modprobe's command line.
-            _ if is_quoted(trimmed) || !trimmed.contains(char::is_whitespace) => parts.push(trimmed.to_owned()),
-            Some(value) if value.contains('"') => return Err(Error::Quotes(parameter.clone())),
-            Some(value) if !name.contains(char::is_whitespace) => parts.push(format!("{name}=\"{value}\"")),
-            _ => parts.push(trimmed.to_owned()),
+        for part in of_element(parameter)? {
+            if part.trim_start_matches('"').starts_with('-') {
+                return Err(Error::Option(part));
+            }
+            parts.push(part);
         }
     }
     Ok(parts.join(" "))
+}
+
+/// One element may hold several parameters, as it may on modprobe's command line.
+fn of_element(parameter: &str) -> Result<Vec<String>, Error> {
+    let trimmed = parameter.trim();
+    if trimmed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let malformed = || Error::Malformed(parameter.to_owned());
+    let (name, value) = name_and_value(trimmed);
+    if name.is_empty() || parameter.contains('\0') {
+        return Err(malformed());
+    }
+    match value {
+        _ if is_quoted(trimmed) || !has_space(trimmed) => Ok(vec![trimmed.to_owned()]),
+        Some(value) if value.contains('"') => Err(Error::Quotes(parameter.to_owned())),
+        Some(value) if !has_space(name) => Ok(word(name, Some(value)).into_iter().collect()),
+        _ => {
+            let each = words(trimmed).map(name_and_value);
+            each.map(|(name, value)| word(name, value).ok_or_else(malformed)).collect()
+        }
+    }
+}
+
+fn name_and_value(parameter: &str) -> (&str, Option<&str>) {
+    parameter.split_once('=').map_or((parameter, None), |(name, value)| (name, Some(value)))
 }
 
 /// Values that `/sys/module/<m>/parameters` shows, as one string that gives them again at a load.
@@ -55,28 +108,14 @@ pub fn encode_shown(shown: &BTreeMap<String, String>) -> String {
 
 /// Whether all white space of the text stands inside closed double quotes.
 fn is_quoted(text: &str) -> bool {
-    let mut quoted = false;
-    for character in text.chars() {
-        if character == '"' {
-            quoted = !quoted;
-        } else if character.is_whitespace() && !quoted {
-            return false;
-        }
-    }
-    !quoted && text.contains('"')
+    let quotes = text.matches('"').count();
+    quotes > 0 && quotes % 2 == 0 && text.split('"').step_by(2).all(|outside| !has_space(outside))
 }
 
 /// Names and values of an encoded string; a parameter without `=` has no value. Of a name given twice the last counts.
 pub fn decode(encoded: &str) -> Vec<(String, Option<String>)> {
     let mut parts: Vec<(String, Option<String>)> = Vec::new();
-    let mut quoted = false;
-    let words = encoded.split(|character: char| {
-        if character == '"' {
-            quoted = !quoted;
-        }
-        character.is_whitespace() && !quoted
-    });
-    for word in words.filter(|word| !word.is_empty()) {
+    for word in words(encoded) {
         let (name, value) = match word.split_once('=') {
             Some((name, value)) => (name, Some(value.trim_matches('"').to_owned())),
             None => (word.trim_matches('"'), None),
@@ -165,7 +204,7 @@ mod tests {
 
     #[test]
     fn parameters_become_one_string_of_the_kernels_grammar() {
-        let table: [(&[&str], Result<&str, Error>); 10] = [
+        let table: [(&[&str], Result<&str, Error>); 23] = [
             (&[], Ok("")),
             (&["a=1", "b"], Ok("a=1 b")),
             (&["name=two words"], Ok("name=\"two words\"")),
@@ -176,6 +215,20 @@ mod tests {
             (&["n=a \"b"], Err(Error::Quotes("n=a \"b".into()))),
             (&["=5"], Err(Error::Malformed("=5".into()))),
             (&["a=\0"], Err(Error::Malformed("a=\0".into()))),
+            (&["a b=2"], Ok("a b=2")),
+            // `à` holds the byte 0xA0, which is white space for the kernel.
+            (&["name=voilà"], Ok("name=\"voilà\"")),
+            (&["name=\"voilà\""], Ok("name=\"voilà\"")),
+            (&["flag name=voilà"], Ok("flag name=\"voilà\"")),
+            (&["à=1"], Err(Error::Malformed("à=1".into()))),
+            (&["name=\u{2003}x"], Ok("name=\u{2003}x")),
+            (&["--first-time"], Err(Error::Option("--first-time".into()))),
+            (&["a=1", "--", "b=2"], Err(Error::Option("--".into()))),
+            (&["\"--\""], Err(Error::Option("\"--\"".into()))),
+            (&["flag -- b=2"], Err(Error::Option("--".into()))),
+            (&["-x=1"], Err(Error::Option("-x=1".into()))),
+            (&["-"], Err(Error::Option("-".into()))),
+            (&["a=-1 --"], Ok("a=\"-1 --\"")),
         ];
         for (parameters, expected) in table {
             assert_eq!(encode(&strings(parameters)), expected.map(ToOwned::to_owned), "{parameters:?}");

@@ -112,6 +112,9 @@ mod tests {
             (spec(|c| c.modprobe.module_name = None), NodeReason::ModuleNotFound),
             (spec(|c| c.modprobe.module_name = Some("../../x".into())), NodeReason::ModuleNotFound),
             (spec(|c| c.modprobe.parameters = vec!["=1".into()]), NodeReason::ParameterRefused),
+            (spec(|c| c.modprobe.parameters = vec!["a=1".into(), "-f".into()]), NodeReason::ParameterRefused),
+            (spec(|c| c.modprobe.raw_args = args("kmm-a -- --")), NodeReason::ParameterRefused),
+            (spec(|c| c.modprobe.args = args("--dry-run")), NodeReason::UnsupportedArgs),
         ];
         for (spec, expected) in table {
             assert_eq!(check(spec, "6.12.1+").unwrap_err().reason, expected);
