@@ -80,6 +80,12 @@ pub fn trimmed(release: &str) -> &str {
     release.strip_suffix('+').unwrap_or(release)
 }
 
+/// Under which names an image may hold the folder of a release: as it is, then with or without one trailing `+`.
+pub fn spellings(release: &str) -> [String; 2] {
+    let other = release.strip_suffix('+').map_or_else(|| format!("{release}+"), ToOwned::to_owned);
+    [release.to_owned(), other]
+}
+
 impl KernelVersion {
     /// Reads a kernel release.
     ///
@@ -201,7 +207,10 @@ mod tests {
             assert_eq!(kernel.without_plus().as_str(), trimmed, "{given}");
             assert_eq!(kernel.normalised(), normalised, "{given}");
             assert_eq!(kernel.parts().ok().map(|p| p.xyz()).as_deref(), xyz, "{given}");
+            assert!(!kernel.normalised().contains('+'), "{given}");
         }
+        assert_eq!(spellings("6.1.0+rt"), ["6.1.0+rt", "6.1.0+rt+"]);
+        assert_eq!(spellings("6.1.0+"), ["6.1.0+", "6.1.0"]);
     }
 
     #[test]

@@ -81,6 +81,36 @@ fn an_expression_sees_the_kernel_without_its_trailing_plus() {
 }
 
 #[test]
+fn only_a_trailing_plus_makes_no_difference() {
+    let matched =
+        |mapping: KernelMapping, release: &str| resolve(&container(vec![mapping]), release).matched().is_some();
+    for (mapped, release, expected) in [
+        ("6.1.0", "6.1.0+", true),
+        ("6.1.0+", "6.1.0", true),
+        ("6.1.0+", "6.1.0+", true),
+        ("6.1.0+rt", "6.1.0+rt", true),
+        ("6.1.0+rt", "6.1.0+rt+", true),
+        ("6.1.0+rt+", "6.1.0+rt", true),
+        ("6.1.0+rt", "6.1.0", false),
+        ("6.1.0", "6.1.0+rt", false),
+        ("6.1.0+", "6.1.0+rt", false),
+    ] {
+        assert_eq!(matched(literal(mapped, "a:1"), release), expected, "literal {mapped} for {release}");
+    }
+    for (pattern, release, expected) in [
+        (r"\+rt$", "6.1.0+rt", true),
+        (r"\+rt$", "6.1.0+rt+", true),
+        (r"\+$", "6.1.0+", false),
+        (r"^6\.1\.0\+?$", "6.1.0+", true),
+        (r"^6\.1\.0\+?$", "6.1.0", true),
+    ] {
+        assert_eq!(matched(expression(pattern, "a:1"), release), expected, "expression {pattern} for {release}");
+    }
+    let image = resolved(&container(vec![expression(".", "r/i:v1-$KERNEL_FULL_VERSION")]), "6.1.0+rt-2+").image;
+    assert_eq!(image, "r/i:v1-6.1.0_rt-2");
+}
+
+#[test]
 fn every_variable_of_an_image_has_its_value() {
     let release = "6.12.117+deb12-cloud-amd64+";
     let table = [
