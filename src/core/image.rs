@@ -5,6 +5,19 @@ use std::str::FromStr;
 
 use crate::core::hash::{Algorithm, Hasher};
 
+/// Whether this `imagePullPolicy` forbids to ask any registry.
+pub fn is_never_pulled(policy: &str) -> bool {
+    policy == "Never"
+}
+
+/// Why an image is not there whose policy is so: one sentence with the way out.
+pub fn never_pulled(image: &str) -> String {
+    format!(
+        "image {image}: imagePullPolicy is Never, and images are fetched from registries only, not taken from the store of a \
+         node's container runtime; push it to a registry that manager and nodes reach, and set imagePullPolicy to IfNotPresent"
+    )
+}
+
 /// The registry of a name that gives none.
 pub const DEFAULT_REGISTRY: &str = "docker.io";
 /// Where the API of [`DEFAULT_REGISTRY`] is served.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::api::names::ImageReason;
 use crate::api::{ModuleImagesConfig, ModuleImagesConfigStatus};
-use crate::core::image::Digest;
+use crate::core::image::{Digest, is_never_pulled};
 use crate::oci::route::endpoint::RegistryOptions;
 use crate::runtime::store::{ObjectKey, Projection};
 
@@ -20,6 +20,8 @@ pub struct ImagesView {
     pub is_of_hub: bool,
     /// It is being deleted: nothing is looked up for it any more.
     pub deleting: bool,
+    /// `imagePullPolicy` forbids to ask any registry.
+    pub is_never_pulled: bool,
     /// The images that are asked for.
     pub wanted: Vec<WantedImage>,
     /// Name of the pull secret.
@@ -64,6 +66,7 @@ impl Projection for ImagesView {
             uid: object.metadata.uid.unwrap_or_default(),
             generation: object.metadata.generation,
             deleting: object.metadata.deletion_timestamp.is_some(),
+            is_never_pulled: is_never_pulled(&object.spec.image_pull_policy),
             wanted: wanted.collect(),
             secret: object.spec.image_repo_secret.map(|secret| secret.name).filter(|name| !name.is_empty()),
             pull_secrets: object.spec.image_pull_secrets.into_iter().map(|secret| secret.name).collect(),

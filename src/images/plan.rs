@@ -8,7 +8,7 @@ use super::observe::{Answer, ImagesView, Observed, Question, WantedImage};
 use super::status::{self, Fact};
 use crate::api::names::{EventReason, ImageReason};
 use crate::api::{ImageState, ImageStatus, ModuleImagesConfigStatus};
-use crate::core::image::ImageRef;
+use crate::core::image::{ImageRef, never_pulled};
 use crate::runtime::store::ObjectKey;
 
 /// What to do. Empty questions and no status mean: nothing, and nothing until the object changes.
@@ -38,7 +38,7 @@ pub struct Told {
 /// - Then the status first says that everything is looked up again, with the trigger; the digests stay in it. So a
 ///   manager that ends in the middle goes on where it was, and no answer from before the change is taken.
 /// - A digest that was known once for an image and a kernel stays, whatever a later look-up comes to.
-/// - An image that is named by digest is there; a name that is none needs no look-up either.
+/// - An image that is named by digest is there; a name that is none needs no look-up either, nor one that is never pulled.
 /// - Answered questions stay among the questions until the store shows that they were written down.
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let view = &observed.view;
@@ -61,7 +61,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
             continue;
         }
         let old = known.get(&id).copied();
-        let fact = match needs_no_look_up(wanted) {
+        let fact = match needs_no_look_up(view, wanted) {
             Some(answer) => Fact::answered(wanted, old, &answer),
             None if triggered => Fact::asked_again(wanted, old),
             None => match old {
@@ -96,10 +96,11 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     Plan { questions, status, event }
 }
 
-/// The answer that follows from the name alone.
-fn needs_no_look_up(wanted: &WantedImage) -> Option<Answer> {
+/// The answer that follows from the name alone, or from a pull policy for which there can be none.
+fn needs_no_look_up(view: &ImagesView, wanted: &WantedImage) -> Option<Answer> {
     match wanted.image.parse::<ImageRef>() {
-        Ok(image) => image.digest().cloned().map(Answer::Found),
+        Ok(image) if image.is_pinned() || !view.is_never_pulled => image.digest().cloned().map(Answer::Found),
+        Ok(_) => Some(Answer::Failed { reason: ImageReason::NeverPulled, message: never_pulled(&wanted.image) }),
         Err(error) => Some(Answer::Failed { reason: ImageReason::InvalidReference, message: error.to_string() }),
     }
 }

@@ -99,6 +99,35 @@ fn condition(status: &str, reason: &str, message: &str) -> (String, String, Stri
 }
 
 #[test]
+fn an_image_that_is_never_pulled_is_refused_in_one_sentence_and_no_registry_is_asked() {
+    let pinned = format!("r/b@{}", digest(1));
+    let mut never = world(&[("6.1.0", "local/only:v1"), ("6.2.0", &pinned), ("6.3.0", "R/A b")]);
+    never.view.is_never_pulled = true;
+    let made = plan(&never, at(1));
+    assert_eq!(made.questions, BTreeSet::new());
+    let told = made.event.unwrap();
+    assert_eq!(told.reason, EventReason::ImageLookupFailed);
+    assert!(told.note.contains("image local/only:v1: imagePullPolicy is Never, and images"), "{}", told.note);
+    let settled = settle(never.clone(), |question| panic!("{question} is asked for"));
+    let reasons: Vec<_> = settled.view.status.images_states.iter().map(|state| state.reason.clone().unwrap()).collect();
+    assert_eq!(reasons, ["NeverPulled", "Resolved", "InvalidReference"]);
+    let (_, (holds, ..)) = said(&settled);
+    assert_eq!(holds, "False");
+
+    // What was found before stays known, and another policy asks again.
+    never.view.is_never_pulled = false;
+    let found = settle(never, |_| Some(Answer::Found(digest(7))));
+    let mut again = found.clone();
+    again.view.is_never_pulled = true;
+    let again = settle(again, |question| panic!("{question} is asked for"));
+    assert_eq!(again.view.status.images_states[0].digest, Some(digest(7).to_string()));
+    let mut back = again;
+    back.view.is_never_pulled = false;
+    let asked = plan(&back, at(1)).questions;
+    assert_eq!(asked.into_iter().map(|question| question.image).collect::<Vec<_>>(), ["local/only:v1"]);
+}
+
+#[test]
 fn one_image_for_several_kernels_is_asked_for_once() {
     let start = world(&[("6.2.0", "r/a:1"), ("6.1.0", "r/a:1"), ("6.1.0", "r/b:1"), ("6.1.0", "r/a:1")]);
     let first = plan(&start, at(1));

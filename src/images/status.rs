@@ -166,8 +166,10 @@ fn summary(facts: &[Fact]) -> (State, ImageReason, String) {
         };
         return (State::True, ImageReason::Resolved, message);
     }
-    let certain =
-        |fact: &&Fact| fact.status == ImageStatus::DoesNotExist || fact.reason() == ImageReason::InvalidReference;
+    let certain = |fact: &&Fact| {
+        fact.status == ImageStatus::DoesNotExist
+            || matches!(fact.reason(), ImageReason::InvalidReference | ImageReason::NeverPulled)
+    };
     let state = if missing.iter().any(certain) { State::False } else { State::Unknown };
     // What failed for certain is named first, what is still on its way last.
     let mut named = missing.clone();

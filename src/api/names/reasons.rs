@@ -57,6 +57,8 @@ closed_list! {
         PullSecretInvalid,
         /// The image has nothing for the node's architecture.
         PlatformMissing,
+        /// `imagePullPolicy` is `Never`, and images come from registries only.
+        NeverPulled,
     }
 }
 
@@ -109,6 +111,8 @@ closed_list! {
         ImageInvalidReference,
         /// The image has nothing for the node's architecture.
         ImagePlatformMissing,
+        /// `imagePullPolicy` is `Never`, and images come from registries only.
+        ImageNeverPulled,
         /// The pull secret does not exist.
         PullSecretMissing,
         /// The worker may not read the pull secret.
@@ -202,6 +206,7 @@ impl NodeReason {
             ImageReason::PullSecretForbidden => Self::PullSecretForbidden,
             ImageReason::PullSecretInvalid => Self::PullSecretInvalid,
             ImageReason::PlatformMissing => Self::ImagePlatformMissing,
+            ImageReason::NeverPulled => Self::ImageNeverPulled,
         })
     }
 }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::credentials::Wallet;
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
-use crate::core::image::ImageRef;
+use crate::core::image::{ImageRef, is_never_pulled, never_pulled};
 use crate::core::kernel::trimmed;
 use crate::oci::auth::credentials::Credentials;
 use crate::oci::limits::{Keep, Limits, Platform};
@@ -66,6 +66,10 @@ impl Fetch for RegistryFetch {
     ) -> BoxFuture<'static, Result<(), Trouble>> {
         let Self { wallet, network } = self.clone();
         async move {
+            if is_never_pulled(&wanted.spec.config.image_pull_policy) {
+                let message = never_pulled(&wanted.spec.config.container_image);
+                return Err(Trouble::new(NodeReason::ImageNeverPulled, message));
+            }
             let image = wanted.spec.config.container_image.parse::<ImageRef>();
             let image = image.map_err(|error| Trouble::new(NodeReason::ImageInvalidReference, error.to_string()))?;
             let gathered = wallet.gather(&wanted.spec, &image).await?;
@@ -141,5 +145,27 @@ async fn endpoints(
     match reading {
         Ok(found) => found.map_err(told),
         Err(error) => Err(Trouble::new(NodeReason::RegistryConfigInvalid, format!("reading it broke off: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use http::StatusCode;
+
+    use super::*;
+    use crate::worker::plan::Desired;
+    use crate::worker::testing::{RELEASE, spec};
+
+    #[tokio::test]
+    async fn an_image_that_is_never_pulled_is_refused_before_anybody_is_asked() {
+        let client = Client::new(Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE), "default");
+        let mut spec = spec("gpu", "kmm_a", 'a', 1);
+        spec.config.image_pull_policy = "Never".into();
+        let wanted = Desired::of(spec.clone()).check(RELEASE).unwrap();
+        let fetch = RegistryFetch::new(client, &WorkerSettings::new("node"));
+        let trouble = fetch.fetch(wanted, None, RELEASE.into(), "/nowhere/tree".into()).await.unwrap_err();
+        assert_eq!(trouble.reason, NodeReason::ImageNeverPulled);
+        assert!(trouble.message.contains(&spec.config.container_image), "{}", trouble.message);
     }
 }
