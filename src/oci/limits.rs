@@ -40,7 +40,7 @@ impl Keep {
     /// `<dir_name>/lib/modules/<kernel>` for every candidate, and the firmware folder.
     ///
     /// Names are cleaned as paths inside the image: `..` cannot leave it. What is not in the image is not missed.
-    pub fn new(dir_name: &str, kernels: &[&str], firmware_path: Option<&str>) -> Self {
+    pub fn new(dir_name: &str, kernels: &[impl AsRef<Path>], firmware_path: Option<&str>) -> Self {
         let modules = kernels.iter().map(|kernel| Path::new(dir_name).join("lib/modules").join(kernel));
         let roots = modules.chain(firmware_path.map(PathBuf::from)).map(|path| clean(&path)).collect();
         Self { roots }

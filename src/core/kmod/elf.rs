@@ -341,6 +341,10 @@ pub(crate) mod testing {
             header[24..32].copy_from_slice(&(64 + body.len() as u64).to_le_bytes());
             header[32..40].copy_from_slice(&(content.len() as u64).to_le_bytes());
             header[48..56].copy_from_slice(&4u64.to_le_bytes());
+            if kind == SYMBOLS {
+                // The names of symbols stand in the section behind them.
+                header[40..44].copy_from_slice(&u32::try_from(headers.len() + 1).unwrap().to_le_bytes());
+            }
             body.extend_from_slice(content);
             while body.len() % 8 != 0 {
                 body.push(0);
@@ -386,6 +390,28 @@ pub(crate) mod testing {
         note.extend_from_slice(b"GNU\0");
         note.extend_from_slice(id);
         note
+    }
+
+    const SYMBOLS: u32 = 2;
+
+    /// A module with this modinfo and build id that provides symbols, and needs some.
+    pub(crate) fn module_with(modinfo: &str, id: &[u8], provides: &[&str], needs: &[&str]) -> Vec<u8> {
+        let (mut symbols, mut names) = (vec![0u8; 24], vec![0u8]);
+        let provides = provides.iter().map(|name| (format!("__ksymtab_{name}"), 1u16));
+        for (name, section) in provides.chain(needs.iter().map(|name| ((*name).to_owned(), 0))) {
+            symbols.extend_from_slice(&u32::try_from(names.len()).unwrap().to_le_bytes());
+            symbols.extend_from_slice(&[0x10, 0]);
+            symbols.extend_from_slice(&section.to_le_bytes());
+            symbols.extend_from_slice(&[0; 16]);
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        elf(&[
+            (".modinfo", 1, modinfo.as_bytes()),
+            (".note.gnu.build-id", 7, &note(id)),
+            (".symtab", SYMBOLS, &symbols),
+            (".strtab", 3, &names),
+        ])
     }
 
     /// A module with this modinfo and build id.

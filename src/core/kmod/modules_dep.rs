@@ -1,4 +1,4 @@
-//! `modules.dep`, `modules.softdep` and `modules.builtin`, the text files that depmod and the kernel's build leave beside
+//! `modules.dep`, `modules.softdep`, `modules.symbols` and `modules.builtin`, the text files that depmod and the kernel's build leave beside
 //! modules.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +52,20 @@ pub fn parse_softdep(text: &str) -> BTreeMap<String, (Vec<String>, Vec<String>)>
     modules
 }
 
+/// Reads `modules.symbols`: by symbol, the module that provides it, as the kernel has it. Of two the first wins.
+pub fn parse_symbols(text: &str) -> BTreeMap<String, String> {
+    let mut modules = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some("alias"), Some(symbol), Some(module)) = (words.next(), words.next(), words.next())
+            && let Some(symbol) = symbol.strip_prefix("symbol:")
+        {
+            modules.entry(symbol.to_owned()).or_insert_with(|| kernel_name(module));
+        }
+    }
+    modules
+}
+
 /// Reads `modules.builtin`: names, as the kernel has them, of modules that are part of the kernel.
 pub fn parse_builtin(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(|line| Some(names::of_file(line.trim())?.0)).collect()
@@ -79,6 +93,14 @@ mod tests {
         let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let expected = (strings(&["a_b", "c"]), strings(&["d", "e"]));
         assert_eq!(parse_softdep(text), BTreeMap::from([("kmm_top".to_owned(), expected)]));
+    }
+
+    #[test]
+    fn symbols_tell_who_provides_them() {
+        let text = "# Aliases for symbols, used by symbol_request().\nalias symbol:crc_itu_t crc-itu-t\n\
+                    alias symbol:f one\nalias symbol:f two\nalias pci:x y\nalias symbol:alone\nsymbol:x y\n\n";
+        let of = |symbol: &str, module: &str| (symbol.to_owned(), module.to_owned());
+        assert_eq!(parse_symbols(text), BTreeMap::from([of("crc_itu_t", "crc_itu_t"), of("f", "one")]));
     }
 
     #[test]

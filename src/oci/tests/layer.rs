@@ -396,7 +396,7 @@ fn every_limit_holds() {
         assert_eq!(limit_reached(items, &small), Some(expected));
     }
     let deep = format!("f{}", "/x".repeat(49));
-    let shallow = Keep::new("/", &[], Some("/f"));
+    let shallow = Keep::new("/", &[""; 0], Some("/f"));
     let (_folder, unpacked) = unpack_bytes(&[layer(&[File(&deep, "")])], &shallow, &Limits::default());
     assert_eq!(unpacked.unwrap().files, 1);
     let deeper = with_long_name(&format!("f{}", "/x".repeat(64)));

@@ -11,7 +11,7 @@ use super::credentials::Wallet;
 use crate::api::NodeModuleSpec;
 use crate::api::names::NodeReason;
 use crate::core::image::{ImageRef, is_never_pulled, never_pulled};
-use crate::core::kernel::trimmed;
+use crate::core::kernel::spellings;
 use crate::oci::auth::credentials::Credentials;
 use crate::oci::limits::{Keep, Limits, Platform};
 use crate::oci::pull::{self, PullRequest};
@@ -98,7 +98,7 @@ async fn pull(
     network: &Network,
 ) -> Result<(), Trouble> {
     let text = &spec.config.container_image;
-    let keep = Keep::new(&identity.dir_name, &[release, trimmed(release)], identity.firmware_path.as_deref());
+    let keep = Keep::new(&identity.dir_name, &spellings(release), identity.firmware_path.as_deref());
     info!(image = %text, "fetching");
     let Endpoints { list, notes } = endpoints(image.clone(), options(spec), runtime, network.host_etc.clone()).await?;
     for note in &notes {

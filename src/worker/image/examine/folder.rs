@@ -29,16 +29,17 @@ type Around = (Vec<String>, Vec<String>);
 pub(super) struct Folder {
     path: PathBuf,
     files: Found,
-    dep: OnceCell<Option<BTreeMap<String, Entry>>>,
+    dep: OnceCell<BTreeMap<String, Entry>>,
     soft: OnceCell<BTreeMap<String, Around>>,
+    symbols: OnceCell<BTreeMap<String, String>>,
     builtin: OnceCell<BTreeSet<String>>,
 }
 
 impl Folder {
     /// A folder whose `modules.dep` lists all that counts; it may be missing.
     pub(super) fn listed(path: PathBuf) -> Self {
-        let (dep, soft, builtin) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Self { path, files: Found::new(), dep, soft, builtin }
+        let (dep, soft, symbols, builtin) = (OnceCell::new(), OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { path, files: Found::new(), dep, soft, symbols, builtin }
     }
 
     /// A folder that is searched for files that `modules.dep` does not list.
@@ -73,14 +74,31 @@ impl Folder {
         (is_inside && path.is_file()).then_some((path, packing))
     }
 
-    /// Whether there is a `modules.dep`.
-    pub(super) fn has_dep(&self) -> bool {
-        self.parsed_dep().is_some()
-    }
-
     /// What a module needs, as `modules.dep` says; `None` if it is not listed.
     pub(super) fn needs(&self, name: &str) -> Option<&[String]> {
         self.dep().get(name).map(|entry| entry.needs.as_slice())
+    }
+
+    /// The module that provides a symbol, as `modules.symbols` says.
+    pub(super) fn provider(&self, symbol: &str) -> Option<&String> {
+        self.symbols().get(symbol)
+    }
+
+    /// Symbols that modules provide which `modules.symbols` was not made from.
+    pub(super) fn unlisted_symbols(&self, machine: &str) -> BTreeMap<String, String> {
+        let mut providers = BTreeMap::new();
+        for (name, (path, packing)) in &self.files {
+            if (self.symbols().is_empty() || self.needs(name).is_none())
+                && let Ok(file) = read_module(path, *packing, machine)
+            {
+                providers.extend(file.exported.into_iter().map(|symbol| (symbol, name.clone())));
+            }
+        }
+        providers
+    }
+
+    fn symbols(&self) -> &BTreeMap<String, String> {
+        self.symbols.get_or_init(|| modules_dep::parse_symbols(&self.text("modules.symbols").unwrap_or_default()))
     }
 
     /// What should be loaded before and after a module, as `modules.softdep` says.
@@ -112,13 +130,8 @@ impl Folder {
         magic.filter(|magic| magic.split_whitespace().next() == Some(release))
     }
 
-    fn parsed_dep(&self) -> Option<&BTreeMap<String, Entry>> {
-        self.dep.get_or_init(|| self.text("modules.dep").map(|text| modules_dep::parse(&text))).as_ref()
-    }
-
     fn dep(&self) -> &BTreeMap<String, Entry> {
-        static NONE: BTreeMap<String, Entry> = BTreeMap::new();
-        self.parsed_dep().unwrap_or(&NONE)
+        self.dep.get_or_init(|| modules_dep::parse(&self.text("modules.dep").unwrap_or_default()))
     }
 
     fn text(&self, name: &str) -> Option<String> {

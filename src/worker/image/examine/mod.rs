@@ -13,7 +13,7 @@ pub use self::firmware_files::firmware;
 use self::folder::Folder;
 use self::tree::{inside, store_failed};
 use crate::api::names::NodeReason;
-use crate::core::kernel::trimmed;
+use crate::core::kernel::{spellings, trimmed};
 use crate::core::kmod::elf::ModuleFile;
 use crate::core::kmod::names::Packing;
 use crate::core::kmod::order::{self, Candidate, Candidates, Role, Source};
@@ -134,7 +134,7 @@ fn folders(place: &Place<'_>, identity: &LoadIdentity) -> Result<(Folder, Folder
 /// `<dirName>/lib/modules/<release>`, or with the release as the planner writes it.
 fn image_folder(place: &Place<'_>, identity: &LoadIdentity) -> Result<PathBuf, Trouble> {
     let modules = inside(place.tree, &identity.dir_name).join("lib/modules");
-    let candidates = [place.release, trimmed(place.release)];
+    let candidates = spellings(place.release);
     candidates.iter().map(|release| modules.join(release)).find(|folder| folder.is_dir()).ok_or_else(|| {
         let message = format!("the image holds no folder {}/lib/modules/{}", identity.dir_name, trimmed(place.release));
         Trouble::new(NodeReason::ModuleNotFound, message)
@@ -152,7 +152,7 @@ fn gather(
 ) -> Result<(Candidates, Read), Trouble> {
     let mut candidates = Candidates::new();
     let mut read = Read::new();
-    let mut providers: Option<BTreeMap<String, String>> = None;
+    let mut unlisted: Option<BTreeMap<String, String>> = None;
     while let Some((name, required)) = open.pop() {
         if candidates.contains_key(&name) {
             continue;
@@ -172,12 +172,17 @@ fn gather(
             soft_before.extend_from_slice(before);
             soft_after.extend_from_slice(after);
         }
-        if source == Source::Image && !image.has_dep() {
-            let providers = match &mut providers {
-                Some(providers) => providers,
-                None => providers.insert(exports(image, place.machine)),
+        if source == Source::Image {
+            // The index may be of a depmod that could not see the kernel's own modules, or of other files. What the file alone
+            // tells counts where it can be had: otherwise the kernel may have it built in, and says so if not.
+            let unlisted = unlisted.get_or_insert_with(|| image.unlisted_symbols(place.machine));
+            let is_there = |need: &&String| image.file(need).or_else(|| host.file(need)).is_some();
+            let provider = |symbol: &String| {
+                let of_image = unlisted.get(symbol).or_else(|| image.provider(symbol)).filter(is_there);
+                of_image.or_else(|| host.provider(symbol).filter(is_there))
             };
-            needs.extend(file.undefined.iter().filter_map(|symbol| providers.get(symbol)).cloned());
+            let symbols = file.undefined.iter().filter_map(provider);
+            needs.extend(file.info.depends.iter().filter(is_there).chain(symbols).cloned());
         }
         let mut known = BTreeSet::from([name.clone()]);
         needs.retain(|need| known.insert(need.clone()));
@@ -187,16 +192,4 @@ fn gather(
         read.insert(name, (path, packing, file));
     }
     Ok((candidates, read))
-}
-
-/// Which module of the image provides which symbol, for an image without `modules.dep`.
-fn exports(image: &Folder, machine: &str) -> BTreeMap<String, String> {
-    let mut providers = BTreeMap::new();
-    for name in image.files() {
-        let Some((path, packing)) = image.file(name) else { continue };
-        if let Ok(file) = read_module(&path, packing, machine) {
-            providers.extend(file.exported.into_iter().map(|symbol| (symbol, name.clone())));
-        }
-    }
-    providers
 }

@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::core::kmod::elf::testing::module;
+use crate::core::kmod::elf::testing::{module, module_with};
 use crate::core::kmod::signature::{self, Signature};
 use crate::core::kmod::{FileFacts, Identity};
 
@@ -30,6 +30,10 @@ impl Case {
     }
 
     fn examine(&self, named: &[&str], parameters: &str) -> Result<LoadSet, Trouble> {
+        self.examine_on(RELEASE, named, parameters)
+    }
+
+    fn examine_on(&self, release: &str, named: &[&str], parameters: &str) -> Result<LoadSet, Trouble> {
         let identity = LoadIdentity {
             digest: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
             dir_name: "/opt".into(),
@@ -42,7 +46,7 @@ impl Case {
         let place = Place {
             tree: &self.tree,
             host_modules: &self.host,
-            release: RELEASE,
+            release,
             machine: "x86_64",
             loaded: &BTreeSet::new(),
             kernel_cmdline: "quiet kmm-a.debug=1 kmm_b.debug=2",
@@ -83,6 +87,106 @@ fn dependencies_come_from_the_image_then_from_the_host() {
     let without =
         Case::new(&[("extra/kmm-top.ko", ko("depends=kmm_base,h,built_in_one", 1)), ("kmm-base.ko", ko("", 2))], &host);
     assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed kmm_base", "Needed g", "Needed h", "Named kmm_top"]);
+}
+
+#[test]
+fn what_an_index_does_not_know_a_file_tells_by_itself() {
+    let with = |info: &str, id: u8, provides: &[&str], needs: &[&str]| {
+        module_with(&format!("{MAGIC}\0{info}\0"), &[id], provides, needs)
+    };
+    let host: [(&str, Vec<u8>); 5] = [
+        ("modules.dep", b"kernel/h.ko: kernel/g.ko\nkernel/g.ko:\nkernel/own.ko:\n".to_vec()),
+        ("modules.symbols", b"alias symbol:of_h h\nalias symbol:of_base own\nalias symbol:of_gone gone\n".to_vec()),
+        ("kernel/h.ko", ko("", 8)),
+        ("kernel/g.ko", ko("", 9)),
+        ("kernel/own.ko", ko("", 10)),
+    ];
+    // By `depends=`, by a symbol of the image's, by a symbol of the host's; what nobody has is left to the kernel.
+    let top = |info: &str, symbols: &[&str]| ("top.ko", with(info, 1, &[], symbols));
+    let base = ("base.ko", with("", 2, &["of_base"], &[]));
+    let cases: [(&str, Vec<(&str, Vec<u8>)>, &[&str]); 7] = [
+        ("an index without needs", vec![top("depends=base,h", &[]), base.clone()], &["base", "g", "h"]),
+        ("a symbol of the image", vec![top("depends=", &["of_base"]), base.clone()], &["base"]),
+        ("a symbol of the host", vec![top("", &["of_h"]), base.clone()], &["g", "h"]),
+        ("a symbol that both have", vec![top("", &["printk", "of_base"])], &["own"]),
+        ("what is nowhere", vec![top("depends=built_in,gone", &["of_gone", "printk"])], &[]),
+        (
+            "an index of symbols",
+            vec![
+                top("", &["of_base"]),
+                ("modules.symbols", b"alias symbol:of_base other\nalias symbol:x y\n".to_vec()),
+                ("other.ko", with("", 3, &[], &[])),
+            ],
+            &["other"],
+        ),
+        (
+            "an index of symbols of other files",
+            vec![
+                top("", &["of_base"]),
+                ("modules.symbols", b"alias symbol:of_base gone\n".to_vec()),
+                ("late.ko", with("", 3, &["of_base"], &[])),
+            ],
+            &["late"],
+        ),
+    ];
+    for (what, mut image, expected) in cases {
+        image.push(("modules.dep", b"top.ko:\nbase.ko:\nother.ko:\n".to_vec()));
+        let expected: Vec<String> =
+            expected.iter().map(|name| format!("Needed {name}")).chain(["Named top".to_owned()]).collect();
+        assert_eq!(Case::new(&image, &host).order(&["top"]), Ok(expected), "{what}");
+    }
+    // What the index says is needed, is.
+    let indexed = [("modules.dep", b"top.ko: gone.ko\n".to_vec()), top("", &[])];
+    assert_eq!(Case::new(&indexed, &host).order(&["top"]), Err(NodeReason::DependencyMissing));
+}
+
+#[test]
+fn a_folder_of_the_image_may_have_a_plus_more_or_less() {
+    let case = Case::new(&[("a.ko", ko("", 1))], &[]);
+    let modules = case.tree.join("opt/lib/modules");
+    for folder in ["6.12.1+", "6.12.1"] {
+        for release in ["6.12.1", "6.12.1+"] {
+            let found = case.examine_on(release, &["a"], "");
+            // The file itself was built for the one with the plus.
+            let expected = if release == RELEASE { Ok(()) } else { Err(NodeReason::VermagicMismatch) };
+            assert_eq!(found.map(drop).map_err(|trouble| trouble.reason), expected, "{folder} {release}");
+        }
+        if modules.join("6.12.1").exists() {
+            fs::rename(modules.join("6.12.1"), modules.join("6.12.1+")).unwrap();
+        }
+    }
+    assert!(case.examine_on("6.12.1+rt", &["a"], "").unwrap_err().message.contains("holds no folder"));
+}
+
+#[test]
+fn firmware_folders_that_link_to_each_other_are_walked_once() {
+    use std::os::unix::fs::symlink;
+    let mut case = Case::new(&[("a.ko", ko("", 1))], &[]);
+    case.firmware = Some("/firmware".into());
+    let root = case.tree.join("firmware");
+    for folder in ["a", "b", "c"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+        fs::write(root.join(folder).join("f"), folder).unwrap();
+    }
+    for (link, target) in
+        [("a/x", "../b"), ("a/y", "../b"), ("b/x", "../a"), ("b/y", "../a"), ("c/up", ".."), ("c/c", ".")]
+    {
+        symlink(target, root.join(link)).unwrap();
+    }
+    let firmware = case.examine(&["a"], "").unwrap().firmware.unwrap();
+    let names: Vec<&str> = firmware.files.keys().map(String::as_str).collect();
+    assert_eq!(names, ["a/f", "a/x/f", "a/y/f", "b/f", "b/x/f", "b/y/f", "c/f"]);
+    assert_eq!(firmware.files["a/x/f"], firmware.files["b/f"]);
+
+    // Without any circle each folder doubles the names.
+    for depth in 0..40 {
+        fs::create_dir_all(root.join(format!("d{depth}"))).unwrap();
+        for link in ["x", "y"] {
+            symlink(format!("../d{}", depth + 1), root.join(format!("d{depth}")).join(link)).unwrap();
+        }
+    }
+    let trouble = case.examine(&["a"], "").unwrap_err();
+    assert_eq!(trouble.reason, NodeReason::ImageTooLarge, "{trouble:?}");
 }
 
 #[test]
