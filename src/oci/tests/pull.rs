@@ -283,17 +283,38 @@ async fn a_manifest_that_is_not_the_one_asked_for_is_refused() {
     }
 }
 
+/// A registry with an image of these layers, of which the last begins and never ends.
+async fn with_hanging_layer(layers: &[Vec<u8>]) -> (TestRegistry, Digest) {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_image("amd64", layers, |_| {});
+    let last = Digest::of_bytes(Algorithm::Sha256, layers.last().unwrap()).to_string();
+    registry.fault(move |seen, _| {
+        seen.path.ends_with(&format!("/blobs/{last}")).then(|| reply(StatusCode::OK, &[], hanging_body(b"x")))
+    });
+    (registry, digest)
+}
+
+/// How long something may take that does not wait for what hangs, on a machine that has much else to do.
+const SOON: Duration = Duration::from_secs(15);
+
+/// Waits until it is so.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_layer_that_hangs_costs_no_more_than_the_patience() {
-    let registry = TestRegistry::start().await;
-    let digest = registry.put_image("amd64", &simple_layers(), |_| {});
-    registry.fault(|seen, _| seen.path.contains("/blobs/").then(|| reply(StatusCode::OK, &[], hanging_body(b"x"))));
-    let started = Instant::now();
+    let (registry, digest) = with_hanging_layer(&simple_layers()).await;
     let mut short = Usual::new(&registry, &digest);
     short.patience = Duration::from_millis(700);
-    let error = short.pull().await.unwrap_err();
-    assert_eq!(error.reason(), NodeReason::ImageTimeout);
-    assert!(started.elapsed() < Duration::from_secs(3));
+    let pulled = tokio::time::timeout(SOON, pull(short.request())).await.expect("it ends");
+    assert_eq!(pulled.unwrap_err().reason(), NodeReason::ImageTimeout);
+    let last = registry.requests().pop().unwrap();
+    assert!(last.contains("/blobs/"), "{last}");
+    // The thread that waits for the layer ends, too, and takes the folder along.
+    tokio::time::timeout(SOON, until(|| entries(short.folder.path()).is_empty())).await.unwrap();
 }
 
 #[tokio::test]
@@ -436,13 +457,34 @@ async fn what_a_crash_left_goes_with_the_next_pull_and_a_finished_tree_stays() {
 
 #[tokio::test]
 async fn a_dropped_pull_leaves_nothing() {
-    let registry = TestRegistry::start().await;
-    let digest = registry.put_image("amd64", &simple_layers(), |_| {});
-    registry.fault(|seen, _| seen.path.contains("/blobs/").then(|| reply(StatusCode::OK, &[], hanging_body(b"x"))));
+    // Large enough that the thread is still at it, and next to nothing on the way.
+    let (registry, digest) = with_hanging_layer(&[zeros(128 << 20), gzip(&layer(&[File(KO, "late")]))]).await;
     let usual = Usual::new(&registry, &digest);
-    let given_up = tokio::time::timeout(Duration::from_millis(500), pull(usual.request())).await;
-    assert!(given_up.is_err());
-    assert_eq!(entries(usual.folder.path()), [""; 0]);
+    let folder = usual.folder.path();
+    let is_unpacking = || {
+        let file = entries(folder).pop().map(|partial| folder.join(partial).join("tree").join(KO));
+        file.and_then(|file| file.metadata().ok()).is_some_and(|metadata| metadata.len() > 0)
+    };
+    tokio::select! {
+        pulled = pull(usual.request()) => panic!("{pulled:?}"),
+        () = until(is_unpacking) => {}
+    }
+    tokio::time::timeout(SOON, until(|| entries(folder).is_empty())).await.unwrap();
+    // Nothing writes there any more.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(entries(folder), [""; 0]);
+}
+
+/// A layer with one file of zeros.
+fn zeros(bytes: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(KO).unwrap();
+    header.set_size(bytes);
+    header.set_cksum();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    let archive = std::io::Read::chain(&header.as_bytes()[..], std::io::Read::take(std::io::repeat(0), bytes + 1024));
+    std::io::copy(&mut { archive }, &mut encoder).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// Answers for a layer that honours ranges: at most `most` bytes of it each time, then the connection breaks.
