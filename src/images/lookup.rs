@@ -35,6 +35,8 @@ const PUT_OFF: Duration = Duration::from_secs(1);
 const IDLE_REGISTRIES: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_mins(5);
+/// While a pull secret is missing, which is often made after the Module; no registry is asked for it.
+const LAST_RETRY_OF_SECRET: Duration = Duration::from_secs(10);
 /// The longest time for which a registry can put a question off.
 const LONGEST_REST: Duration = Duration::from_hours(1);
 /// Answers to a burst of questions become one write.
@@ -247,7 +249,9 @@ impl Lookups {
         asked.failures = asked.failures.saturating_add(1);
         let mut seed = DefaultHasher::new();
         (question, asked.failures).hash(&mut seed);
-        let delay = backoff(asked.failures, FIRST_RETRY, LAST_RETRY, seed.finish());
+        let waits_for_secret = matches!(reply.answer, Answer::Failed { reason: ImageReason::PullSecretMissing, .. });
+        let last = if waits_for_secret { LAST_RETRY_OF_SECRET } else { LAST_RETRY };
+        let delay = backoff(asked.failures, FIRST_RETRY, last, seed.finish());
         let rest = reply.rest.map(|rest| rest.min(LONGEST_REST));
         asked.not_before = rest.map(|rest| Instant::now() + rest);
         Outcome::Again(rest.map_or(delay, |rest| rest.max(delay)))

@@ -49,6 +49,8 @@ impl Oracle for Shares {
                 (15, failed(ImageReason::Timeout), None)
             } else if question.image.contains("/missing") {
                 (0, failed(ImageReason::NotFound), None)
+            } else if question.image.contains("/secret") {
+                (0, failed(ImageReason::PullSecretMissing), None)
             } else if question.image.contains("/limited") {
                 (0, failed(ImageReason::RateLimited), Some(Duration::from_secs(90)))
             } else {
@@ -128,6 +130,16 @@ async fn everybody_who_waits_gets_one_answer_and_it_is_not_asked_for_again() {
     bench.want("a", &[]);
     bench.want("b", &[]);
     assert!(bench.lookups.lock().asked.is_empty() && bench.lookups.lock().by_object.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_secret_that_comes_late_is_found_within_seconds() {
+    let bench = bench();
+    bench.want("a", &["r/secret:1"]);
+    seconds(600).await;
+    let times = bench.script.times("r/secret:1");
+    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+    assert!((7.4..=10.1).contains(&longest), "{longest} s");
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,7 +109,7 @@ pub fn encode_shown(shown: &BTreeMap<String, String>) -> String {
 /// Whether all white space of the text stands inside closed double quotes.
 fn is_quoted(text: &str) -> bool {
     let quotes = text.matches('"').count();
-    quotes > 0 && quotes % 2 == 0 && text.split('"').step_by(2).all(|outside| !has_space(outside))
+    quotes > 0 && quotes.is_multiple_of(2) && text.split('"').step_by(2).all(|outside| !has_space(outside))
 }
 
 /// Names and values of an encoded string; a parameter without `=` has no value. Of a name given twice the last counts.

@@ -226,11 +226,14 @@ fn unsafe_images_are_refused_with_the_path() {
     assert!(written(&below_a_link).unwrap_err().contains("which is no folder"));
 }
 
+/// What the link is, all layers, and what is there in the end.
+type Linked<'a> = (&'a str, Vec<Vec<Item<'a>>>, Vec<(&'a str, &'a str)>);
+
 #[test]
 fn a_hard_link_shows_what_its_target_held_when_it_was_made() {
     const B: &str = "opt/lib/modules/6.1/b.ko";
     let object = File("sysroot/objects/1", "object");
-    let cases: Vec<(&str, Vec<Vec<Item<'_>>>, Vec<(&str, &str)>)> = vec![
+    let cases: Vec<Linked<'_>> = vec![
         ("of a file elsewhere", vec![vec![object, Hard(KO, "sysroot/objects/1")]], vec![(KO, "object")]),
         (
             "of a file in a lower layer, named from the root",
@@ -312,6 +315,10 @@ fn a_hard_link_shows_what_its_target_held_when_it_was_made() {
         let layers: Vec<&[Item<'_>]> = layers.iter().map(Vec::as_slice).collect();
         assert_eq!(written(&layers), Ok(paths(&expected)), "a hard link {what}");
     }
+}
+
+#[test]
+fn a_hard_link_to_what_is_no_file_then_is_refused_for_good() {
     let folder = || vec![Folder("etc/"), File("etc/x", "x"), File("opt/lib/modules/6.1/d/f", "f")];
     for (link, target) in [
         (KO, KO),

@@ -315,6 +315,22 @@ async fn every_matching_credential_is_tried_and_one_refusal_makes_a_404_uncertai
     assert_eq!(error.reason(), ImageReason::NotFound);
 }
 
+#[tokio::test]
+async fn of_several_secrets_the_one_for_the_registry_counts_whatever_its_type_and_place() {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("v1", INDEX_TYPE, INDEX);
+    registry.require_basic();
+    let old_type = format!(r#"{{"{}":{{"auth":"dXNlcjpodW50ZXIy"}}}}"#, registry.address);
+    let mut all = credentials(&[("registry-a.example", "user", "wrong")]);
+    let image = registry.image("team/app:v1");
+    assert_eq!(ask(&registry, &image, &all).await.unwrap_err().reason(), ImageReason::Unauthorized);
+    all.extend(Credentials::from_docker_cfg(old_type.as_bytes()).unwrap());
+    assert_eq!(ask(&registry, &image, &all).await, Ok(digest));
+    let sent: Vec<_> =
+        registry.content.lock().unwrap().seen.iter().filter_map(|seen| seen.authorization.clone()).collect();
+    assert!(!sent.is_empty() && sent.iter().all(|sent| sent == "Basic dXNlcjpodW50ZXIy"), "{sent:?}");
+}
+
 /// A registry that wants a bearer token; `token` answers the token server's requests.
 async fn with_tokens(token: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> (TestRegistry, Digest) {
     let registry = TestRegistry::start().await;

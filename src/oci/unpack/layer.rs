@@ -342,7 +342,7 @@ impl<'a> Pass<'a> {
     }
 
     /// What the next pass has to look for, and the links that it has to follow.
-    pub(super) fn to_look_for(&mut self) -> (Links, BTreeSet<PathBuf>) {
+    pub(super) fn unsettled(&mut self) -> (Links, BTreeSet<PathBuf>) {
         let mut found = std::mem::take(&mut self.found);
         found.retain(|link, _| self.deciding.contains(link));
         (found, std::mem::take(&mut self.missing))

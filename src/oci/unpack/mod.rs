@@ -73,7 +73,7 @@ pub(crate) fn unpack(
         for number in 0..layers.count {
             pass.layer(number, &layers.get(number)?, progress)?;
         }
-        let (found, missing) = pass.to_look_for();
+        let (found, missing) = pass.unsettled();
         let texts =
             |links: &Links| links.iter().map(|(path, (text, _))| (path.clone(), text.clone())).collect::<Vec<_>>();
         if missing.is_empty() && texts(&links) == texts(&found) {

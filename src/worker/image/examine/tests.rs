@@ -89,6 +89,9 @@ fn dependencies_come_from_the_image_then_from_the_host() {
     assert_eq!(without.order(&["kmm_top"]).unwrap(), ["Needed kmm_base", "Needed g", "Needed h", "Named kmm_top"]);
 }
 
+/// What it is, the files of the image, and what the module needs.
+type Told<'a> = (&'a str, Vec<(&'a str, Vec<u8>)>, &'a [&'a str]);
+
 #[test]
 fn what_an_index_does_not_know_a_file_tells_by_itself() {
     let with = |info: &str, id: u8, provides: &[&str], needs: &[&str]| {
@@ -104,7 +107,7 @@ fn what_an_index_does_not_know_a_file_tells_by_itself() {
     // By `depends=`, by a symbol of the image's, by a symbol of the host's; what nobody has is left to the kernel.
     let top = |info: &str, symbols: &[&str]| ("top.ko", with(info, 1, &[], symbols));
     let base = ("base.ko", with("", 2, &["of_base"], &[]));
-    let cases: [(&str, Vec<(&str, Vec<u8>)>, &[&str]); 7] = [
+    let cases: [Told<'_>; 7] = [
         ("an index without needs", vec![top("depends=base,h", &[]), base.clone()], &["base", "g", "h"]),
         ("a symbol of the image", vec![top("depends=", &["of_base"]), base.clone()], &["base"]),
         ("a symbol of the host", vec![top("", &["of_h"]), base.clone()], &["g", "h"]),
