@@ -29,7 +29,7 @@ const FORBIDDEN: [(&str, &str, &str); 8] = [
     ("api", "tokio::", "api holds types only"),
 ];
 
-fn rust_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -43,7 +43,7 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Code of a file without comments and without its tests, which may use more.
-fn code(path: &Path) -> String {
+pub(crate) fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     without_tests(&text).lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
 }

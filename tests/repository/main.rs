@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect, reason = "helpers of tests")]
 
 mod crd_compat;
+mod dependencies;
 mod files;
 mod imports;
 mod names;
