@@ -5,6 +5,7 @@
 mod crd_compat;
 mod dependencies;
 mod files;
+mod graph;
 mod imports;
 mod names;
 mod objects;
