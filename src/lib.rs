@@ -19,9 +19,11 @@
 //! - [`api`]: wire types of every kind and every shared name; imports nothing of ours.
 //! - [`core`]: decisions and knowledge without client, clock, files or environment.
 //! - [`oci`]: registries and image layers.
+//! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
 //! - [`images`]: which digest an image has.
 //! - [`admission`]: the policies of the API server that security rests on, kept there.
-//! - [`runtime`]: clients, stores, watches, leases, servers: what every controller needs.
+//! - [`hub`], [`spoke`], [`worker`]: the roles; none of them knows another.
+//! - [`cli`]: arguments and environment → settings → dispatch; knows all.
 
 pub mod admission;
 pub mod api;

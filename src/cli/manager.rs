@@ -12,10 +12,8 @@ use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{
-    EXIT_FAILURE, EXIT_USAGE, LogArgs, NodeCredentialArgs, ProxyArgs, Usage, client, fail, instance,
-    node_credential_variables,
-};
+use super::args::{LogArgs, NodeCredentialArgs, ProxyArgs, Usage, node_credential_variables};
+use super::process::{ClientError, EXIT_FAILURE, EXIT_USAGE, client, fail, instance};
 use crate::admission::Admission;
 use crate::api::names;
 use crate::core::hash;
@@ -133,7 +131,7 @@ fn tolerations(list: &str) -> Result<Tolerations, InvalidToleration> {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Client(#[from] super::ClientError),
+    Client(#[from] ClientError),
     #[error("--worker-image (RELATED_IMAGE_WORKER) is not set and the image of this pod cannot be read")]
     OwnImage(#[source] Box<ApiError>),
     #[error("--worker-image (RELATED_IMAGE_WORKER) is not set and pod {0} has no container `manager` with an image")]

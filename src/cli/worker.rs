@@ -16,7 +16,8 @@ use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{EXIT_FAILURE, EXIT_USAGE, LogArgs, NodeCredentialArgs, ProxyArgs, client, fail};
+use super::args::{LogArgs, NodeCredentialArgs, ProxyArgs};
+use super::process::{ClientError, EXIT_FAILURE, EXIT_USAGE, client, fail};
 use crate::runtime::client::chain;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::readiness::Readiness;
@@ -108,7 +109,7 @@ enum Error {
     #[error("{failed} of {asking} modules that are to be loaded at boot are not in the kernel")]
     NotLoaded { failed: usize, asking: usize },
     #[error(transparent)]
-    Client(#[from] super::ClientError),
+    Client(#[from] ClientError),
     #[error(transparent)]
     Tasks(#[from] tasks::Error),
     #[error("failed to start the thread that looks after the worker")]

@@ -19,7 +19,9 @@ fn runner() -> PathBuf {
 struct Running {
     runner: Child,
     said: Vec<String>,
+    /// Of its processes, and the script's number in it: told by the script, which may have ended when they are needed.
     namespace: PathBuf,
+    script: String,
     _folder: tempfile::TempDir,
 }
 
@@ -34,7 +36,8 @@ impl Running {
         // One process that is a child, one that left its session and ignores signals.
         write!(
             file,
-            "#!/bin/bash\nsleep 1000 &\n(trap '' INT TERM HUP; exec setsid sleep 1000) &\n{more}\necho up\n{last}\n"
+            "#!/bin/bash\nsleep 1000 &\n(trap '' INT TERM HUP; exec setsid sleep 1000) &\n{more}\n\
+             echo up $(readlink /proc/self/ns/pid) $$\n{last}\n"
         )?;
         drop(file);
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
@@ -44,14 +47,14 @@ impl Running {
         let mut said = Vec::new();
         for line in BufReader::new(runner.stdout.take().context("no output")?).lines() {
             let line = line?;
-            if line == "up" {
-                break;
-            }
-            said.push(line);
+            let Some(up) = line.strip_prefix("up ") else {
+                said.push(line);
+                continue;
+            };
+            let (namespace, script) = up.split_once(' ').context("no number")?;
+            return Ok(Self { runner, said, namespace: namespace.into(), script: script.into(), _folder: folder });
         }
-        let first = children(runner.id())?.first().copied().context("the runner has no child")?;
-        let namespace = std::fs::read_link(format!("/proc/{first}/ns/pid"))?;
-        Ok(Self { runner, said, namespace, _folder: folder })
+        bail!("the script never came up: {said:?}")
     }
 
     fn processes(&self) -> Result<Vec<i32>> {
@@ -66,16 +69,14 @@ impl Running {
         Ok(found)
     }
 
-    /// The script itself: the child of process 1 of the namespace that runs it.
+    /// The script itself, as it is called out here.
     fn script(&self) -> Result<i32> {
-        let first = *self.processes()?.first().context("the namespace is empty")?;
-        let name = "deps/test";
-        for pid in children(u32::try_from(first)?)? {
-            if std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?.contains(name) {
-                return Ok(pid);
-            }
-        }
-        bail!("process 1 of the namespace has no child {name}")
+        let is_script = |pid: &i32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            numbers.is_some_and(|numbers| numbers.split_whitespace().last() == Some(&self.script))
+        };
+        self.processes()?.into_iter().find(is_script).context("the script has ended")
     }
 
     /// The runner's end, once nothing is left in the namespace.
@@ -101,11 +102,6 @@ impl Drop for Running {
         let _ = self.runner.kill();
         let _ = self.runner.wait();
     }
-}
-
-fn children(pid: u32) -> Result<Vec<i32>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    Ok(text.split_whitespace().filter_map(|p| p.parse().ok()).collect())
 }
 
 fn pid_of(child: &Child) -> Result<Pid> {

@@ -12,14 +12,14 @@ use serde_json::json;
 
 use crate::bare::{Write, configuration, time};
 use crate::ocm;
-use crate::report::Run;
+use crate::report::{MEMORY_NOISE, Report};
 use crate::support::audit::Request;
 use crate::support::control_plane::{ControlPlane, ControlPlaneOptions};
 use crate::support::eventually_every;
 use crate::support::images::{Image, Layer};
 use crate::support::manager::{Edition, Manager, NAMESPACE, install};
 use crate::support::registry::{Registry, RegistryOptions};
-use crate::{PAUSE, REST};
+use crate::{MIB, PAUSE, REST, goals};
 
 const KERNELS: [&str; 5] = [
     "5.14.0-284.52.1.el9_2.x86_64",
@@ -29,7 +29,28 @@ const KERNELS: [&str; 5] = [
     "6.12.0+",
 ];
 
-pub(crate) async fn run(size: usize) -> Result<Run> {
+/// What one turn measured.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    product_seconds: f64,
+    bare_seconds: f64,
+    writes_per_object: f64,
+    writes_after_restart: usize,
+    peak_bytes: u64,
+}
+
+pub(crate) fn judge(report: &mut Report, name: &str, clusters: usize, turns: &[Turn]) {
+    let figures = |of: fn(&Turn) -> f64| turns.iter().map(of).collect::<Vec<_>>();
+    let (product, bare) = (figures(|turn| turn.product_seconds), figures(|turn| turn.bare_seconds));
+    report.compare(name, "the bare client", &product, &bare, goals::RATIO);
+    report.judge(name, "writes per cluster", "", figures(|turn| turn.writes_per_object), goals::WRITES, 0.0);
+    let after = figures(|turn| turn.writes_after_restart as f64);
+    report.judge(name, "writes after a restart", "", after, goals::WRITES_AFTER_RESTART, 0.0);
+    let peaks = figures(|turn| turn.peak_bytes as f64 / MIB);
+    report.judge(name, "peak memory", "MiB", peaks, goals::hub_mib(clusters), MEMORY_NOISE);
+}
+
+pub(crate) async fn run(size: usize) -> Result<Turn> {
     let hub = ControlPlane::start(ControlPlaneOptions { audit: true, ..ControlPlaneOptions::default() }).await?;
     let registry = Registry::start(RegistryOptions::default()).await?;
     for kernel in KERNELS {
@@ -71,7 +92,7 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
     manager.restart().await?;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let writes_after_restart = writes(&hub, &user)? - before;
-    let peak_memory_bytes = working_bytes.max(manager.peak_memory()?);
+    let peak_bytes = working_bytes.max(manager.peak_memory()?);
     drop(manager);
 
     let kind = ApiResource::erase::<ManifestWork>(&());
@@ -88,15 +109,8 @@ pub(crate) async fn run(size: usize) -> Result<Run> {
         })
         .collect::<Result<Vec<_>>>()?;
     let bare_seconds = time(&admin, bare).await?;
-    Ok(Run {
-        name: "Hub, clusters".into(),
-        objects: size,
-        product_seconds,
-        bare_seconds,
-        writes_per_object: written as f64 / size as f64,
-        writes_after_restart,
-        peak_memory_bytes,
-    })
+    let writes_per_object = written as f64 / size as f64;
+    Ok(Turn { product_seconds, bare_seconds, writes_per_object, writes_after_restart, peak_bytes })
 }
 
 async fn wait_for_works(works: &Api<ManifestWork>, size: usize) -> Result<Vec<ManifestWork>> {

@@ -12,6 +12,7 @@ use kmm::oci::pull::{PullRequest, pull};
 use kmm::oci::route::endpoint::{Endpoint, RegistryOptions};
 use kmm::oci::route::proxies::Proxies;
 
+use crate::MIB;
 use crate::support::images::{Image, Layer, LayerCompression};
 use crate::support::process::output;
 use crate::support::registry::{self, Registry};
@@ -20,15 +21,15 @@ use crate::support::registry::{self, Registry};
 pub(crate) const CHILD: &str = "--pull-child";
 /// Where the image has its files.
 const FOLDER: &str = "opt/lib/modules/6.1";
-/// Runs of each side; the best counts.
-const RUNS: usize = 3;
+/// Turns of both sides.
+const TURNS: usize = 5;
 
 /// What was measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default)]
 pub(crate) struct Pulled {
-    pub(crate) product_seconds: f64,
-    pub(crate) tools_seconds: f64,
-    pub(crate) peak_memory_bytes: u64,
+    pub(crate) product_seconds: Vec<f64>,
+    pub(crate) tools_seconds: Vec<f64>,
+    pub(crate) peak_mib: Vec<f64>,
 }
 
 pub(crate) async fn run() -> Result<Pulled> {
@@ -44,23 +45,24 @@ pub(crate) async fn run() -> Result<Pulled> {
         output(Command::new("sync").arg("-f").arg(&work))?;
         Ok(work.join(name))
     };
-    let mut best = Pulled { product_seconds: f64::MAX, tools_seconds: f64::MAX, peak_memory_bytes: 0 };
-    for _ in 0..RUNS {
+    let mut pulled = Pulled::default();
+    for _ in 0..TURNS {
         let tree = fresh("tree")?;
         let started = Instant::now();
         let told = output(Command::new(std::env::current_exe()?).arg(CHILD).arg(&image).arg(&tree))?;
-        best.product_seconds = best.product_seconds.min(started.elapsed().as_secs_f64());
-        best.peak_memory_bytes = best.peak_memory_bytes.max(told.trim().parse().context("no figure of the child")?);
+        pulled.product_seconds.push(started.elapsed().as_secs_f64());
+        let peak: u64 = told.trim().parse().context("no figure of the child")?;
+        pulled.peak_mib.push(peak as f64 / MIB);
         let product = files(&tree)?;
 
         let folder = fresh("layout")?;
         let started = Instant::now();
         let unpacked = by_tools(&image, &folder)?;
-        best.tools_seconds = best.tools_seconds.min(started.elapsed().as_secs_f64());
+        pulled.tools_seconds.push(started.elapsed().as_secs_f64());
         ensure!(files(&unpacked)? == product, "the two trees differ");
     }
     std::fs::remove_dir_all(&work)?;
-    Ok(best)
+    Ok(pulled)
 }
 
 /// Fetches and unpacks with the tools that everybody has.

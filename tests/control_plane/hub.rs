@@ -332,30 +332,35 @@ async fn a_registry_that_hangs_holds_up_its_own_kernel_and_no_other() -> Result<
         })
         .to_string()
     };
-    let started = Instant::now();
     bed.cluster.apply_yaml(&object(&[])).await?;
     let known = BTreeMap::from([(good.to_owned(), images[good].clone())]);
     let work = eventually(LIMIT, "the work with the kernel whose image is there", || bed.work("c1", "z")).await?;
-    let took = started.elapsed();
-    println!("work beside a registry that hangs after {took:?}");
-    // A question to a registry that is silent ends after 15 seconds.
-    ensure!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(front.given_up(), 0, "the work waited for the registry that hangs");
     assert_eq!(sent(&work), known);
     let status = bed.status("z", "the kernel that is missing", |s| !s.clusters.is_empty()).await?;
     let message = status.clusters[0].message.clone().unwrap_or_default();
     ensure!(status.clusters[0].reason == "ImagesNotReady" && message.contains(hangs), "{:?}", status.clusters);
 
-    // Neither does a change of what is wanted wait for it.
-    let started = Instant::now();
-    bed.cluster.apply_yaml(&object(&["debug=1"])).await?;
-    let changed = || async {
-        let work = bed.work("c1", "z").await?.unwrap_or_default();
-        let modprobe = &work["spec"]["workload"]["manifests"][1]["spec"]["moduleLoader"]["container"]["modprobe"];
-        Ok((modprobe["parameters"] == json!(["debug=1"])).then_some(work))
-    };
-    let work = eventually(LIMIT, "the changed work", changed).await?;
-    ensure!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
-    assert_eq!(sent(&work), known);
+    // Neither does a change of what is wanted wait for it. A question may end by itself meanwhile: then another change.
+    let mut did_not_wait = false;
+    for time in 0..5 {
+        eventually(LIMIT, "a question that hangs", || async { Ok((front.hanging() > 0).then_some(())) }).await?;
+        let given_up = front.given_up();
+        let parameter = format!("debug={time}");
+        bed.cluster.apply_yaml(&object(&[&parameter])).await?;
+        let changed = || async {
+            let work = bed.work("c1", "z").await?.unwrap_or_default();
+            let modprobe = &work["spec"]["workload"]["manifests"][1]["spec"]["moduleLoader"]["container"]["modprobe"];
+            Ok((modprobe["parameters"] == json!([parameter])).then_some(work))
+        };
+        let work = eventually(LIMIT, "the changed work", changed).await?;
+        assert_eq!(sent(&work), known);
+        did_not_wait = front.given_up() == given_up;
+        if did_not_wait {
+            break;
+        }
+    }
+    ensure!(did_not_wait, "every change waited for the end of a question that hangs");
 
     front.set(Fault::None);
     let image = images[hangs].replace(&bed.registry.address(), &front.address());

@@ -1,7 +1,7 @@
 //! The images controller under the RBAC that ships, with a real registry and one that misbehaves.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::ByteString;
@@ -212,7 +212,6 @@ async fn every_image_gets_its_digest_or_its_reason_and_a_silent_registry_delays_
         ("6.9.1", "127.0.0.1:1/app:1".to_owned()),
     ];
     let images: Vec<(&str, &str)> = images.iter().map(|(kernel, image)| (*kernel, image.as_str())).collect();
-    let start = Instant::now();
     world.ask("mixed", &images, None).await?;
     let (exists, unknown) = (ImageStatus::Exists, ImageStatus::Unknown);
     let expected = [
@@ -228,7 +227,7 @@ async fn every_image_gets_its_digest_or_its_reason_and_a_silent_registry_delays_
         ("6.9.1", unknown, "Unreachable"),
     ];
     world.becomes("mixed", 30, &expected).await?;
-    ensure!(start.elapsed() < Duration::from_secs(12), "it took {:?} beside a silent registry", start.elapsed());
+    assert_eq!(hanging.given_up(), 0, "it waited for the silent registry");
     let states = world.states("mixed").await?;
     for kernel in ["6.1.0", "6.2.0", "6.8.0", "6.9.0"] {
         assert_eq!(states[kernel].digest.as_deref(), Some(digest.as_str()), "{kernel}");
@@ -242,6 +241,7 @@ async fn every_image_gets_its_digest_or_its_reason_and_a_silent_registry_delays_
         Ok(states.values().any(|state| state.reason.as_deref() == Some("Timeout")).then_some(()))
     })
     .await?;
+    ensure!(hanging.given_up() > 0, "the end of a question that hangs was not seen");
 
     // What failed is found as soon as it is there.
     let late = registry.push("app", "none", &some_image("late")?).await?;

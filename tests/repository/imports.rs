@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::graph::Graph;
+
 const ROOMS: [(&str, &[&str]); 10] = [
     ("admission", &["api", "core", "runtime"]),
     ("api", &[]),
@@ -15,6 +17,54 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("worker", &["api", "core", "oci", "runtime"]),
     ("runtime", &["api"]),
     ("cli", &["api", "core", "oci", "images", "hub", "spoke", "worker", "admission", "runtime"]),
+];
+
+/// The parts of rooms, from the top to the ground: each uses only parts of lines below its own.
+const LINES: [(&str, &[&[&str]]); 4] = [
+    ("oci", &[&["mod"], &["pull"], &["http", "unpack"], &["route"], &["auth"], &["error"], &["limits", "progress"]]),
+    (
+        "hub",
+        &[
+            &["mod"],
+            &["works", "images", "status"],
+            &["watches"],
+            &["fleet", "events"],
+            &["standing"],
+            &["view"],
+            &["target", "intern"],
+        ],
+    ),
+    (
+        "spoke",
+        &[
+            &["mod"],
+            &["watches"],
+            &["node", "module", "namespace", "worker"],
+            &["claims", "reports"],
+            &["stores"],
+            &["consumers", "tally"],
+            &["outcome"],
+            &["view"],
+            &["settings"],
+        ],
+    ),
+    (
+        "worker",
+        &[
+            &["mod"],
+            &["agent", "once"],
+            &["start"],
+            &["observe", "apply"],
+            &["node"],
+            &["host"],
+            &["report", "image"],
+            &["plan"],
+            &["store"],
+            &["kernel"],
+            &["record"],
+            &["facts", "settings", "module_file"],
+        ],
+    ),
 ];
 
 /// Paths that a room's code may not name, with the reason; what counts for the core counts for every plan.
@@ -29,7 +79,7 @@ const FORBIDDEN: [(&str, &str, &str); 8] = [
     ("api", "tokio::", "api holds types only"),
 ];
 
-fn rust_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -43,14 +93,14 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Code of a file without comments and without its tests, which may use more.
-fn code(path: &Path) -> String {
+pub(crate) fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     without_tests(&text).lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
 /// The text without the items that are only there in tests: each ends with its line, or with the brace that closes it at
 /// the indentation of its attribute.
-fn without_tests(text: &str) -> String {
+pub(crate) fn without_tests(text: &str) -> String {
     let (mut kept, mut lines) = (String::new(), text.lines());
     while let Some(line) = lines.next() {
         let Some(indentation) = line.strip_suffix("#[cfg(test)]") else {
@@ -148,4 +198,35 @@ fn imports_are_found_in_single_and_grouped_paths() {
         "use crate::api::names;\nuse crate::{core::kernel, oci::{self, pull}, runtime};\nlet x = crate::hub::y();";
     let rooms: Vec<_> = used_rooms(code).into_iter().collect();
     assert_eq!(rooms, ["api", "core", "hub", "oci", "runtime"]);
+}
+
+#[test]
+fn parts_of_a_room_use_only_what_stands_below_them() {
+    let graph = Graph::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let mut wrong = Vec::new();
+    for (room, lines) in LINES {
+        let part = |file: &'_ str| {
+            let inside = file.strip_prefix(room)?.strip_prefix('/')?.split('/').next()?;
+            Some(inside.trim_end_matches(".rs").to_owned())
+        };
+        let line = |part: &str| lines.iter().position(|line| line.contains(&part));
+        for (file, used) in graph.edges() {
+            let Some(from) = part(file) else { continue };
+            if line(&from).is_none() {
+                wrong.push(format!("{file} has no place in {room}"));
+            }
+            for (to, used) in used.iter().filter_map(|used| Some((part(used)?, used))) {
+                if from != to && line(&from) >= line(&to) {
+                    wrong.push(format!("{file} uses {used}, which does not stand below it"));
+                }
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn no_files_use_each_other_in_a_circle() {
+    let graph = Graph::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    assert_eq!(graph.circles(), BTreeSet::new());
 }

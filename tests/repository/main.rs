@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect, reason = "helpers of tests")]
 
 mod crd_compat;
+mod dependencies;
 mod files;
+mod graph;
 mod imports;
 mod names;
 mod objects;

@@ -15,6 +15,9 @@ use tokio::task::JoinHandle;
 use super::HOST;
 use super::registry::Registry;
 
+/// Bytes that are sent at once of a body that ends too early.
+const PIECE: usize = 16 << 10;
+
 /// How requests are answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Fault {
@@ -70,6 +73,27 @@ struct Faults {
     /// Part of a path, and what happens to requests that have it; the first match counts.
     by_path: Vec<(String, Fault)>,
     seen: Vec<Seen>,
+    /// Requests that hang now, and those that hung until whoever asked gave them up.
+    hanging: usize,
+    given_up: usize,
+}
+
+/// A request that hangs, until whoever asked gives it up.
+struct Hanging(Arc<Shared>);
+
+impl Hanging {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.lock().hanging += 1;
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.hanging -= 1;
+        state.given_up += 1;
+    }
 }
 
 impl Shared {
@@ -122,6 +146,17 @@ impl FaultyRegistry {
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.shared.lock().seen)
     }
+
+    /// How many requests hang now ([`Fault::Hang`]).
+    pub fn hanging(&self) -> usize {
+        self.shared.lock().hanging
+    }
+
+    /// How many requests have hung until whoever asked gave them up. What happens while this stays as it is did not
+    /// wait for the end of such a request, however slow the machine.
+    pub fn given_up(&self) -> usize {
+        self.shared.lock().given_up
+    }
 }
 
 impl Drop for FaultyRegistry {
@@ -148,7 +183,10 @@ async fn answer(
     };
     match fault {
         Fault::Status(code) => return refuse(code),
-        Fault::Hang => std::future::pending().await,
+        Fault::Hang => {
+            let _hanging = Hanging::new(&shared);
+            std::future::pending::<()>().await;
+        }
         Fault::Slow(time) => tokio::time::sleep(time).await,
         _ => {}
     }
@@ -220,13 +258,15 @@ async fn pass_on(
     let body = if let Some(part) = part {
         bytes.truncate(part);
         let stalls = *fault != Fault::Truncate;
-        let part = stream::once(async move { Ok(Bytes::from(bytes)) });
-        // The part is to be on its way before the connection ends.
+        // In pieces, and with a pause: what hyper still holds when the connection ends never arrives.
+        let bytes = Bytes::from(bytes);
+        let pieces = (0..bytes.len()).step_by(PIECE).map(move |at| bytes.slice(at..bytes.len().min(at + PIECE)));
+        let part = stream::iter(pieces.map(Ok));
         let end = stream::once(async move {
             if stalls {
                 std::future::pending::<()>().await;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             Err(std::io::Error::other("cut off on request"))
         });
         Body::from_stream(part.chain(end))

@@ -213,6 +213,20 @@ impl Manager {
     pub fn peak_memory(&self) -> Result<u64> {
         memory(self.process.id(), "VmHWM:")
     }
+
+    /// Resident memory now, bytes: `VmRSS`.
+    pub fn resident_memory(&self) -> Result<u64> {
+        memory(self.process.id(), "VmRSS:")
+    }
+
+    /// CPU time of its process so far, in user and system mode, seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        // The second field is the program's name in brackets; ticks are hundredths of a second on every Linux.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        let fields = stat.rsplit_once(") ").context("no name")?.1.split_whitespace();
+        let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        Ok(ticks as f64 / 100.0)
+    }
 }
 
 /// A memory figure of `/proc/<pid>/status`, bytes.
