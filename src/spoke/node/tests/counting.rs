@@ -82,8 +82,8 @@ fn told(status: &ModuleStatus) -> (String, Option<i64>, Option<i64>, Option<&str
     (words, ready.observed_generation, status.observed_generation, status.rendered_hash.as_deref())
 }
 
-#[test]
-fn three_late_nodes_behind_five_thousand_are_waited_for_before_anything_is_said_of_them() {
+#[tokio::test]
+async fn three_late_nodes_behind_five_thousand_are_waited_for_before_anything_is_said_of_them() {
     let mut bench = Bench::of((0..5000).map(|n| (format!("n{n:04}"), n >= 4997)));
     bench.module("everywhere", false, 1, true);
     bench.module("late", true, 1, true);
@@ -104,8 +104,8 @@ fn three_late_nodes_behind_five_thousand_are_waited_for_before_anything_is_said_
     assert_eq!(status.module_loader.and_then(|numbers| numbers.nodes_matching_selector_number), Some(3));
 }
 
-#[test]
-fn what_was_counted_for_one_generation_is_not_said_of_the_next() {
+#[tokio::test]
+async fn what_was_counted_for_one_generation_is_not_said_of_the_next() {
     let mut bench = Bench::of(["a", "b"].into_iter().map(|name| (name.to_owned(), true)));
     bench.module("gpu", true, 1, true);
     bench.names().iter().for_each(|name| drop(bench.nodes.decide(name)));
