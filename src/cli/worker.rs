@@ -1,6 +1,6 @@
 //! `kmm worker`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
@@ -77,6 +77,9 @@ pub(super) struct WorkerArgs {
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "KMM_HEALTH_ADDRESS", default_value_t = SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)))]
     health_address: SocketAddr,
+    /// Socket of systemd, which is told when a single pass is over
+    #[arg(long, env = "NOTIFY_SOCKET", hide = true)]
+    notify_socket: Option<OsString>,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -141,7 +144,9 @@ pub(super) fn run(args: WorkerArgs) -> ExitCode {
         modprobe: args.modprobe,
         ..usual
     };
-    let work = async { if args.once { once(settings).await } else { work(settings, args.health_address).await } };
+    let work = async {
+        if args.once { once(settings, args.notify_socket).await } else { work(settings, args.health_address).await }
+    };
     // One thread: a worker rests nearly always, and there is one on every node.
     let result = Builder::new_current_thread()
         .enable_all()
@@ -185,7 +190,7 @@ async fn answer(address: SocketAddr, readiness: Readiness, stop: CancellationTok
     }
 }
 
-async fn once(settings: WorkerSettings) -> Result<(), Error> {
+async fn once(settings: WorkerSettings, notify: Option<OsString>) -> Result<(), Error> {
     let shutdown = CancellationToken::new();
     let (stop, asked) = (shutdown.clone(), tasks::asked_to_end()?);
     tokio::spawn(async move {
@@ -194,7 +199,7 @@ async fn once(settings: WorkerSettings) -> Result<(), Error> {
     });
     let pass = tokio::task::spawn_blocking(move || worker::once::run(&settings, &shutdown)).await?;
     // A job that the kernel does not finish keeps the process; what waits for this unit does not wait for that.
-    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+    if let Some(socket) = notify
         && let Err(error) = tell_ready(&socket)
     {
         warn!("systemd cannot be told that the pass is over: {error}");
@@ -216,7 +221,7 @@ async fn once(settings: WorkerSettings) -> Result<(), Error> {
 }
 
 /// Tells systemd that the unit has started: a datagram to a socket, by its path or, after `@`, its abstract name.
-/// Source: sd_notify(3).
+/// Source: `sd_notify(3)`.
 fn tell_ready(socket: &OsStr) -> io::Result<()> {
     let address = match socket.as_bytes() {
         [b'@', name @ ..] => UnixAddr::from_abstract_name(name)?,

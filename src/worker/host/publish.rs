@@ -6,6 +6,7 @@
 //! finished by whoever comes next.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -97,7 +98,7 @@ impl HostModules {
                 let copy = unfinished.join(file_name);
                 let length = fs::copy(file, &copy)?;
                 sync(&copy)?;
-                told += &format!("{length} {}\n", file_name.display());
+                let _ = writeln!(told, "{length} {}", file_name.display());
             }
             fs::write(unfinished.join(CONTENT), told)?;
             sync(&unfinished.join(CONTENT))?;

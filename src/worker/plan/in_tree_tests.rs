@@ -3,6 +3,7 @@
 use crate::api::NodeModuleSpec;
 use crate::api::UnloadReason;
 use crate::worker::record::Record;
+use k8s_openapi::api::core::v1::Toleration;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -312,7 +313,7 @@ fn a_list_that_holds_the_modules_own_name_takes_out_the_kernels_own_once_and_nev
     assert_eq!(world.kernel.take_calls(), ["-gpu", "+gpu"]);
     world.restart();
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
-    world.desired.modules[0].tolerations = vec![Default::default()];
+    world.desired.modules[0].tolerations = vec![Toleration::default()];
     assert_eq!(world.settle(), ["gpu Loaded Loaded"]);
     // The record is lost: which file the kernel runs decides.
     world.restart();

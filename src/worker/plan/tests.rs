@@ -4,12 +4,13 @@ use crate::worker::facts::Trouble;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::pause::{Again, Unready};
 use super::*;
-use crate::api::ModprobeArgs;
+use crate::api::{ModprobeArgs, TLSOptions};
 use crate::core::kmod::order::Role::{Named, Needed, Optional};
 use crate::core::kmod::proc_modules::InitState;
 use crate::worker::testing::{Loaded, World, file, intent, spec};
@@ -135,8 +136,8 @@ fn an_image_that_is_proved_wrong_is_fetched_again_when_the_entry_changes_and_not
     world.now += Duration::from_hours(24 * 365);
     assert!(world.plan().is_quiet(), "{:?}", world.plan());
     for change in [
-        (|spec| spec.image_repo_secret = Some(Default::default())) as fn(&mut NodeModuleSpec),
-        |spec| spec.config.registry_tls = Some(Default::default()),
+        (|spec| spec.image_repo_secret = Some(LocalObjectReference::default())) as fn(&mut NodeModuleSpec),
+        |spec| spec.config.registry_tls = Some(TLSOptions::default()),
         |spec| spec.config.modprobe.dir_name = "/other".into(),
     ] {
         change(&mut world.desired.modules[0]);
