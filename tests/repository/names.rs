@@ -91,13 +91,13 @@ fn states_and_reasons_are_the_documented_ones() {
     assert_list!(
         names::ImageReason,
         "Pending Resolved NotFound Unauthorized Forbidden RateLimited RegistryError InvalidResponse Timeout Unreachable
-         TlsError InvalidReference PullSecretMissing PullSecretForbidden PullSecretInvalid PlatformMissing"
+         TlsError InvalidReference PullSecretMissing PullSecretForbidden PullSecretInvalid PlatformMissing NeverPulled"
     );
     assert_list!(
         names::NodeReason,
         "Loaded Adopted ParametersDiffer Pending Pulling Loading Unloading Unloaded NotWanted Kept WaitingForReboot Missing
          ImageNotFound ImageUnauthorized ImageForbidden ImageRateLimited ImageRegistryError ImageInvalidResponse
-         ImageTimeout ImageUnreachable ImageTlsError ImageInvalidReference ImagePlatformMissing
+         ImageTimeout ImageUnreachable ImageTlsError ImageInvalidReference ImagePlatformMissing ImageNeverPulled
          PullSecretMissing PullSecretForbidden PullSecretInvalid
          DigestMismatch UnsafeImage ImageTooLarge ModuleNotFound DependencyMissing InvalidModule
          WrongKernel VermagicMismatch SymbolMissing SignatureMissing SignatureRejected NotPermitted OutOfMemory

@@ -114,7 +114,7 @@ fn lines(tree: &Path, by: &ByModprobe) -> Result<String, Trouble> {
         }
         let text = String::from_utf8_lossy(&fs::read(&real).map_err(|error| unreadable(&error))?).into_owned();
         modprobe_d::check(&text).map_err(|why| refused(&format!("cannot be carried out, {name}: {why}")))?;
-        lines = format!("{lines}\n{text}\n");
+        lines = format!("{lines}\n{text}");
     }
     if any { Ok(lines) } else { Err(refused("is empty")) }
 }
@@ -245,57 +245,36 @@ mod tests {
     #[test]
     fn files_of_the_image_count_in_the_order_of_their_names_and_what_cannot_be_carried_out_is_named() {
         type Fault = fn(&Path);
-        let none: Fault = |_| {};
-        let (lines_of, failing): (Vec<_>, Vec<_>) = [
-            (none, Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n\n")),
-            (
-                |dir| fs::write(dir.join("c.txt"), "install x /bin/sh").unwrap(),
-                Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n\n"),
-            ),
+        const LINES: Result<&str, &str> = Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n");
+        let faults: [(Fault, Result<&str, &str>); 7] = [
+            (|_| {}, LINES),
+            (|dir| fs::write(dir.join("c.txt"), "install x /bin/sh").unwrap(), LINES),
+            (|dir| symlink("/etc/passwd", dir.join("out.conf")).unwrap(), LINES),
             (|dir| fs::write(dir.join("c.conf"), "\ninstall x /bin/sh").unwrap(), Err("c.conf: line 2: `install`")),
             (|dir| fs::create_dir(dir.join("deep")).unwrap(), Err("holds a folder, `deep`")),
-            (
-                |dir| symlink("/etc/passwd", dir.join("out.conf")).unwrap(),
-                Ok("alias x y\noptions kmm_a level=1\n\noptions kmm_a level=2\n\n"),
-            ),
             (|dir| fs::remove_dir_all(dir).unwrap(), Err("is no folder")),
             (
-                |dir| {
-                    fs::remove_dir_all(dir).unwrap();
-                    fs::create_dir(dir).unwrap();
-                },
+                |dir| ["a.conf", "b.conf"].iter().for_each(|name| fs::remove_file(dir.join(name)).unwrap()),
                 Err("is empty"),
             ),
-        ]
-        .into_iter()
-        .map(|(fault, expected): (Fault, Result<&str, &str>)| {
+        ];
+        for (fault, expected) in faults {
             let tree = tempfile::tempdir().unwrap();
             let dir = tree.path().join("etc/modprobe.d");
             fs::create_dir_all(&dir).unwrap();
             fs::write(dir.join("b.conf"), "options kmm_a level=2\n").unwrap();
             fs::write(dir.join("a.conf"), "options kmm_a level=1\n").unwrap();
             fault(&dir);
-            let by = ByModprobe {
-                raw: false,
-                load: Vec::new(),
-                config: "alias x y".into(),
-                dir: Some("/etc/modprobe.d".into()),
-            };
-            (lines(tree.path(), &by), expected)
-        })
-        .partition(|(_, expected)| expected.is_ok());
-        assert_eq!((lines_of.len(), failing.len()), (3, 4));
-        for (found, expected) in lines_of {
-            assert_eq!(found.unwrap(), expected.unwrap());
-        }
-        for (found, expected) in failing {
-            let trouble = found.unwrap_err();
-            let said = expected.unwrap_err();
-            assert!(
-                trouble.reason == NodeReason::UnsupportedArgs && trouble.message.contains(said),
-                "{}",
-                trouble.message
-            );
+            let dir = Some("/etc/modprobe.d".to_owned());
+            let by = ByModprobe { raw: false, load: Vec::new(), config: "alias x y".into(), dir };
+            match (lines(tree.path(), &by), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+                (Err(trouble), Err(words)) => {
+                    assert_eq!(trouble.reason, NodeReason::UnsupportedArgs);
+                    assert!(trouble.message.contains(words), "{}", trouble.message);
+                }
+                (found, expected) => panic!("{found:?}, expected {expected:?}"),
+            }
         }
     }
 }
