@@ -10,7 +10,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
 
-use super::store::ObjectKey;
+use super::key::ObjectKey;
 
 /// Longest wait for a watch to show a write. A watch that lags for longer costs writes that change nothing, or that the
 /// server refuses; waiting on would let a broken watch stop its controllers.

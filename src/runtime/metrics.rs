@@ -7,8 +7,9 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use super::durations::{Durations, durations};
 
 /// The process's metrics; clones share the same registry.
 #[derive(Clone, Debug)]
@@ -17,14 +18,6 @@ pub struct Metrics {
     passes: Family<PassLabels, Counter>,
     durations: Durations<QueueLabels>,
     depth: Family<QueueLabels, Gauge>,
-}
-
-/// Histograms of durations in seconds, by label.
-pub(super) type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
-
-/// From what needs no call of the API server to the deadline of one call and beyond.
-pub(super) fn durations<L: Clone + std::hash::Hash + Eq>() -> Durations<L> {
-    Family::new_with_constructor(|| Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0]))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

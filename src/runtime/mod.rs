@@ -5,9 +5,12 @@
 
 pub mod client;
 pub mod controller;
+mod durations;
+pub mod error;
 pub mod events;
 pub mod expectations;
 pub mod guarded;
+pub mod key;
 pub mod leading;
 pub mod lease;
 pub mod metrics;

@@ -9,8 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 
-use super::client::ApiError;
-use super::metrics::{Durations, durations};
+use super::durations::{Durations, durations};
+use super::error::ApiError;
 
 /// How something is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

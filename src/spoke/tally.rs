@@ -65,7 +65,7 @@ pub(super) struct Totals {
 #[derive(Clone, Debug)]
 pub(super) enum Count {
     /// Everything.
-    Complete(Counted),
+    Complete(Box<Counted>),
     /// Not yet everything: so many nodes have still to be planned with the Module as it is now.
     Unplanned(usize),
     /// Nothing: who takes in what the Module has become is about to, and wakes its controllers.
@@ -147,7 +147,7 @@ impl Totals {
         }
         match self.unplanned_of.get(&facts.uid) {
             Some(nodes) => Count::Unplanned(*nodes),
-            None => Count::Complete(Counted { facts: Arc::clone(facts), totals: self.of(&facts.uid) }),
+            None => Count::Complete(Box::new(Counted { facts: Arc::clone(facts), totals: self.of(&facts.uid) })),
         }
     }
 

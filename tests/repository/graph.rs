@@ -153,7 +153,7 @@ fn test_modules(file: &str, text: &str) -> Vec<String> {
                 match (path, name) {
                     (Some(path), _) => found.push(inside(beside, path)),
                     (None, Some(name)) => {
-                        found.extend(["{}.rs", "{}/mod.rs"].map(|f| inside(folder, &f.replace("{}", name))))
+                        found.extend(["{}.rs", "{}/mod.rs"].map(|f| inside(folder, &f.replace("{}", name))));
                     }
                     (None, None) => {}
                 }

@@ -63,7 +63,9 @@ impl Controller {
             totals.deletion_is(&facts.uid, deletion);
             totals.module_changed(facts, selected)
         };
-        nodes.into_iter().for_each(|node| self.queues.nodes.add(node));
+        for node in nodes {
+            self.queues.nodes.add(node);
+        }
         if deletion == Deletion::Evicted {
             let note = "the agent of Open Cluster Management deletes this Module because its Hub is lost or another one; \
                         its kernel modules stay loaded";

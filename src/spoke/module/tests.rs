@@ -241,6 +241,29 @@ fn covered_names_kernels_without_mapping_or_image_and_taints_and_what_waits_for_
 }
 
 #[test]
+fn what_no_label_can_say_is_told_since_pods_that_select_by_it_wait_for_ever() {
+    let named = |length: usize, version: &str| {
+        let mut module = a_module("drivers", &"g".repeat(length), "u1");
+        module.container().version = Some(version.to_owned()).filter(|version| !version.is_empty());
+        module
+    };
+    let too_long = "namespace and name together are too long for";
+    for (module, expected) in [
+        (named(3, "1.2"), String::new()),
+        (
+            named(3, "1.2+deb12"),
+            "; moduleLoader.container.version `1.2+deb12` cannot be a label of nodes, so none has it".to_owned(),
+        ),
+        (named(45, ""), String::new()),
+        (named(45, "1.0"), format!("; {too_long} the version's label, so no node has it")),
+        (named(60, "1.0"), format!("; {too_long} the label of nodes that have the module, so none has it")),
+    ] {
+        let (_, _, message) = told(module, &totals(|_| {}));
+        assert_eq!(message, format!("3 of 3 nodes have the module{expected}"));
+    }
+}
+
+#[test]
 fn the_status_answers_what_is_missing_where_and_why() {
     type Edit = fn(&mut ModuleTotals);
     let trouble = || [("n2".to_owned(), Trouble::new("InUse", "used by 2"))].into();
@@ -250,25 +273,8 @@ fn the_status_answers_what_is_missing_where_and_why() {
     bad.container().kernel_mappings[0].regexp = Some("(".into());
     let mut nothing = gpu();
     nothing.spec.module_loader = None;
-    let mut odd = gpu();
-    odd.container().version = Some("1.2+deb12".into());
-    let long = a_module("drivers", &"g".repeat(60), "u1");
-    let mut versioned = a_module("drivers", &"g".repeat(45), "u1");
-    versioned.container().version = Some("1.0".into());
     let zero = ModuleTotals::default();
     let table = vec![
-        (
-            long,
-            with(|_| {}),
-            "True AllNodesReady 3 of 3 nodes have the module; namespace and name together are too long for the label of nodes \
-             that have the module, so none has it",
-        ),
-        (
-            versioned,
-            with(|_| {}),
-            "True AllNodesReady 3 of 3 nodes have the module; namespace and name together are too long for the version's label, \
-             so no node has it",
-        ),
         (gpu(), with(|_| {}), "True AllNodesReady 3 of 3 nodes have the module"),
         (gpu(), with(|t| t.available = 1), "False NodesNotReady 1 of 3 nodes have the module"),
         (gpu(), troubled.clone(), "False NodesFailing 2 of 3 nodes have the module; n2: used by 2"),
@@ -322,12 +328,6 @@ fn the_status_answers_what_is_missing_where_and_why() {
             gpu().deleting(),
             totals(|t| (t.leaving, t.waiting_for_consumers) = (1, trouble())),
             "False WaitingForConsumers n2: used by 2",
-        ),
-        (
-            odd,
-            with(|_| {}),
-            "True AllNodesReady 3 of 3 nodes have the module; moduleLoader.container.version `1.2+deb12` cannot be a label \
-             of nodes, so none has it",
         ),
         (nothing, zero.clone(), "True NoModuleLoader there is nothing to load"),
         (gpu().deleting(), zero, "False Unloading no node has the module any more"),
