@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, DeleteParams};
+use kmm::api::names::NAMESPACE_CONTAINS_MODULES_LABEL;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::spoke_bed::{Bed, DIGEST, LIMIT};
@@ -137,9 +138,15 @@ async fn a_corrected_image_is_taken_up_and_a_module_without_image_or_namespace_g
     let gone = || async { Ok(bed.get_module("network", "net").await?.is_none().then_some(())) };
     eventually(LIMIT, "the Module without an image to go", gone).await?;
 
-    // With its namespace a Module is unloaded like any other, which takes nothing from that namespace.
+    // With its namespace a Module is unloaded like any other, which takes nothing from that namespace. The deletion is
+    // refused until somebody takes the mark away, which the manager puts back a moment later.
     let namespaces: Api<Namespace> = Api::all(bed.admin.clone());
-    namespaces.delete("storage", &DeleteParams::default()).await?;
+    let unmarked = json!({"metadata": {"labels": {NAMESPACE_CONTAINS_MODULES_LABEL: null}}});
+    eventually(LIMIT, "the namespace to be deleted", || async {
+        namespaces.patch("storage", &PatchParams::default(), &Patch::Merge(&unmarked)).await?;
+        Ok(namespaces.delete("storage", &DeleteParams::default()).await.ok().map(drop))
+    })
+    .await?;
     eventually(LIMIT, "the namespace to go", || async {
         Ok(namespaces.get_opt("storage").await?.is_none().then_some(()))
     })

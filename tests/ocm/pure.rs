@@ -209,7 +209,8 @@ fn the_real_agents_get_their_files_and_flags() -> Result<()> {
         setup.work().join(" "),
         "/bin/work agent --kubeconfig=/work --spoke-cluster-name=c1 --agent-id=agent1 \
         --workload-source-driver=kube --workload-source-config=/hub --disable-leader-election --listen=127.0.0.1:1 \
-        --status-sync-interval=10000ms --feature-gates=RawFeedbackJsonString=false"
+        --status-sync-interval=10000ms --appliedmanifestwork-eviction-grace-period=3600000ms \
+        --feature-gates=RawFeedbackJsonString=false"
     );
     assert_eq!(
         setup.registration().join(" "),
