@@ -113,7 +113,7 @@ impl Step {
     }
 }
 
-/// Steps for one Module, in order; the first failure ends the job. Which jobs may run side by side says [`startable`].
+/// Steps for one Module, in order; the first failure ends the job. Which jobs may run side by side says [`startable`](super::startable).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     /// The Module.
